@@ -1,0 +1,65 @@
+import { setTimeout as delay } from 'node:timers/promises';
+
+/** Waits `ms`, or returns early, without an error, when the signal aborts. */
+export async function pause(ms: number, signal: AbortSignal): Promise<void> {
+  try {
+    await delay(ms, undefined, { signal });
+  } catch {
+    // The only rejection is the abort, and that is what the caller asked for.
+  }
+}
+
+/** Settles with the promise, or rejects with the signal's reason as soon as it aborts. The work itself goes on. */
+export async function untilAborted<T>(promise: Promise<T>, signal: AbortSignal): Promise<T> {
+  signal.throwIfAborted();
+  let onAbort = (): void => undefined;
+  const aborted = new Promise<never>((_, reject) => {
+    onAbort = () => reject(signal.reason as Error); // an AbortSignal's reason is `any` by its own types
+    signal.addEventListener('abort', onAbort, { once: true });
+  });
+  try {
+    return await Promise.race([promise, aborted]);
+  } finally {
+    signal.removeEventListener('abort', onAbort);
+  }
+}
+
+/** A signal that aborts unless `restart()` is called in time, or when the parent signal aborts. */
+export class Deadline implements Disposable {
+  readonly #controller = new AbortController();
+  readonly #ms: number;
+  readonly #parent: AbortSignal | undefined;
+  readonly #onParentAbort = (): void => this.#controller.abort(this.#parent?.reason);
+  #timer: NodeJS.Timeout | undefined;
+
+  constructor({ ms, signal }: { ms: number; signal?: AbortSignal }) {
+    this.#ms = ms;
+    this.#parent = signal;
+    if (signal?.aborted) this.#onParentAbort();
+    signal?.addEventListener('abort', this.#onParentAbort, { once: true });
+    this.restart();
+  }
+
+  get signal(): AbortSignal {
+    return this.#controller.signal;
+  }
+
+  /** True once the time ran out, as opposed to the parent's abort. */
+  get isExpired(): boolean {
+    return this.signal.aborted && !this.#parent?.aborted;
+  }
+
+  restart(): void {
+    clearTimeout(this.#timer);
+    // eslint-disable-next-line no-restricted-globals -- this class is the owner of the timer
+    this.#timer = setTimeout(
+      () => this.#controller.abort(new DOMException(`no answer within ${this.#ms} ms`, 'TimeoutError')),
+      this.#ms,
+    );
+  }
+
+  [Symbol.dispose](): void {
+    clearTimeout(this.#timer);
+    this.#parent?.removeEventListener('abort', this.#onParentAbort);
+  }
+}
