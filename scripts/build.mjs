@@ -1,47 +1,48 @@
-// Bundles the two programs and the simulators into dist/.
+// Bundles the two programs and the simulators into dist/. `node scripts/build.mjs sim` builds the simulators only.
 // The bridge is one CommonJS file with everything inside but sharp, because a client waits for its start.
 // The agent is one ES module that leaves packages outside: it starts once and runs for months.
 import { build } from 'esbuild';
-import { chmod, mkdir, readdir, rm } from 'node:fs/promises';
+import { chmod, mkdir, readdir, rename, writeFile } from 'node:fs/promises';
+import { basename, dirname } from 'node:path';
 
-const common = { bundle: true, platform: 'node', target: 'node20.19', logLevel: 'warning', keepNames: true };
-const nodeBanner = '#!/usr/bin/env node';
+const common = {
+  bundle: true,
+  platform: 'node',
+  target: 'node20.19',
+  logLevel: 'warning',
+  keepNames: true,
+  banner: { js: '#!/usr/bin/env node' },
+};
+const esm = { format: 'esm', packages: 'external' };
 
-await mkdir('dist', { recursive: true });
-await rm('dist/sim', { recursive: true, force: true });
-await Promise.all([
-  build({
+const isSimOnly = process.argv[2] === 'sim';
+await Promise.all([...(isSimOnly ? [] : programs()), ...(await simulators())]);
+
+function programs() {
+  return [
+    executable('bridge/main.ts', 'dist/gantry.cjs', { format: 'cjs', external: ['sharp'] }),
+    executable('agent/main.ts', 'dist/gantry-agent.mjs', esm),
+  ];
+}
+
+/** Every .ts file directly in scripts/sim is a program; its parts are in scripts/sim/lib. */
+async function simulators() {
+  const names = (await readdir('scripts/sim')).filter((name) => name.endsWith('.ts'));
+  return names.map((name) => executable(`scripts/sim/${name}`, `dist/sim/${basename(name, '.ts')}`, esm));
+}
+
+/** Puts the finished file in place by rename, so that a program started meanwhile never reads half of it. */
+async function executable(entryPoint, path, options) {
+  const { outputFiles } = await build({
     ...common,
-    entryPoints: ['bridge/main.ts'],
-    outfile: 'dist/gantry.cjs',
-    format: 'cjs',
-    external: ['sharp'],
-    banner: { js: nodeBanner },
-  }),
-  build({
-    ...common,
-    entryPoints: ['agent/main.ts'],
-    outfile: 'dist/gantry-agent.mjs',
-    format: 'esm',
-    packages: 'external',
-    banner: { js: nodeBanner },
-  }),
-  ...(await readdir('scripts/sim'))
-    .filter((name) => name.endsWith('.ts'))
-    .map((name) =>
-      build({
-        ...common,
-        entryPoints: [`scripts/sim/${name}`],
-        outfile: `dist/sim/${name.replace(/\.ts$/, '')}`,
-        format: 'esm',
-        packages: 'external',
-        banner: { js: nodeBanner },
-      }),
-    ),
-]);
-const executables = [
-  'dist/gantry.cjs',
-  'dist/gantry-agent.mjs',
-  ...(await readdir('dist/sim')).map((name) => `dist/sim/${name}`),
-];
-await Promise.all(executables.map((path) => chmod(path, 0o755)));
+    ...options,
+    entryPoints: [entryPoint],
+    outfile: path,
+    write: false,
+  });
+  const temporary = `${path}.${process.pid}.tmp`;
+  await mkdir(dirname(path), { recursive: true });
+  await writeFile(temporary, outputFiles[0].contents);
+  await chmod(temporary, 0o755);
+  await rename(temporary, path);
+}

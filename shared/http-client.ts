@@ -28,7 +28,7 @@ export async function openHttp(
   url: string,
   { method = 'GET', headers = {}, body, signal, deadlineMs, tls }: HttpOptions,
 ): Promise<HttpAnswer> {
-  const limited = AbortSignal.any([signal, AbortSignal.timeout(deadlineMs)]);
+  const limited = AbortSignal.any([signal, AbortSignal.timeout(Math.ceil(deadlineMs))]);
   limited.throwIfAborted();
   const send = url.startsWith('https:') ? httpsRequest : httpRequest;
   // agent: false gives each exchange its own connection: none is left open and none is found stale.

@@ -1,0 +1,245 @@
+import { randomUUID } from 'node:crypto';
+import { mkdir, readFile, writeFile } from 'node:fs/promises';
+import { hostname } from 'node:os';
+import { join } from 'node:path';
+import { z } from 'zod';
+import { toAppError } from '../shared/errors.ts';
+import { fetchBody } from '../shared/http-client.ts';
+import { Uuid } from '../shared/job.ts';
+import type { Log } from '../shared/log.ts';
+import { LIMITS } from '../shared/protocol.ts';
+import type { AgentConfig } from './config.ts';
+import { withServedId } from './config.ts';
+import { GpuSampler } from './gpu/gpu-sampler.ts';
+import type { Readiness } from './http/health.ts';
+import { route } from './http/routes.ts';
+import { Exchange } from './job/exchange.ts';
+import { InputStore } from './job/input-store.ts';
+import { Journal } from './job/journal.ts';
+import { ResultStore } from './job/result-store.ts';
+import type { ConfiguredModel } from './model/configured-model.ts';
+import { Residency } from './model/residency.ts';
+import { RpcListener } from './rpc/rpc-listener.ts';
+import { StatusFeed } from './rpc/status-feed.ts';
+import { SingleInstance } from './single-instance.ts';
+import { HostStatus, isSimulated } from './status.ts';
+import { TokenStore } from './tokens.ts';
+
+const SERVED_ID_MS = 2_000;
+
+/**
+ * The daemon: builds every part, and disposes them in reverse. When `start` resolves, what a crashed predecessor left is
+ * cleared away and the port is open; models that are to be preloaded are still on their way.
+ */
+export class Agent implements AsyncDisposable {
+  readonly #parts: AsyncDisposable[] = [];
+  readonly #stop = new AbortController();
+  readonly #config: AgentConfig;
+  readonly #log: Log;
+  #exchange: Exchange | undefined;
+  #residency: Residency | undefined;
+  #listener: RpcListener | undefined;
+
+  private constructor(config: AgentConfig, log: Log) {
+    this.#config = config;
+    this.#log = log;
+  }
+
+  /** Rejects when `signal` aborts before the start is complete; nothing is left then either. */
+  static async start(config: AgentConfig, { log, signal }: { log: Log; signal: AbortSignal }): Promise<Agent> {
+    const agent = new Agent(config, log);
+    try {
+      await agent.#start(AbortSignal.any([agent.#stop.signal, signal]));
+      return agent;
+    } catch (error) {
+      await agent[Symbol.asyncDispose]();
+      throw error;
+    }
+  }
+
+  get address(): { host: string; port: number } {
+    if (this.#listener === undefined) throw new Error('the agent does not listen');
+    return this.#listener.address;
+  }
+
+  /** No new work; the running job has its grace; then every model server, every link and every file is closed. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    if (this.#stop.signal.aborted) return;
+    this.#stop.abort();
+    const { jobGraceMs } = this.#config.times;
+    await this.#step('jobs', async () => await this.#exchange?.shutdown({ jobGraceMs }));
+    await this.#step('servers', async () => await this.#residency?.shutdown());
+    for (const part of this.#parts.reverse())
+      await this.#step(part.constructor.name, () => part[Symbol.asyncDispose]());
+  }
+
+  /** A step that fails is logged and does not keep the others from being taken: a server left running holds its VRAM. */
+  async #step(step: string, end: () => PromiseLike<void>): Promise<void> {
+    try {
+      await end();
+    } catch (error) {
+      this.#log.error({ event: 'shutdown-step-failed', step, err: error });
+    }
+  }
+
+  async #start(signal: AbortSignal): Promise<void> {
+    const { stateDir, logDir, gpu, times, listen, names } = this.#config;
+    const log = this.#log;
+    this.#own(await SingleInstance.acquire(stateDir));
+    await mkdir(logDir, { recursive: true });
+    const tokens = this.#own(new TokenStore({ stateDir, onRevoked: (tokenId) => this.#forget(tokenId) }));
+    await tokens.refresh();
+    const journal = this.#own(await Journal.open({ dir: join(stateDir, 'journal'), log }));
+    const results = await ResultStore.open({
+      dir: join(stateDir, 'results'),
+      quotaBytes: LIMITS.resultQuotaBytes.value,
+      keptMs: LIMITS.resultKeptMs.value,
+      log,
+    });
+    const inputs = await InputStore.open({ dir: join(stateDir, 'inputs'), log });
+    const models = await servedIds(this.#config.models, { signal, log });
+
+    const agentId = await agentIdOf(stateDir);
+
+    // Both are called from events only. Nothing is awaited before the last part they name is there.
+    const onChange = (): void => status.changed();
+    const onMoved = (): void => {
+      exchange.kick();
+      status.changed();
+    };
+    const sampler = this.#own(
+      new GpuSampler({
+        nvidiaSmi: gpu.nvidiaSmi,
+        sampleIntervalMs: gpu.sampleIntervalMs,
+        silenceMs: gpu.silenceMs,
+        log,
+        onSample: onChange,
+      }),
+    );
+    const residency = this.#own(
+      new Residency({ models, sampler, stateDir, logDir, reserveMiB: gpu.reserveMiB, times, log, onChange: onMoved }),
+    );
+    this.#residency = residency;
+    const exchange: Exchange = this.#own(
+      new Exchange({
+        residency,
+        journal,
+        results,
+        inputs,
+        times,
+        isSimulated: () => isSimulated(sampler),
+        hostname: hostname(),
+        log,
+        onChange,
+      }),
+    );
+    this.#exchange = exchange;
+    const host = new HostStatus({ agentId, stateDir, sampler, residency, exchange, log, onChange });
+    const status: StatusFeed = this.#own(new StatusFeed({ build: () => host.snapshot() }));
+
+    await residency.start(signal);
+    signal.throwIfAborted();
+    const parts = {
+      inputs,
+      results,
+      inputArrived: (tokenId: string, sha256: string) => exchange.inputArrived(tokenId, sha256),
+      readiness: readiness({ exchange, sampler, models }),
+    };
+    this.#listener = this.#own(
+      await RpcListener.open({
+        ...listen,
+        names,
+        authenticate: (text) => tokens.check(text),
+        isStillValid: async (token) => {
+          await tokens.refresh();
+          return tokens.isValid(token);
+        },
+        onRequest: (request, response, token) => route({ request, response, parts }, token),
+        session: {
+          exchange,
+          status,
+          agentId,
+          epoch: randomUUID(),
+          log,
+        },
+        times,
+        log,
+      }),
+    );
+  }
+
+  /** What a revoked token made goes with it. */
+  #forget(tokenId: string): void {
+    this.#log.info({ event: 'token-revoked', tokenId });
+    const failed = (error: unknown): void => this.#log.error({ event: 'forget-failed', tokenId, err: error });
+    void this.#exchange?.forget(tokenId).catch(failed); // nobody waits for it, and its failure is logged
+  }
+
+  #own<P extends AsyncDisposable>(part: P): P {
+    this.#parts.push(part);
+    return part;
+  }
+}
+
+/** An attached server may be configured by its address alone: then it is called what it says it serves. */
+async function servedIds(
+  models: ConfiguredModel[],
+  { signal, log }: { signal: AbortSignal; log: Log },
+): Promise<ConfiguredModel[]> {
+  return await Promise.all(
+    models.map(async (model) => {
+      if (model.launch.kind === 'owned' || model.id !== model.alias) return model;
+      try {
+        return withServedId(model, await servedId(model.launch.url, signal));
+      } catch (error) {
+        const reason = toAppError(error).message;
+        log.warn({ event: 'served-model-unknown', model: model.alias, url: model.launch.url, reason });
+        return model;
+      }
+    }),
+  );
+}
+
+const ServedModels = z.object({ data: z.array(z.object({ id: z.string().min(1).max(200) })).min(1) });
+
+async function servedId(url: string, signal: AbortSignal): Promise<string> {
+  const { body } = await fetchBody(`${url}/v1/models`, {
+    signal,
+    deadlineMs: SERVED_ID_MS,
+    maxBytes: LIMITS.frameBytes.value,
+  });
+  const [first] = ServedModels.parse(JSON.parse(body.toString())).data;
+  if (first === undefined) throw new Error('the server lists no model');
+  return first.id;
+}
+
+/** The same in every run on this state directory. */
+async function agentIdOf(stateDir: string): Promise<string> {
+  const path = join(stateDir, 'agent-id');
+  const known = Uuid.safeParse((await readFile(path, 'utf8').catch(() => '')).trim()); // absent at the first start
+  if (known.success) return known.data;
+  const made = randomUUID();
+  await writeFile(path, `${made}\n`, { mode: 0o600 });
+  return made;
+}
+
+function readiness({
+  exchange,
+  sampler,
+  models,
+}: {
+  exchange: Exchange;
+  sampler: GpuSampler;
+  models: readonly ConfiguredModel[];
+}): Readiness {
+  const needsGpu = models.some(({ launch }) => launch.kind === 'owned');
+  return () => {
+    const reasons: string[] = [];
+    if (models.length === 0) reasons.push('No model is configured.');
+    if (exchange.isDraining) reasons.push('The host is draining.');
+    if (needsGpu && !sampler.readings().some(({ health }) => health === 'ok')) {
+      reasons.push(`No GPU can be read: ${sampler.problem?.reason ?? 'nvidia-smi has not answered yet'}.`);
+    }
+    return reasons;
+  };
+}

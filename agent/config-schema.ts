@@ -1,0 +1,138 @@
+import { BlockList, isIP } from 'node:net';
+import { z } from 'zod';
+import { Duration, Size } from '../shared/config-file.ts';
+import { Capability, ModelProfile } from '../shared/model-profile.ts';
+
+const ENGINES = ['vllm-omni', 'step1x-edit'] as const;
+const Alias = z.string().regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/, {
+  error: 'a model name has letters, digits, dots, dashes and underscores, at most 64',
+});
+const EnvValue = z.union([z.string(), z.number(), z.boolean()]).transform(String);
+const Argv = z.array(z.string().min(1));
+const OWNED_ONLY = ['command', 'args', 'cwd', 'env', 'replicas', 'preload', 'release_after'] as const;
+
+/** Overrides of the shipped profile, under the names of shared/model-profile.ts. */
+const ProfileOverrides = z.strictObject(ModelProfile.omit({ model: true, sources: true }).partial().shape);
+
+/** One model of agent.yaml: a server that the agent starts, or with `attach` one that somebody else starts. */
+export const ModelEntry = z
+  .strictObject({
+    engine: z.enum(ENGINES),
+    model: z.string().min(1).max(150).optional().describe('Repository, or a path on this host'),
+    revision: z
+      .string()
+      .regex(/^[\w.-]+$/)
+      .max(64)
+      .optional()
+      .describe('Commit of the repository'),
+    command: Argv.min(1).optional().describe('Program and first arguments; gantry adds its own flags behind them'),
+    args: Argv.optional().describe('Further flags for the engine'),
+    cwd: z.string().min(1).optional(),
+    env: z.record(z.string().min(1), EnvValue).optional(),
+    attach: z
+      .url({ protocol: /^https?$/, error: 'expected a URL like http://127.0.0.1:8000' })
+      .optional()
+      .describe('URL of a server that somebody else starts'),
+    capabilities: z.array(Capability).min(1).optional(),
+    gpus: z.int().min(1).max(64).optional().describe('How many GPUs one server spans'),
+    replicas: z.union([z.int().min(1).max(64), z.literal('auto')]).optional(),
+    vram: Size.optional().describe('First guess of the VRAM it needs, until measured'),
+    offload: z.enum(['auto', 'none']).optional(),
+    offload_after: Duration.optional().describe('Idle time after which the weights move to host RAM'),
+    release_after: Duration.optional().describe('Idle time after which the server is ended'),
+    preload: z.boolean().optional(),
+    pin: z.boolean().optional().describe('Never evicted'),
+    profile: ProfileOverrides.optional().describe('Overrides of the shipped profile'),
+  })
+  .superRefine((entry, context) => {
+    if (entry.attach !== undefined) {
+      for (const key of OWNED_ONLY.filter((name) => entry[name] !== undefined)) {
+        context.addIssue({ code: 'custom', path: [key], message: 'not with attach: somebody else starts that server' });
+      }
+      return;
+    }
+    if (entry.model === undefined && entry.engine === 'vllm-omni') {
+      context.addIssue({ code: 'custom', path: ['model'], message: 'missing: name a repository or a path' });
+    }
+  });
+export type ModelEntry = z.output<typeof ModelEntry>;
+
+const Times = z.strictObject({
+  grant: Duration.prefault('5s').describe('A grant not taken by then goes back'),
+  stop_grace: Duration.prefault('30s').describe('From SIGTERM to SIGKILL of a model server'),
+  vram_back: Duration.prefault('15s').describe('How long the VRAM of an ended server may take to come back'),
+  start_deadline: Duration.prefault('15m').describe('How long a model server may take to get ready'),
+  health_poll: Duration.prefault('1s').describe('How often a starting server is asked whether it is ready'),
+  move_answer: Duration.prefault('40s').describe('Load, offload and release answer by then, finished or not'),
+  input_silence: Duration.prefault('60s').describe('Missing inputs without a byte: INPUT_MISSING'),
+  job_grace: Duration.prefault('30s').describe('What a running job gets at shutdown'),
+  held_away: Duration.prefault('10m').describe('After offload or release by a person, batches leave the model away'),
+  turn: Duration.prefault('30s').describe('Shortest turn of a model while others wait'),
+  ping_every: Duration.prefault('15s').describe('Heartbeat on every link'),
+  silence: Duration.prefault('45s').describe('A link without a frame for this long is ended'),
+  retry_first: Duration.prefault('2s').describe('First pause after a model server died; it doubles'),
+});
+
+/** agent.yaml, as written by a person. Every unknown key is an error. */
+export const AgentFile = z
+  .strictObject({
+    listen: z.string().prefault('127.0.0.1:7801').transform(parseListen).describe('Address and port'),
+    tls: z.literal('off', { error: "only 'off' is valid" }).optional().describe('Plain traffic on a private network'),
+    names: z.array(z.string().min(1)).default([]).describe('Further names by which this host is reached'),
+    state_dir: z.string().min(1).default('/var/lib/gantry'),
+    log_dir: z.string().min(1).optional().describe('Logs of the model servers; default: logs in state_dir'),
+    log_level: z.enum(['debug', 'info', 'warn', 'error']).default('info'),
+    gpu: z
+      .strictObject({
+        reserve: Size.prefault('1GiB').describe('VRAM left free on every GPU'),
+        sample_interval: Duration.prefault('1s').describe('How often nvidia-smi reports'),
+        silence: Duration.prefault('10s').describe('nvidia-smi is restarted when it says nothing for this long'),
+        jobs_per_gpu: z
+          .literal(1, { error: 'only 1 is possible: two jobs on one GPU slow each other down' })
+          .default(1),
+        nvidia_smi: z.string().min(1).default('nvidia-smi').describe('The program, by name or path'),
+      })
+      .prefault({}),
+    models: z.record(Alias, ModelEntry).default({}),
+    times: Times.prefault({}),
+  })
+  .superRefine((file, context) => {
+    const problem = listenProblem(file.listen.host, file.tls);
+    if (problem !== undefined) context.addIssue({ code: 'custom', path: ['listen'], message: problem });
+  });
+export type AgentFile = z.output<typeof AgentFile>;
+
+function parseListen(text: string, context: z.RefinementCtx): { host: string; port: number } {
+  const [, bracketed, plain, portText] = /^(?:\[([^\]]+)\]|([^:]+)):(\d{1,5})$/.exec(text) ?? [];
+  const named = bracketed ?? plain ?? '';
+  const host = named === 'localhost' ? '127.0.0.1' : named;
+  const port = Number(portText);
+  if (isIP(host) !== 0 && port <= 65_535) return { host, port };
+  context.addIssue({ code: 'custom', message: `${text} is not an address and port like 127.0.0.1:7801 or [::1]:7801` });
+  return z.NEVER;
+}
+
+const LOOPBACK = blockList(['127.0.0.0/8', '::1/128']);
+const PRIVATE = blockList(['10.0.0.0/8', '172.16.0.0/12', '192.168.0.0/16', '100.64.0.0/10', 'fc00::/7']);
+
+/** Why the agent must not listen there. Tokens and prompts would cross the network in clear text. */
+function listenProblem(host: string, tls: 'off' | undefined): string | undefined {
+  const family = isIP(host) === 6 ? 'ipv6' : 'ipv4';
+  if (LOOPBACK.check(host, family)) return undefined;
+  const tunnel =
+    'Listen on 127.0.0.1 and reach it by `ssh -N -L 7801:127.0.0.1:7801 THIS-HOST`; TLS comes with a later release.';
+  if (!PRIVATE.check(host, family)) {
+    return `${host} is not a private address of this machine, and traffic is not encrypted yet. ${tunnel}`;
+  }
+  if (tls === 'off') return undefined;
+  return `${host} can be reached by other machines, and traffic is not encrypted yet. ${tunnel} On a network you trust, add \`tls: off\`.`;
+}
+
+function blockList(subnets: readonly string[]): BlockList {
+  const list = new BlockList();
+  for (const subnet of subnets) {
+    const [address = '', prefix] = subnet.split('/');
+    list.addSubnet(address, Number(prefix), isIP(address) === 6 ? 'ipv6' : 'ipv4');
+  }
+  return list;
+}

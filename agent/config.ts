@@ -1,0 +1,224 @@
+import { readFile } from 'node:fs/promises';
+import { dirname, join, resolve } from 'node:path';
+import { z } from 'zod';
+import { checkConfig, ConfigError, parseYaml } from '../shared/config-file.ts';
+import { profileFor } from '../shared/profiles.ts';
+import type { ModelEntry } from './config-schema.ts';
+import { AgentFile } from './config-schema.ts';
+import type { ConfiguredModel } from './model/configured-model.ts';
+
+export type AgentTimes = {
+  grantMs: number;
+  stopGraceMs: number;
+  vramBackMs: number;
+  startDeadlineMs: number;
+  healthPollMs: number;
+  moveAnswerMs: number;
+  inputSilenceMs: number;
+  jobGraceMs: number;
+  heldAwayMs: number;
+  turnMs: number;
+  pingEveryMs: number;
+  silenceMs: number;
+  retryFirstMs: number;
+};
+
+export type AgentConfig = {
+  listen: { host: string; port: number };
+  /** Names a Host header may carry besides this machine's own. */
+  names: readonly string[];
+  stateDir: string;
+  logDir: string;
+  logLevel: string;
+  gpu: { reserveMiB: number; sampleIntervalMs: number; silenceMs: number; nvidiaSmi: string };
+  models: ConfiguredModel[];
+  times: AgentTimes;
+  /** What is allowed but probably not meant. */
+  warnings: readonly string[];
+};
+
+/** What the command line says; each wins over the environment, which wins over the file. */
+export type AgentFlags = { config?: string; listen?: string; stateDir?: string; logLevel?: string };
+
+type Environment = Readonly<Record<string, string | undefined>>;
+
+const DEFAULT_PATH = '/etc/gantry/agent.yaml';
+const STEP1X_REPOSITORY = 'stepfun-ai/Step1X-Edit';
+
+/**
+ * Reads the configuration once: defaults < file < GANTRY_* < flags. Throws ConfigError with every problem.
+ * No other module of the agent reads the environment.
+ */
+export async function loadAgentConfig(flags: AgentFlags, env: Environment = process.env): Promise<AgentConfig> {
+  const path = configPath(flags, env);
+  const values = await readValues(path);
+  overrideWith(values, {
+    listen: flags.listen ?? env['GANTRY_LISTEN'],
+    state_dir: flags.stateDir ?? env['GANTRY_STATE_DIR'],
+    log_dir: env['GANTRY_LOG_DIR'],
+    log_level: flags.logLevel ?? env['GANTRY_LOG_LEVEL'],
+  });
+  if (env['GANTRY_NVIDIA_SMI'] !== undefined) overrideNested(values, 'gpu', { nvidia_smi: env['GANTRY_NVIDIA_SMI'] });
+  try {
+    return toConfig(checkConfig(AgentFile, values), dirname(path));
+  } catch (error) {
+    if (error instanceof ConfigError) throw new ConfigError(error.problems.map((problem) => `${path}: ${problem}`));
+    throw error;
+  }
+}
+
+/** Where the tokens are, for commands that need nothing else: a broken configuration must not lock anybody out. */
+export async function stateDirOf(flags: AgentFlags, env: Environment = process.env): Promise<string> {
+  const given = flags.stateDir ?? env['GANTRY_STATE_DIR'];
+  return given === undefined ? (await loadAgentConfig(flags, env)).stateDir : resolve(given);
+}
+
+export function configPath(flags: AgentFlags, env: Environment = process.env): string {
+  return resolve(flags.config ?? env['GANTRY_CONFIG'] ?? DEFAULT_PATH);
+}
+
+/** JSON Schema of agent.yaml, for editors. */
+export function agentFileSchema(): unknown {
+  return { title: 'gantry agent.yaml', ...z.toJSONSchema(AgentFile, { io: 'input' }) };
+}
+
+/** The model under the id that its attached server gives it, with the profile of that id. */
+export function withServedId(model: ConfiguredModel, id: string): ConfiguredModel {
+  if (model.profileFrom === 'configured') return { ...model, id };
+  const { profile, from } = profileFor(id);
+  const isOwnChoice = model.capabilities !== model.profile.capabilities;
+  return {
+    ...model,
+    id,
+    profile,
+    profileFrom: from,
+    capabilities: isOwnChoice ? model.capabilities : profile.capabilities,
+  };
+}
+
+async function readValues(path: string): Promise<Record<string, unknown>> {
+  let text: string;
+  try {
+    text = await readFile(path, 'utf8');
+  } catch (error) {
+    const code = error instanceof Error && 'code' in error ? String(error.code) : String(error);
+    throw new ConfigError([`${path}: cannot be read (${code}). Name the file with --config FILE.`]);
+  }
+  try {
+    return parseYaml(text);
+  } catch (error) {
+    if (error instanceof ConfigError) throw new ConfigError(error.problems.map((problem) => `${path}: ${problem}`));
+    throw error;
+  }
+}
+
+function overrideWith(values: Record<string, unknown>, overrides: Record<string, string | undefined>): void {
+  for (const [key, value] of Object.entries(overrides)) if (value !== undefined) values[key] = value;
+}
+
+function overrideNested(values: Record<string, unknown>, key: string, overrides: Record<string, string>): void {
+  const present = values[key];
+  values[key] = { ...(typeof present === 'object' ? present : {}), ...overrides };
+}
+
+function toConfig(file: AgentFile, baseDir: string): AgentConfig {
+  const stateDir = resolve(baseDir, file.state_dir);
+  const models = Object.entries(file.models).map(([alias, entry]) => toModel(alias, entry));
+  const problems = duplicates(models);
+  if (problems.length > 0) throw new ConfigError(problems);
+  const { times } = file;
+  return {
+    listen: file.listen,
+    names: file.names,
+    stateDir,
+    logDir: file.log_dir === undefined ? join(stateDir, 'logs') : resolve(baseDir, file.log_dir),
+    logLevel: file.log_level,
+    gpu: {
+      reserveMiB: file.gpu.reserve,
+      sampleIntervalMs: file.gpu.sample_interval,
+      silenceMs: file.gpu.silence,
+      nvidiaSmi: file.gpu.nvidia_smi,
+    },
+    models,
+    times: {
+      grantMs: times.grant,
+      stopGraceMs: times.stop_grace,
+      vramBackMs: times.vram_back,
+      startDeadlineMs: times.start_deadline,
+      healthPollMs: times.health_poll,
+      moveAnswerMs: times.move_answer,
+      inputSilenceMs: times.input_silence,
+      jobGraceMs: times.job_grace,
+      heldAwayMs: times.held_away,
+      turnMs: times.turn,
+      pingEveryMs: times.ping_every,
+      silenceMs: times.silence,
+      retryFirstMs: times.retry_first,
+    },
+    warnings: Object.entries(file.models).flatMap(([alias, entry]) => warningsOf(alias, entry)),
+  };
+}
+
+function toModel(alias: string, entry: ModelEntry): ConfiguredModel {
+  const id = idOf(alias, entry);
+  const shipped = profileFor(id);
+  const profile = { ...shipped.profile, ...withoutUndefined(entry.profile ?? {}) };
+  return {
+    alias,
+    id,
+    engine: entry.engine,
+    profile,
+    profileFrom: entry.profile === undefined ? shipped.from : 'configured',
+    capabilities: entry.capabilities ?? profile.capabilities,
+    launch: launchOf(entry),
+    gpuCount: entry.gpus ?? 1,
+    replicas: entry.replicas ?? 1,
+    vramMiB: entry.vram ?? null,
+    offload: entry.offload ?? 'auto',
+    offloadAfterMs: entry.offload_after ?? null,
+    releaseAfterMs: entry.release_after ?? null,
+    preload: entry.preload ?? false,
+    pin: entry.pin ?? false,
+  };
+}
+
+/** An attached server without `model` gets its alias, until the server has said what it serves (agent.ts). */
+function idOf(alias: string, entry: ModelEntry): string {
+  const model = entry.model ?? (entry.engine === 'step1x-edit' ? STEP1X_REPOSITORY : alias);
+  return entry.revision === undefined ? model : `${model}@${entry.revision}`;
+}
+
+function launchOf(entry: ModelEntry): ConfiguredModel['launch'] {
+  if (entry.attach !== undefined) return { kind: 'attached', url: entry.attach.replace(/\/+$/, '') };
+  return {
+    kind: 'owned',
+    command: entry.command ?? (entry.engine === 'vllm-omni' ? ['vllm', 'serve'] : ['python3', 'unified_server.py']),
+    args: entry.args ?? [],
+    ...(entry.cwd === undefined ? {} : { cwd: entry.cwd }),
+    env: entry.env ?? {},
+  };
+}
+
+function duplicates(models: readonly ConfiguredModel[]): string[] {
+  return models.flatMap(({ alias, id }, index) => {
+    const first = models.slice(0, index).find((other) => other.id === id);
+    if (first === undefined) return [];
+    return [`models.${alias}.model: ${id} is already models.${first.alias}. For more servers of it use \`replicas\`.`];
+  });
+}
+
+function warningsOf(alias: string, entry: ModelEntry): string[] {
+  const isRepository = entry.model !== undefined && !/^[./~]/.test(entry.model);
+  if (entry.attach !== undefined || entry.revision !== undefined || !isRepository) return [];
+  return [
+    `models.${alias}: no revision. What ${entry.model} means can change under you; ` +
+      'pin it with `revision: COMMIT` from the repository page.',
+  ];
+}
+
+/** exactOptionalPropertyTypes: an override that is absent must not replace a value by undefined. */
+function withoutUndefined<T extends object>(value: T): { [K in keyof T]?: Exclude<T[K], undefined> } {
+  return Object.fromEntries(Object.entries(value).filter(([, field]) => field !== undefined)) as {
+    [K in keyof T]?: Exclude<T[K], undefined>; // fromEntries loses the key types
+  };
+}

@@ -1,0 +1,61 @@
+import type { IncomingMessage, ServerResponse } from 'node:http';
+import { Uuid } from '../../shared/job.ts';
+import type { TokenRef } from '../job/exchange.ts';
+import type { ResultStore } from '../job/result-store.ts';
+import type { Readiness } from './health.ts';
+import { sendHealth, sendReadiness } from './health.ts';
+import type { InputParts } from './inputs.ts';
+import { receiveInput } from './inputs.ts';
+import { sendProblem } from './problem.ts';
+import { sendResult } from './results.ts';
+
+export type RouteParts = InputParts & { results: ResultStore; readiness: Readiness };
+
+type Exchange = { request: IncomingMessage; response: ServerResponse; token: TokenRef; parts: RouteParts };
+type Route = {
+  methods: readonly string[];
+  path: RegExp;
+  answer: (exchange: Exchange, id: string) => Promise<void> | void;
+};
+
+const READ = ['GET', 'HEAD'];
+
+/** Every route that needs a token; `/healthz` is the only one that does not. No GET changes anything. */
+export const ROUTES: readonly Route[] = [
+  { methods: READ, path: /^\/readyz$/, answer: ({ response, parts }) => sendReadiness(response, parts.readiness) },
+  {
+    methods: ['PUT'],
+    path: /^\/v1\/inputs\/([^/]{1,100})$/,
+    answer: ({ token, parts, ...http }, sha256) => receiveInput(http, { token, sha256, parts }),
+  },
+  { methods: READ, path: /^\/v1\/results\/([^/]{1,100})$/, answer: (exchange, id) => result(exchange, id, 'image') },
+  {
+    methods: READ,
+    path: /^\/v1\/results\/([^/]{1,100})\/preview$/,
+    answer: (exchange, id) => result(exchange, id, 'preview'),
+  },
+];
+
+/** Answers one request. The token is asked for before the path is looked at: without one every path looks the same. */
+export async function route(
+  { request, response, parts }: Omit<Exchange, 'token'>,
+  authenticate: () => Promise<TokenRef>,
+): Promise<void> {
+  const [path = '/'] = (request.url ?? '/').split('?');
+  if (path === '/healthz' && READ.includes(request.method ?? '')) return sendHealth(response);
+  const token = await authenticate();
+  for (const { methods, path: pattern, answer } of ROUTES) {
+    const match = pattern.exec(path);
+    if (match === null) continue;
+    if (!methods.includes(request.method ?? ''))
+      return sendProblem(response, { status: 405, code: 'INVALID_ARGUMENT', message: `Use ${methods.join(' or ')}.` });
+    return await answer({ request, response, token, parts }, match[1] ?? '');
+  }
+  sendProblem(response, { status: 404, code: 'INVALID_ARGUMENT', message: 'There is nothing at this path.' });
+}
+
+function result({ token, parts, ...http }: Exchange, id: string, part: 'image' | 'preview'): Promise<void> {
+  // Anything that is no id is as unknown as an id that nobody has.
+  const jobId = Uuid.safeParse(id).data ?? '';
+  return sendResult({ ...http, results: parts.results }, { tokenId: token.id, jobId, part });
+}

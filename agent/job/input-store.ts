@@ -1,0 +1,225 @@
+import { createHash, randomUUID } from 'node:crypto';
+import { EventEmitter, once } from 'node:events';
+import { mkdir, open, readFile, readdir, rm, stat } from 'node:fs/promises';
+import { join } from 'node:path';
+import { performance } from 'node:perf_hooks';
+import type { Readable } from 'node:stream';
+import { Deadline } from '../../shared/abort.ts';
+import { AppError } from '../../shared/errors.ts';
+import type { Log } from '../../shared/log.ts';
+import { toDiskError, writeDurable } from './durable-file.ts';
+
+/** Larger pictures are refused before a pixel is decoded: 50 megapixels are 150 MB in memory. */
+const MAX_PIXELS = 50e6;
+const KEPT_MS = 3_600_000;
+
+type Input = { tokenId: string; sha256: string; lastUsedMs: number };
+
+/**
+ * Pictures to edit, below the id of the token that uploaded them and named by the hash of what was uploaded. What is kept
+ * is a fresh PNG of the pixels: nothing of the uploaded file itself ever reaches an engine. Each is deleted one hour after
+ * the last job that named it.
+ */
+export class InputStore {
+  readonly #dir: string;
+  readonly #log: Log;
+  readonly #kept = new Map<string, Input>();
+  readonly #holds = new Map<string, number>();
+  readonly #arrivals = new EventEmitter().setMaxListeners(0);
+  readonly #lastByteMs = new Map<string, number>();
+
+  private constructor(options: { dir: string; log: Log }) {
+    this.#dir = options.dir;
+    this.#log = options.log;
+  }
+
+  static async open(options: { dir: string; log: Log }): Promise<InputStore> {
+    await mkdir(options.dir, { recursive: true, mode: 0o700 });
+    const store = new InputStore(options);
+    for (const entry of await readdir(options.dir, { withFileTypes: true })) {
+      if (entry.isDirectory() && TOKEN_ID.test(entry.name)) await store.#readToken(entry.name);
+    }
+    return store;
+  }
+
+  has(tokenId: string, sha256: string): boolean {
+    return this.#kept.has(keyOf(tokenId, sha256));
+  }
+
+  /** When the last byte of an upload under way came, on the monotonic clock; undefined where none is under way. */
+  lastByteMs(tokenId: string, sha256: string): number | undefined {
+    return this.#lastByteMs.get(keyOf(tokenId, sha256));
+  }
+
+  /** The upload of an input is complete: jobs that wait for inputs look again. */
+  arrived(tokenId: string, sha256: string): void {
+    if (this.has(tokenId, sha256)) this.#arrivals.emit('arrival');
+  }
+
+  /** Resolves at the next arrival of any input, or after `ms`; rejects when the signal aborts. */
+  async nextArrival(ms: number, signal: AbortSignal): Promise<void> {
+    using deadline = new Deadline({ ms, signal });
+    await once(this.#arrivals, 'arrival', { signal: deadline.signal }).catch(() => signal.throwIfAborted());
+  }
+
+  /**
+   * Verifies the hash while the bytes stream in, then decodes with limits, turns the picture upright by its EXIF
+   * orientation and encodes it anew without metadata. INPUT_INVALID says what is wrong; nothing is kept then.
+   */
+  async put(
+    tokenId: string,
+    sha256: string,
+    body: Readable,
+    { maxBytes, signal }: { maxBytes: number; signal: AbortSignal },
+  ): Promise<void> {
+    const directory = this.#directory(tokenId);
+    await mkdir(directory, { recursive: true, mode: 0o700 });
+    const upload = join(directory, `${sha256}.${randomUUID()}.part`);
+    try {
+      await this.#receive(body, { upload, tokenId, sha256, maxBytes, signal });
+      await writeDurable(join(directory, `${sha256}.png`), await cleanPixels(upload));
+      this.#kept.set(keyOf(tokenId, sha256), { tokenId, sha256, lastUsedMs: Date.now() });
+    } finally {
+      this.#lastByteMs.delete(keyOf(tokenId, sha256));
+      await rm(upload, { force: true });
+    }
+  }
+
+  /** The PNG of an input. INPUT_MISSING when it is not there, or not this token's. */
+  async read(tokenId: string, sha256: string): Promise<Buffer> {
+    if (!this.has(tokenId, sha256)) throw new AppError('INPUT_MISSING', `Input ${sha256.slice(0, 12)} is not here.`);
+    return await readFile(join(this.#directory(tokenId), `${sha256}.png`));
+  }
+
+  /** Keeps inputs while a job names them, also those still to arrive; the hour begins when the hold is disposed. */
+  hold(tokenId: string, inputs: readonly string[]): Disposable {
+    const keys = inputs.map((sha256) => keyOf(tokenId, sha256));
+    for (const key of keys) this.#holds.set(key, (this.#holds.get(key) ?? 0) + 1);
+    return {
+      [Symbol.dispose]: () => {
+        for (const key of keys) {
+          const left = (this.#holds.get(key) ?? 0) - 1;
+          if (left > 0) this.#holds.set(key, left);
+          else this.#holds.delete(key);
+          const input = this.#kept.get(key);
+          if (input !== undefined) this.#kept.set(key, { ...input, lastUsedMs: Date.now() });
+        }
+      },
+    };
+  }
+
+  async sweep(): Promise<void> {
+    for (const { tokenId, sha256, lastUsedMs } of [...this.#kept.values()]) {
+      if (this.#holds.has(keyOf(tokenId, sha256)) || Date.now() - lastUsedMs <= KEPT_MS) continue;
+      this.#kept.delete(keyOf(tokenId, sha256));
+      await rm(join(this.#directory(tokenId), `${sha256}.png`), { force: true });
+      this.#log.info({ event: 'input-swept' });
+    }
+  }
+
+  async deleteToken(tokenId: string): Promise<void> {
+    for (const [key, input] of this.#kept) if (input.tokenId === tokenId) this.#kept.delete(key);
+    await rm(this.#directory(tokenId), { recursive: true, force: true });
+  }
+
+  async #receive(
+    body: Readable,
+    o: { upload: string; tokenId: string; sha256: string; maxBytes: number; signal: AbortSignal },
+  ): Promise<void> {
+    const hash = createHash('sha256');
+    let bytes = 0;
+    const onAbort = (): void => void body.destroy(new Error('the upload was ended'));
+    o.signal.addEventListener('abort', onAbort, { once: true });
+    const file = await open(o.upload, 'wx', 0o600).catch((error: unknown) => {
+      throw toDiskError(error, o.upload);
+    });
+    try {
+      o.signal.throwIfAborted();
+      for await (const chunk of body) {
+        const piece = chunk as Buffer; // a Readable's items are `any`; HTTP bodies are Buffers
+        bytes += piece.length;
+        this.#lastByteMs.set(keyOf(o.tokenId, o.sha256), performance.now());
+        if (bytes > o.maxBytes) {
+          throw new AppError('INPUT_INVALID', `The input is larger than ${o.maxBytes} bytes. Send a smaller picture.`);
+        }
+        hash.update(piece);
+        await file.write(piece).catch((error: unknown) => {
+          throw toDiskError(error, o.upload);
+        });
+      }
+    } finally {
+      o.signal.removeEventListener('abort', onAbort);
+      await file.close();
+    }
+    if (hash.digest('hex') === o.sha256) return;
+    throw new AppError(
+      'INPUT_INVALID',
+      `The ${bytes} bytes that arrived do not have the SHA-256 they were announced with. Send the input again.`,
+    );
+  }
+
+  #directory(tokenId: string): string {
+    if (!TOKEN_ID.test(tokenId)) throw new Error('a token id must be usable as a directory name');
+    return join(this.#dir, tokenId);
+  }
+
+  async #readToken(tokenId: string): Promise<void> {
+    const directory = this.#directory(tokenId);
+    for (const name of await readdir(directory)) {
+      const sha256 = /^([0-9a-f]{64})\.png$/.exec(name)?.[1];
+      const path = join(directory, name);
+      if (sha256 === undefined)
+        await rm(path, { force: true }); // half an upload of the process that died
+      else this.#kept.set(keyOf(tokenId, sha256), { tokenId, sha256, lastUsedMs: (await stat(path)).mtimeMs });
+    }
+  }
+}
+
+const TOKEN_ID = /^[\w-]{1,64}$/;
+
+function keyOf(tokenId: string, sha256: string): string {
+  return `${tokenId}/${sha256}`;
+}
+
+/** Only what sharp decodes from the three formats that every engine reads becomes an input. */
+async function cleanPixels(path: string): Promise<Buffer> {
+  const format = await formatOf(path);
+  if (format !== 'PNG' && format !== 'JPEG' && format !== 'WebP') {
+    throw new AppError(
+      'INPUT_INVALID',
+      `The input is ${format}, which is not supported. Convert it to PNG, JPEG or WebP and send it again.`,
+    );
+  }
+  try {
+    const { default: sharp } = await import('sharp');
+    return await sharp(path, { limitInputPixels: MAX_PIXELS, failOn: 'error' })
+      .autoOrient()
+      .toColourspace('srgb')
+      .png({ compressionLevel: 3 })
+      .toBuffer();
+  } catch (error) {
+    const isTooLarge = error instanceof Error && error.message.includes('exceeds pixel limit');
+    const why = isTooLarge ? `has more than ${MAX_PIXELS / 1e6} megapixels` : 'cannot be decoded; it may be damaged';
+    throw new AppError('INPUT_INVALID', `The ${format} input ${why}. Send another picture.`, { cause: error });
+  }
+}
+
+/** By the first bytes, never by a name or a header somebody else wrote. */
+async function formatOf(path: string): Promise<string> {
+  const head = Buffer.alloc(256);
+  const file = await open(path, 'r');
+  try {
+    await file.read(head, 0, head.length, 0);
+  } finally {
+    await file.close();
+  }
+  const at = (from: number, to: number): string => head.toString('latin1', from, to);
+  if (at(0, 8) === '\x89PNG\r\n\x1a\n') return 'PNG';
+  if (at(0, 3) === '\xff\xd8\xff') return 'JPEG';
+  if (at(0, 4) === 'RIFF' && at(8, 12) === 'WEBP') return 'WebP';
+  if (at(4, 8) === 'ftyp') return /^avi[fs]$/.test(at(8, 12)) ? 'AVIF' : 'HEIC';
+  if (at(0, 4) === 'GIF8') return 'GIF';
+  if (at(0, 4) === 'II*\0' || at(0, 4) === 'MM\0*') return 'TIFF';
+  if (/^\s*(\ufeff|\xef\xbb\xbf)?\s*<(\?xml|svg|!--|!DOCTYPE)/i.test(at(0, 256))) return 'SVG';
+  return 'of an unknown format';
+}

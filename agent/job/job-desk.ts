@@ -1,0 +1,335 @@
+import { performance } from 'node:perf_hooks';
+import { pause } from '../../shared/abort.ts';
+import { AppError, toAppError } from '../../shared/errors.ts';
+import type { Job, JobResult } from '../../shared/job.ts';
+import type { Log } from '../../shared/log.ts';
+import type { AgentJob, Notification, Params, Result } from '../../shared/protocol.ts';
+import { estimateMs } from '../../shared/service-time.ts';
+import { ActiveJob, agentJob } from './active-job.ts';
+import type { InputStore } from './input-store.ts';
+import type { JobEvents } from './job-runner.ts';
+import { runJob } from './job-runner.ts';
+import type { JobEnd, Journal } from './journal.ts';
+import type { ResultStore } from './result-store.ts';
+import type { Servers } from './servers.ts';
+import type { OpenGrant } from './slot-board.ts';
+
+export type JobDeskOptions = {
+  residency: Servers;
+  journal: Journal;
+  results: ResultStore;
+  inputs: InputStore;
+  inputSilenceMs: number;
+  isSimulated: () => boolean;
+  hostname: string;
+  log: Log;
+  /** To every session of the token. */
+  notify: (tokenId: string, notification: Notification) => void;
+  onStarted: (slotId: string, active: ActiveJob) => void;
+  /** The engine was used for so long, whatever came of it. */
+  onServed: (tokenId: string, runMs: number) => void;
+  /** The slot is free of the job. Comes once or more. */
+  onLeft: (slotId: string, active: ActiveJob) => void;
+  onChange: () => void;
+};
+
+/** How often a line that a full disk refused is tried again. */
+const RETRY_EVERY_MS = 2_000;
+const SWEEP_EVERY_MS = 60_000;
+
+/**
+ * The attempts of this agent: accepted, run, ended, asked for, acknowledged; each known by (token, jobId, attempt).
+ * An attempt is accepted once its line is on disk, and done once its result and the line that says so are.
+ */
+export class JobDesk implements AsyncDisposable {
+  readonly #options: JobDeskOptions;
+  readonly #active = new Map<string, ActiveJob>();
+  readonly #background = new Set<Promise<void>>();
+  readonly #closing = new AbortController();
+  #isStopping = false;
+
+  constructor(options: JobDeskOptions) {
+    this.#options = options;
+    this.#keep(this.#sweep());
+  }
+
+  isKnown(tokenId: string, job: Job): boolean {
+    return this.#find(tokenId, job) !== undefined;
+  }
+
+  /** A repeated key is answered with its present state, other parameters with JOB_CONFLICT; it never starts anything. */
+  async takeAgain(tokenId: string, job: Job): Promise<Result<'job.take'>> {
+    if (JSON.stringify(this.#find(tokenId, job)) !== JSON.stringify(job)) {
+      throw new AppError(
+        'JOB_CONFLICT',
+        `Attempt ${job.attempt} of job ${job.jobId} is known with other parameters. Send what was sent first.`,
+      );
+    }
+    await this.#active.get(keyOf(tokenId, job))?.journaled;
+    return this.#taken(tokenId, job);
+  }
+
+  /**
+   * Binds the job to the slot of its grant, at once; `bind` puts it there before anything is awaited. Resolves once it is
+   * journaled, and then it runs. DISK_FULL: it was not accepted, and the slot is free again.
+   */
+  async take(
+    slotId: string,
+    { grant, job, bind }: { grant: OpenGrant; job: Job; bind: (active: ActiveJob) => void },
+  ): Promise<Result<'job.take'>> {
+    const { residency, journal, log } = this.#options;
+    const { tokenId } = grant;
+    const active = new ActiveJob({
+      ...grant,
+      job,
+      expectedMs: estimateMs(residency.slotFacts(slotId).service, job.request),
+      notify: (notification) => this.#options.notify(tokenId, notification),
+    });
+    bind(active);
+    this.#active.set(keyOf(tokenId, job), active);
+    active.journaled = journal.taken(tokenId, job);
+    active.ended = this.#begin(slotId, active);
+    this.#keep(active.ended);
+    await active.journaled;
+    log.info({ event: 'job-accepted', ...keyFields(job), slotId });
+    return this.#taken(tokenId, job);
+  }
+
+  /** At once for the bridge; a running engine, which nobody can interrupt, keeps the slot until it ends. */
+  async cancel(tokenId: string, jobId: string): Promise<AgentJob> {
+    for (const active of [...this.#active.values()]) {
+      if (active.tokenId === tokenId && active.job.jobId === jobId) await this.#cancelAttempt(active);
+    }
+    return this.get(tokenId, jobId);
+  }
+
+  /** Present state of the latest attempt. */
+  get(tokenId: string, jobId: string): AgentJob {
+    const latest = this.#options.journal
+      .attempts(tokenId)
+      .filter((attempt) => attempt.job.jobId === jobId)
+      .sort((a, b) => b.job.attempt - a.job.attempt)[0];
+    if (latest === undefined) throw notFound();
+    return this.#state(tokenId, latest.job);
+  }
+
+  /** Everything of the token that its bridge has not acknowledged. */
+  jobs(tokenId: string): AgentJob[] {
+    const open = this.#options.journal.attempts(tokenId).filter((attempt) => !attempt.isAcked);
+    return open.map(({ job }) => this.#state(tokenId, job));
+  }
+
+  /** The bridge has what it wants of this attempt: the result is deleted. */
+  async ack(tokenId: string, { jobId, attempt, sha256 }: Params<'job.ack'>): Promise<void> {
+    const { journal, results } = this.#options;
+    const known = journal.find(tokenId, jobId, attempt);
+    if (known === undefined) throw notFound();
+    const end = this.#active.get(keyOf(tokenId, known.job))?.end ?? known.end;
+    if (end === undefined) {
+      throw new AppError('INVALID_ARGUMENT', 'The job has not ended. Cancel it first, or wait for its result.');
+    }
+    if (end.state === 'done' && sha256 !== undefined && sha256 !== end.result.sha256) {
+      throw new AppError('INVALID_ARGUMENT', 'The SHA-256 is not that of the result. It is kept; fetch it again.');
+    }
+    if (!known.isAcked) await journal.acked(tokenId, { jobId, attempt });
+    await results.delete(tokenId, jobId, attempt);
+  }
+
+  /** Ends and deletes everything of a token. */
+  async forget(tokenId: string): Promise<void> {
+    const { journal, results, inputs } = this.#options;
+    for (const active of [...this.#active.values()]) if (active.tokenId === tokenId) await this.#cancelAttempt(active);
+    await journal.forget(tokenId);
+    await results.deleteToken(tokenId);
+    await inputs.deleteToken(tokenId);
+  }
+
+  /** What has not started ends at once, what runs has its grace; both as INTERRUPTED. Nothing runs when it resolves. */
+  async shutdown({ jobGraceMs }: { jobGraceMs: number }): Promise<void> {
+    this.#isStopping = true;
+    const active = [...this.#active.values()];
+    const reason = new AppError('INTERRUPTED', 'The agent is stopping. The job can be taken on another host.');
+    for (const each of active) each.stop.abort(reason);
+    const grace = new AbortController();
+    const ended = Promise.all(active.map((each) => each.ended)).finally(() => grace.abort());
+    await pause(active.length === 0 ? 0 : jobGraceMs, grace.signal);
+    for (const each of active) each.abandon.abort(reason);
+    await ended;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.shutdown({ jobGraceMs: 0 });
+    this.#closing.abort();
+    await Promise.all(this.#background);
+  }
+
+  async #begin(slotId: string, active: ActiveJob): Promise<void> {
+    const { tokenId, job } = active;
+    try {
+      await active.journaled;
+      await this.#run(slotId, active);
+    } catch (error) {
+      // A take that could not be journaled was refused to the bridge; nothing else comes through here but a full disk.
+      this.#options.log.warn({ event: 'job-end-not-journaled', ...keyFields(job), reason: toAppError(error).message });
+    } finally {
+      this.#active.delete(keyOf(tokenId, job));
+      this.#leave(slotId, active);
+    }
+  }
+
+  async #run(slotId: string, active: ActiveJob): Promise<void> {
+    const { tokenId, job } = active;
+    const { residency, inputs, results, hostname, isSimulated, inputSilenceMs } = this.#options;
+    const parts = { servers: residency, inputs, results, hostname, isSimulated, inputSilenceMs };
+    try {
+      const result = await runJob(parts, {
+        job,
+        tokenId,
+        slotId,
+        turn: active.ahead,
+        beforeRun: active.stop.signal,
+        always: active.abandon.signal,
+        isDropped: () => active.isCancelled,
+        on: this.#events(slotId, active),
+      });
+      if (result !== undefined) await this.#done(active, result);
+    } catch (error) {
+      this.#leave(slotId, active); // a full disk may delay the line that says so, but not the next job
+      await this.#failed(active, error);
+    }
+  }
+
+  #events(slotId: string, active: ActiveJob): JobEvents {
+    return {
+      detail: (detail) => active.progress({ detail }),
+      started: () => {
+        active.startedMs = performance.now();
+        active.progress({ detail: '' });
+        this.#options.onStarted(slotId, active);
+      },
+      step: (step, steps) => active.progress({ step, steps }),
+      engineEnded: ({ runMs }) => {
+        this.#options.onServed(active.tokenId, runMs);
+        this.#leave(slotId, active);
+      },
+    };
+  }
+
+  #leave(slotId: string, active: ActiveJob): void {
+    active.leave();
+    this.#options.onLeft(slotId, active);
+  }
+
+  async #done(active: ActiveJob, result: JobResult): Promise<void> {
+    const { tokenId, job } = active;
+    const { results, notify, log } = this.#options;
+    if (active.isCancelled) {
+      await results.delete(tokenId, job.jobId, job.attempt);
+      return;
+    }
+    active.isEnding = true;
+    const end: JobEnd = { state: 'done', result };
+    await this.#journalEnd(active, end);
+    active.end = end;
+    log.info({ event: 'job-done', ...keyFields(job), runMs: Math.round(result.runMs), bytes: result.bytes });
+    notify(tokenId, { method: 'job.done', params: { ...keyFields(job), result } });
+  }
+
+  async #failed(active: ActiveJob, cause: unknown): Promise<void> {
+    if (active.isCancelled) return;
+    const { job, tokenId } = active;
+    const { notify, log } = this.#options;
+    const stopped: unknown = active.startedMs === undefined ? active.stop.signal.reason : active.abandon.signal.reason;
+    const error = toAppError(stopped ?? cause);
+    if (error.code === 'INTERNAL') log.error({ event: 'job-defect', ...keyFields(job), err: cause });
+    const { code, message, retryable } = error;
+    active.end = { state: 'failed', error: { code, message, retryable } };
+    log.warn({ event: 'job-failed', ...keyFields(job), code, reason: message });
+    // Told before it is journaled: if the line is lost, a restart says INTERRUPTED, which means the same to the bridge.
+    notify(tokenId, { method: 'job.failed', params: { ...keyFields(job), error: active.end.error } });
+    await this.#journalEnd(active, active.end);
+  }
+
+  async #cancelAttempt(active: ActiveJob): Promise<void> {
+    await active.journaled;
+    if (active.isEnding) return await active.ended; // `done` wins over a later cancel
+    if (active.end !== undefined) return;
+    const { job, tokenId } = active;
+    active.end = { state: 'cancelled' };
+    active.stop.abort(new AppError('INTERRUPTED', 'The job was cancelled.'));
+    this.#options.notify(tokenId, { method: 'job.cancelled', params: keyFields(job) });
+    this.#options.log.info({ event: 'job-cancelled', ...keyFields(job) });
+    this.#options.onChange();
+    await this.#journalEnd(active, active.end);
+  }
+
+  /** A full disk delays the line; it is not lost while the agent lives. */
+  async #journalEnd({ tokenId, job }: ActiveJob, end: JobEnd): Promise<void> {
+    for (;;) {
+      try {
+        await this.#options.journal.ended(tokenId, job, end);
+        return;
+      } catch (error) {
+        if (this.#isStopping) throw error;
+        this.#options.onChange();
+        await pause(RETRY_EVERY_MS, this.#closing.signal);
+      }
+    }
+  }
+
+  #taken(tokenId: string, job: Job): Result<'job.take'> {
+    const inputs = job.request.kind === 'edit' ? job.request.inputs : [];
+    const missingInputs = inputs.filter((sha256) => !this.#options.inputs.has(tokenId, sha256));
+    return { job: this.#state(tokenId, job), missingInputs };
+  }
+
+  #find(tokenId: string, job: Job): Job | undefined {
+    const journaled = this.#options.journal.find(tokenId, job.jobId, job.attempt);
+    return this.#active.get(keyOf(tokenId, job))?.job ?? journaled?.job;
+  }
+
+  #state(tokenId: string, job: Job): AgentJob {
+    const active = this.#active.get(keyOf(tokenId, job));
+    const end = active?.end ?? this.#options.journal.find(tokenId, job.jobId, job.attempt)?.end;
+    return agentJob({ job, end }, { isRunning: active?.startedMs !== undefined });
+  }
+
+  /** Deletes what is too old, and results whose end was never journaled because the agent died in between. */
+  async #sweep(): Promise<void> {
+    const { journal, results, inputs, log } = this.#options;
+    const { signal } = this.#closing;
+    const isWanted = (tokenId: string, jobId: string, attempt: number): boolean => {
+      const known = journal.find(tokenId, jobId, attempt);
+      return known !== undefined && !known.isAcked && (known.end === undefined || known.end.state === 'done');
+    };
+    while (!signal.aborted) {
+      try {
+        await results.sweep(isWanted);
+        await inputs.sweep();
+        await journal.compact();
+      } catch (error) {
+        log.warn({ event: 'sweep-failed', reason: toAppError(error).message });
+      }
+      await pause(SWEEP_EVERY_MS, signal);
+    }
+  }
+
+  /** Work that goes on beside the next job is awaited at the end. */
+  #keep(work: Promise<void>): void {
+    const kept = work.finally(() => this.#background.delete(kept));
+    this.#background.add(kept);
+  }
+}
+
+function keyOf(tokenId: string, job: { jobId: string; attempt: number }): string {
+  return `${tokenId}/${job.jobId}/${job.attempt}`;
+}
+
+function keyFields({ jobId, attempt }: Job): { jobId: string; attempt: number } {
+  return { jobId, attempt };
+}
+
+/** One text for unknown jobs and for those of another token. */
+function notFound(): AppError {
+  return new AppError('JOB_NOT_FOUND', 'There is no such job here. It was never accepted, or it was long ago.');
+}

@@ -1,0 +1,264 @@
+import type { FileHandle } from 'node:fs/promises';
+import { copyFile, mkdir, open, readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { z } from 'zod';
+import type { AppError } from '../../shared/errors.ts';
+import { Job, JobError, JobResult } from '../../shared/job.ts';
+import type { Log } from '../../shared/log.ts';
+import { toDiskError, writeDurable } from './durable-file.ts';
+
+const key = { at: z.number(), tokenId: z.string(), jobId: z.string(), attempt: z.int() };
+
+/** One line of the journal. `at` is wall time, only ever compared with other wall times of this host, in hours. */
+const Line = z.discriminatedUnion('event', [
+  z.object({ event: z.literal('taken'), ...key, job: Job }),
+  z.object({ event: z.literal('done'), ...key, result: JobResult }),
+  z.object({ event: z.literal('failed'), ...key, error: JobError }),
+  z.object({ event: z.literal('cancelled'), ...key }),
+  z.object({ event: z.literal('acked'), ...key }),
+]);
+type Line = z.infer<typeof Line>;
+
+export type JobEnd =
+  { state: 'done'; result: JobResult } | { state: 'failed'; error: JobError } | { state: 'cancelled' };
+
+/** One attempt as the journal knows it. `end` is there from the moment its line is on disk. */
+export type Attempt = {
+  readonly tokenId: string;
+  readonly job: Job;
+  readonly end: (JobEnd & { atMs: number }) | undefined;
+  readonly isAcked: boolean;
+};
+
+const COMPACT_AFTER_LINES = 10_000;
+
+type JournalOptions = { dir: string; log: Log; keptMs?: number };
+
+/**
+ * Every accepted attempt and its end on disk, one JSON line each, fsynced before the promise resolves.
+ * After open no attempt is without an end: those that had none were interrupted by whatever ended the last process.
+ */
+export class Journal implements AsyncDisposable {
+  readonly #path: string;
+  readonly #log: Log;
+  readonly #keptMs: number;
+  readonly #attempts = new Map<string, Attempt>();
+  readonly #warnings: string[] = [];
+  #file: FileHandle | undefined;
+  #goodBytes = 0;
+  /** Lines written since the file was last rewritten. */
+  #lines = 0;
+  #pending: { text: string; line: Line | undefined; resolve: () => void; reject: (error: AppError) => void }[] = [];
+  #writing: Promise<void> = Promise.resolve();
+  #failure: AppError | undefined;
+
+  private constructor({ dir, log, keptMs = 72 * 3_600_000 }: JournalOptions) {
+    this.#path = join(dir, 'journal.jsonl');
+    this.#log = log;
+    this.#keptMs = keptMs;
+  }
+
+  static async open(options: JournalOptions): Promise<Journal> {
+    await mkdir(options.dir, { recursive: true, mode: 0o700 });
+    const journal = new Journal(options);
+    await journal.#read();
+    journal.#interruptUnended();
+    await journal.#compact();
+    return journal;
+  }
+
+  /** What a person should know about the file: parts of it that could not be read. */
+  get warnings(): readonly string[] {
+    return this.#warnings;
+  }
+
+  /** Set while the last write failed: nothing new may be accepted. */
+  get failure(): AppError | undefined {
+    return this.#failure;
+  }
+
+  /** All attempts of a token, oldest first. */
+  attempts(tokenId: string): Attempt[] {
+    return [...this.#attempts.values()].filter((attempt) => attempt.tokenId === tokenId);
+  }
+
+  all(): Attempt[] {
+    return [...this.#attempts.values()];
+  }
+
+  find(tokenId: string, jobId: string, attempt: number): Attempt | undefined {
+    return this.#attempts.get(keyOf(tokenId, jobId, attempt));
+  }
+
+  async taken(tokenId: string, job: Job): Promise<void> {
+    await this.#append({ event: 'taken', ...this.#key(tokenId, job), job });
+  }
+
+  async ended(tokenId: string, job: Job, end: JobEnd): Promise<void> {
+    const key = this.#key(tokenId, job);
+    if (end.state === 'done') await this.#append({ event: 'done', ...key, result: end.result });
+    if (end.state === 'failed') await this.#append({ event: 'failed', ...key, error: end.error });
+    if (end.state === 'cancelled') await this.#append({ event: 'cancelled', ...key });
+  }
+
+  async acked(tokenId: string, job: { jobId: string; attempt: number }): Promise<void> {
+    await this.#append({ event: 'acked', ...this.#key(tokenId, job) });
+  }
+
+  /** Drops what is older than is kept, and rewrites the file without it once that is worth it. */
+  async compact(): Promise<void> {
+    if (this.#lines > COMPACT_AFTER_LINES) await this.#flushed(() => this.#compact());
+  }
+
+  /** Forgets a token that was revoked. */
+  async forget(tokenId: string): Promise<void> {
+    for (const [id, attempt] of this.#attempts) if (attempt.tokenId === tokenId) this.#attempts.delete(id);
+    await this.#flushed(() => this.#compact());
+  }
+
+  /** Finds out whether the disk takes lines again, and clears `failure` if so. */
+  async probe(): Promise<void> {
+    await this.#write('\n').catch(() => undefined); // the failure is kept, and known to whoever asked for `failure`
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#writing;
+    await this.#file?.close();
+    this.#file = undefined;
+  }
+
+  #key(tokenId: string, job: { jobId: string; attempt: number }): z.infer<z.ZodObject<typeof key>> {
+    return { at: Date.now(), tokenId, jobId: job.jobId, attempt: job.attempt };
+  }
+
+  async #append(line: Line): Promise<void> {
+    await this.#write(`${JSON.stringify(line)}\n`, line);
+  }
+
+  /** Lines that come while a write is under way share the next fsync. */
+  #write(text: string, line?: Line): Promise<void> {
+    const written = new Promise<void>((resolve, reject) => this.#pending.push({ text, line, resolve, reject }));
+    if (this.#pending.length === 1) void this.#flushed(() => this.#writePending()); // each writer sees its own failure
+    return written;
+  }
+
+  #flushed(work: () => Promise<void>): Promise<void> {
+    const done = this.#writing.then(work);
+    this.#writing = done.catch(() => undefined); // the failure belongs to whoever asked for this piece of work
+    return done;
+  }
+
+  async #writePending(): Promise<void> {
+    const batch = this.#pending;
+    this.#pending = [];
+    const bytes = Buffer.from(batch.map((each) => each.text).join(''));
+    try {
+      if (this.#file === undefined) throw new Error('the journal is closed');
+      await this.#file.write(bytes, 0, bytes.length, this.#goodBytes);
+      await this.#file.datasync();
+      this.#goodBytes += bytes.length;
+      this.#failure = undefined;
+      this.#lines += batch.length;
+      for (const { line, resolve } of batch) {
+        if (line !== undefined) this.#apply(line);
+        resolve();
+      }
+    } catch (error) {
+      this.#failure = toDiskError(error, this.#path);
+      await this.#file?.truncate(this.#goodBytes).catch(() => undefined); // else the next line overwrites what is there
+      this.#log.error({ event: 'journal-write-failed', reason: this.#failure.message });
+      for (const each of batch) each.reject(this.#failure);
+    }
+  }
+
+  async #read(): Promise<void> {
+    const text = await readFile(this.#path, 'utf8').catch((error: NodeJS.ErrnoException) => {
+      if (error.code === 'ENOENT') return '';
+      throw error;
+    });
+    const lines = text.split('\n');
+    const last = lines.pop() ?? ''; // what a power cut left of a line nobody was answered for
+    let broken = 0;
+    for (const line of lines) {
+      if (line.trim() === '') continue;
+      const parsed = parseLine(line);
+      if (parsed === undefined) broken += 1;
+      else this.#apply(parsed);
+    }
+    if (last.trim() !== '') this.#log.info({ event: 'journal-last-line-ignored', bytes: last.length });
+    if (broken > 0) await this.#keepCorrupt(broken);
+  }
+
+  async #keepCorrupt(lines: number): Promise<void> {
+    const kept = `${this.#path}.corrupt-${Date.now()}`;
+    await copyFile(this.#path, kept);
+    this.#warnings.push(`${lines} lines of the journal could not be read; the file was kept as ${kept}.`);
+    this.#log.warn({ event: 'journal-corrupt', lines, kept });
+  }
+
+  #apply(line: Line): void {
+    const id = keyOf(line.tokenId, line.jobId, line.attempt);
+    if (line.event === 'taken') {
+      this.#attempts.set(id, { tokenId: line.tokenId, job: line.job, end: undefined, isAcked: false });
+      return;
+    }
+    const known = this.#attempts.get(id);
+    if (known === undefined) return; // its `taken` was compacted away or unreadable
+    if (line.event === 'acked') this.#attempts.set(id, { ...known, isAcked: true });
+    else if (known.end === undefined) this.#attempts.set(id, { ...known, end: { ...endOf(line), atMs: line.at } });
+  }
+
+  #interruptUnended(): void {
+    for (const { tokenId, job, end } of this.#attempts.values()) {
+      if (end !== undefined) continue;
+      const message = 'The agent restarted while it had this job. It can be taken again.';
+      const error = { code: 'INTERRUPTED', message, retryable: true };
+      this.#apply({ event: 'failed', ...this.#key(tokenId, job), error });
+    }
+  }
+
+  async #compact(): Promise<void> {
+    for (const [id, { end }] of this.#attempts) {
+      if (end !== undefined && Date.now() - end.atMs > this.#keptMs) this.#attempts.delete(id);
+    }
+    const text = [...this.#attempts.values()].flatMap(linesOf).join('');
+    await this.#file?.close(); // Windows does not replace an open file
+    this.#file = undefined;
+    try {
+      await writeDurable(this.#path, text);
+      this.#goodBytes = Buffer.byteLength(text);
+      this.#lines = 0;
+    } finally {
+      this.#file = await open(this.#path, 'r+', 0o600);
+    }
+  }
+}
+
+function keyOf(tokenId: string, jobId: string, attempt: number): string {
+  return `${tokenId}/${jobId}/${attempt}`;
+}
+
+function parseLine(text: string): Line | undefined {
+  try {
+    return Line.parse(JSON.parse(text));
+  } catch {
+    return undefined; // counted, and the whole file is kept aside
+  }
+}
+
+function endOf(line: Exclude<Line, { event: 'taken' | 'acked' }>): JobEnd {
+  if (line.event === 'done') return { state: 'done', result: line.result };
+  if (line.event === 'failed') return { state: 'failed', error: line.error };
+  return { state: 'cancelled' };
+}
+
+function linesOf({ tokenId, job, end, isAcked }: Attempt): string[] {
+  const at = end?.atMs ?? Date.now();
+  const key = { at, tokenId, jobId: job.jobId, attempt: job.attempt };
+  const lines: Line[] = [{ event: 'taken', ...key, job }];
+  if (end?.state === 'done') lines.push({ event: 'done', ...key, result: end.result });
+  if (end?.state === 'failed') lines.push({ event: 'failed', ...key, error: end.error });
+  if (end?.state === 'cancelled') lines.push({ event: 'cancelled', ...key });
+  if (isAcked) lines.push({ event: 'acked', ...key });
+  return lines.map((line) => `${JSON.stringify(line)}\n`);
+}

@@ -1,0 +1,70 @@
+import type { OfferedWork } from '../../shared/host-snapshot.ts';
+import type { OfferLine } from '../../shared/protocol.ts';
+
+/** One line of a session's present offer, with what became of it since it was sent. */
+export type OpenLine = {
+  readonly lineId: string;
+  readonly sessionId: string;
+  readonly tokenId: string;
+  readonly offer: OfferLine;
+  /** Jobs left after what was granted since the line was sent. */
+  left: number;
+  /** Since when it waits: first offered, or last granted. */
+  sinceMs: number;
+  isDeclined: boolean;
+};
+
+/** What all sessions offer now. A session's offer is always replaced whole. */
+export class OfferBook {
+  readonly #lines = new Map<string, OpenLine>();
+
+  lines(): OpenLine[] {
+    return [...this.#lines.values()];
+  }
+
+  replace(session: { sessionId: string; tokenId: string }, offers: readonly OfferLine[], nowMs: number): void {
+    const before = new Map(this.#lines);
+    this.remove(session.sessionId);
+    for (const [index, offer] of offers.entries()) {
+      const isTwin = offers.slice(0, index).some((each) => each.model === offer.model && each.class === offer.class);
+      const lineId = `${session.sessionId} ${offer.class} ${offer.model}${isTwin ? ` ${index}` : ''}`;
+      const sinceMs = before.get(lineId)?.sinceMs ?? nowMs;
+      this.#lines.set(lineId, { lineId, ...session, offer, left: offer.count, sinceMs, isDeclined: false });
+    }
+  }
+
+  remove(sessionId: string): void {
+    for (const line of this.lines()) if (line.sessionId === sessionId) this.#lines.delete(line.lineId);
+  }
+
+  granted(lineId: string, nowMs: number): void {
+    this.#change(lineId, (line) => ({ ...line, left: line.left - 1, sinceMs: nowMs }));
+  }
+
+  /** Not granted again before it is sent again. */
+  declined(lineId: string): void {
+    this.#change(lineId, (line) => ({ ...line, isDeclined: true }));
+  }
+
+  /** Nobody took the grant: the job still waits. */
+  expired(lineId: string): void {
+    this.#change(lineId, (line) => ({ ...line, left: line.left + 1 }));
+  }
+
+  /** Counts only, over all sessions. */
+  counts(): OfferedWork[] {
+    const sums = new Map<string, OfferedWork>();
+    for (const { offer, left } of this.lines()) {
+      const key = `${offer.class} ${offer.model}`;
+      const sum = sums.get(key) ?? { model: offer.model, class: offer.class, count: 0, workMs: 0 };
+      const count = Math.max(0, left);
+      sums.set(key, { ...sum, count: sum.count + count, workMs: sum.workMs + (offer.workMs * count) / offer.count });
+    }
+    return [...sums.values()].filter((sum) => sum.count > 0);
+  }
+
+  #change(lineId: string, change: (line: OpenLine) => OpenLine): void {
+    const line = this.#lines.get(lineId);
+    if (line !== undefined) this.#lines.set(lineId, change(line));
+  }
+}

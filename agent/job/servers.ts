@@ -1,0 +1,4 @@
+import type { Residency } from '../model/residency.ts';
+
+/** What the exchange may ask of the owner of the model servers. */
+export type Servers = Pick<Residency, 'slots' | 'vramView' | 'slotFacts' | 'wantFor' | 'admit' | 'move' | 'learn'>;

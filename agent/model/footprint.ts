@@ -1,0 +1,66 @@
+import type { ModelProfile } from '../../shared/model-profile.ts';
+
+/** VRAM of one server as measured on this host, in MiB over all its GPUs. Null until measured. */
+export type Footprint = {
+  loadedMiB: number | null;
+  offloadedMiB: number | null;
+  /** The highest VRAM seen while a job of this size ran. */
+  peaks: readonly { megapixels: number; peakMiB: number }[];
+};
+
+/** Nothing is known about the model and nobody configured anything. */
+const UNKNOWN_LOADED_MIB = 16_384;
+/** CUDA context and library workspaces that stay on the GPU when the weights have gone. */
+const RESIDUE_MIB = 2_048;
+/** Without a published peak: activations of one megapixel as a share of the weights. */
+const PEAK_SHARE = 0.15;
+/** Sizes are learned in classes of a quarter megapixel; more than this many are never kept. */
+const CLASS_MEGAPIXELS = 0.25;
+const MAX_CLASSES = 16;
+
+type Guess = { vramMiB: number | null; profile: ModelProfile };
+
+export function loadedMiB(footprint: Footprint, { vramMiB, profile }: Guess): number {
+  return footprint.loadedMiB ?? vramMiB ?? profile.weightsMiB ?? UNKNOWN_LOADED_MIB;
+}
+
+export function offloadedMiB(footprint: Footprint, guess: Guess): number {
+  return footprint.offloadedMiB ?? Math.min(RESIDUE_MIB, loadedMiB(footprint, guess) / 4);
+}
+
+/** Peak for a job of this size: as measured for it, else scaled from the nearest measured size, else from the profile. */
+export function peakMiB(footprint: Footprint, { megapixels, ...guess }: Guess & { megapixels: number }): number {
+  const loaded = loadedMiB(footprint, guess);
+  const at = sizeClass(megapixels);
+  const nearest = [...footprint.peaks].sort(
+    (a, b) => Math.abs(a.megapixels - at) - Math.abs(b.megapixels - at) || b.megapixels - a.megapixels,
+  )[0];
+  if (nearest !== undefined) {
+    const growthMiB = Math.max(0, nearest.peakMiB - loaded);
+    return loaded + (growthMiB * at) / nearest.megapixels;
+  }
+  const { weightsMiB, peakMiB: published } = guess.profile;
+  // Smaller than published means quantised or split: what it needs on top shrinks with it.
+  const growthMiB =
+    published !== null && weightsMiB !== null
+      ? (published - weightsMiB) * Math.min(1, loaded / weightsMiB)
+      : loaded * PEAK_SHARE;
+  // Below one megapixel a job needs the fixed part of its growth all the same.
+  return loaded + Math.max(0, growthMiB) * Math.max(1, megapixels);
+}
+
+/** The footprint after a job. A lower peak than before is believed slowly, a higher one at once. */
+export function learnPeak(footprint: Footprint, seen: { megapixels: number; peakMiB: number }): Footprint {
+  const megapixels = sizeClass(seen.megapixels);
+  const before = footprint.peaks.find((peak) => peak.megapixels === megapixels);
+  const peak =
+    before === undefined || seen.peakMiB >= before.peakMiB
+      ? seen.peakMiB
+      : before.peakMiB + 0.2 * (seen.peakMiB - before.peakMiB);
+  const others = footprint.peaks.filter((other) => other !== before);
+  return { ...footprint, peaks: [{ megapixels, peakMiB: Math.round(peak) }, ...others].slice(0, MAX_CLASSES) };
+}
+
+function sizeClass(megapixels: number): number {
+  return Math.max(1, Math.ceil(megapixels / CLASS_MEGAPIXELS)) * CLASS_MEGAPIXELS;
+}

@@ -1,0 +1,83 @@
+import { pause } from '../../shared/abort.ts';
+import type { GpuSampler } from '../gpu/gpu-sampler.ts';
+import type { VramMeasure } from '../gpu/vram-measure.ts';
+import { freedMiB, measureVram } from '../gpu/vram-measure.ts';
+
+/** Whose memory, and where. `heldMiB` is what it held at `before`. */
+export type VramClaim = {
+  gpus: readonly string[];
+  pids: readonly number[];
+  before: VramMeasure;
+  heldMiB: number;
+};
+
+export type VramVerdict = { isBack: boolean; freedMiB: number; after: VramMeasure | undefined };
+
+const POLL_MS = 250;
+/** Drivers round, and contexts of others breathe: this much back counts as all of it. */
+const BACK_SHARE = 0.8;
+/** An offload leaves a residue, so it counts as settled at this share once two samples agree. */
+const OFFLOADED_SHARE = 0.5;
+const SETTLED_SAMPLES = 2;
+/** Where little came free, a slow copy may still be under way for so many equal samples. */
+const HOPELESS_SAMPLES = 8;
+const NOISE_MIB = 64;
+
+/** nvidia-smi now, for these processes. Undefined where it does not answer: then nothing is verified. */
+export async function lookAtVram(
+  sampler: GpuSampler,
+  { gpus, pids, signal }: { gpus: readonly string[]; pids: readonly number[]; signal: AbortSignal },
+): Promise<VramMeasure | undefined> {
+  if (gpus.length === 0) return undefined;
+  try {
+    const apps = await sampler.computeApps(signal);
+    return measureVram(await sampler.sampleNow(signal), apps, { gpus, pids });
+  } catch {
+    return undefined; // the sampler reports why; a transition does not hang on it
+  }
+}
+
+/** The memory of dead processes is back: none of them is listed any more, and at least 80 % came free. */
+export function isBack(claim: VramClaim, after: VramMeasure): boolean {
+  return !after.isListed && freedMiB(claim.before, after) >= BACK_SHARE * claim.heldMiB - NOISE_MIB;
+}
+
+/** Polls until the memory of dead processes is back, or the deadline: then it is missing, and that is the answer. */
+export async function untilBack(
+  sampler: GpuSampler,
+  claim: VramClaim,
+  { deadlineMs, signal }: { deadlineMs: number; signal: AbortSignal },
+): Promise<VramVerdict> {
+  const endMs = performance.now() + deadlineMs;
+  for (;;) {
+    const after = await lookAtVram(sampler, { ...claim, signal });
+    const freed = after === undefined ? 0 : freedMiB(claim.before, after);
+    if (after !== undefined && isBack(claim, after)) return { isBack: true, freedMiB: freed, after };
+    if (performance.now() >= endMs || signal.aborted) return { isBack: false, freedMiB: freed, after };
+    await pause(Math.min(POLL_MS, deadlineMs), signal);
+  }
+}
+
+/** What an offload freed, once the readings settled. The engine's own word has no part in it. */
+export async function untilSettled(
+  sampler: GpuSampler,
+  claim: VramClaim,
+  { deadlineMs, signal }: { deadlineMs: number; signal: AbortSignal },
+): Promise<VramVerdict> {
+  const endMs = performance.now() + deadlineMs;
+  let equal = 0;
+  let last = Number.NaN;
+  for (;;) {
+    const after = await lookAtVram(sampler, { ...claim, signal });
+    const freed = after === undefined ? 0 : freedMiB(claim.before, after);
+    equal = Math.abs(freed - last) <= NOISE_MIB ? equal + 1 : 1;
+    last = freed;
+    const share = claim.heldMiB > 0 ? freed / claim.heldMiB : 1;
+    const isSettled =
+      share >= BACK_SHARE || (share >= OFFLOADED_SHARE ? equal >= SETTLED_SAMPLES : equal >= HOPELESS_SAMPLES);
+    if (isSettled || after === undefined || performance.now() >= endMs || signal.aborted) {
+      return { isBack: share >= OFFLOADED_SHARE, freedMiB: freed, after };
+    }
+    await pause(Math.min(POLL_MS, deadlineMs), signal);
+  }
+}

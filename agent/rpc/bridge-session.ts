@@ -1,0 +1,242 @@
+import type { RawData, WebSocket } from 'ws';
+import { z } from 'zod';
+import { AppError } from '../../shared/errors.ts';
+import type { Log } from '../../shared/log.ts';
+import type { Frame, Notification } from '../../shared/protocol.ts';
+import { CLOSE_CODES, LIMITS, METHOD_NOT_FOUND, PROTOCOL_VERSION, REQUESTS } from '../../shared/protocol.ts';
+import type { Exchange, Session, TokenRef } from '../job/exchange.ts';
+import { cleaned, closeReason, errorFrame, parseFrame } from './frames.ts';
+import type { BoundMethod } from './method-table.ts';
+import { methodNamed } from './method-table.ts';
+import type { StatusFeed } from './status-feed.ts';
+
+export type SessionParts = {
+  exchange: Exchange;
+  status: StatusFeed;
+  agentId: string;
+  epoch: string;
+  log: Log;
+};
+
+type CloseReason = keyof typeof CLOSE_CODES;
+
+/** Only the version is read before it is compared: everything else may mean something different in another one. */
+const AnyHello = z.object({ version: z.int() });
+const UNDRAINED_MS = 30_000;
+
+/** One connected bridge: its frames in, replies and notifications out. It ends with its socket, and the socket with it. */
+export class BridgeSession {
+  readonly token: TokenRef;
+  readonly #socket: WebSocket;
+  readonly #parts: SessionParts;
+  readonly #ended = new AbortController();
+  #session: Session | undefined;
+  #unsubscribe: () => void = () => undefined;
+  #inFlight = 0;
+  #lastSeenMs = performance.now();
+  #lastPingMs = performance.now();
+  #fullSinceMs: number | undefined;
+  #hasGap = false;
+
+  constructor(socket: WebSocket, { token, parts }: { token: TokenRef; parts: SessionParts }) {
+    this.token = token;
+    this.#socket = socket;
+    this.#parts = parts;
+    socket.on('message', (data, isBinary) => this.#receive(data, isBinary));
+    socket.on('ping', () => this.#seen());
+    socket.on('pong', () => this.#seen());
+    socket.on('error', (error) => parts.log.info({ event: 'link-error', tokenId: token.id, reason: error.message }));
+    socket.once('close', (code) => this.#end(code));
+  }
+
+  /** Called about once a second: pings, and ends a link that is silent or does not read. */
+  tick({ pingEveryMs, silenceMs }: { pingEveryMs: number; silenceMs: number }): void {
+    const nowMs = performance.now();
+    if (nowMs - this.#lastSeenMs > silenceMs) {
+      this.#parts.log.warn({
+        event: 'link-silent',
+        tokenId: this.token.id,
+        silentMs: Math.round(nowMs - this.#lastSeenMs),
+      });
+      this.#socket.terminate();
+      return;
+    }
+    if (nowMs - this.#lastPingMs >= pingEveryMs && this.#isOpen) {
+      this.#lastPingMs = nowMs;
+      this.#socket.ping();
+    }
+    this.#watchBacklog(nowMs);
+    if (this.#hasGap && this.#socket.bufferedAmount < LIMITS.statusSkipBytes.value) this.#sendSnapshot();
+  }
+
+  close(reason: CloseReason, text?: string): void {
+    const { code, meaning } = CLOSE_CODES[reason];
+    this.#socket.close(code, closeReason(text ?? meaning));
+  }
+
+  /** Says goodbye as the agent goes down. */
+  goAway(): void {
+    this.#socket.close(1001, 'the agent is stopping');
+  }
+
+  get #isOpen(): boolean {
+    return this.#socket.readyState === this.#socket.OPEN;
+  }
+
+  #seen(): void {
+    this.#lastSeenMs = performance.now();
+  }
+
+  #receive(data: RawData, isBinary: boolean): void {
+    this.#seen();
+    if (!this.#isOpen) return; // frames that were on their way when we closed
+    const frame = isBinary ? undefined : parseFrame(data);
+    if (frame === undefined || !frame.success) {
+      this.#refuseFrame('frame', frame?.error);
+      return;
+    }
+    if (!('method' in frame.data))
+      this.#refuseFrame('reply', undefined); // the agent asks nothing, so nothing is a reply
+    else if ('id' in frame.data) this.#request(frame.data);
+    // A notification this release does not know is ignored; it knows none.
+  }
+
+  #request({ id, method, params }: { id: number; method: string; params: unknown }): void {
+    if (this.#session === undefined) {
+      this.#hello({ id, method, params });
+      return;
+    }
+    this.#session.touch();
+    if (this.#inFlight >= LIMITS.requestsInFlight.value) {
+      this.close('TOO_MANY_REQUESTS');
+      return;
+    }
+    const known = methodNamed(method);
+    if (known === undefined) {
+      const message = method === 'hello' ? 'hello was said already' : `unknown method ${cleaned(method, 60)}`;
+      this.#fail(id, new AppError('INVALID_ARGUMENT', message), METHOD_NOT_FOUND);
+      return;
+    }
+    const parsed = known.parse(params);
+    if (!parsed.success) {
+      this.#refuseFrame(method, parsed.error);
+      return;
+    }
+    const context = { session: this.#session, exchange: this.#parts.exchange, signal: this.#ended.signal };
+    void this.#answer({ id, method, role: known.role }, () => parsed.call(context)); // it catches everything itself
+  }
+
+  #hello({ id, method, params }: { id: number; method: string; params: unknown }): void {
+    const asked = AnyHello.safeParse(params);
+    if (method === 'hello' && asked.success && asked.data.version !== PROTOCOL_VERSION) {
+      const message = `This agent speaks protocol version ${PROTOCOL_VERSION}, the bridge ${asked.data.version}. Update the older one.`;
+      this.#fail(id, new AppError('VERSION_MISMATCH', message));
+      this.close('VERSION_MISMATCH', message);
+      return;
+    }
+    const hello = REQUESTS.hello.params.safeParse(params);
+    if (method !== 'hello' || !hello.success) {
+      this.#refuseFrame(method === 'hello' ? 'hello' : 'not-hello', hello.error);
+      return;
+    }
+    const { exchange, agentId, epoch, status, log } = this.#parts;
+    const { bridgeId, name } = hello.data;
+    this.#session = exchange.openSession({
+      token: this.token,
+      bridgeId,
+      notify: (notification) => this.#notify(notification),
+      onReplaced: () => this.close('REPLACED'),
+    });
+    log.info({ event: 'bridge-connected', tokenId: this.token.id, bridgeId, bridgeName: cleaned(name, 100) });
+    this.#send({ jsonrpc: '2.0', id, result: { agentId, epoch, jobs: this.#session.jobs() } });
+    this.#unsubscribe = status.subscribe((delta) => this.#sendStatus(delta));
+    this.#sendSnapshot();
+  }
+
+  async #answer(
+    { id, method, role }: { id: number; method: string; role: BoundMethod['role'] },
+    call: () => Promise<object>,
+  ): Promise<void> {
+    this.#inFlight += 1;
+    try {
+      if (role === 'operator' && this.token.role !== 'operator') throw notAllowed(method);
+      this.#send({ jsonrpc: '2.0', id, result: await call() });
+    } catch (error) {
+      if (this.#ended.signal.aborted) return;
+      if (!(error instanceof AppError)) this.#parts.log.error({ event: 'request-failed', method, err: error });
+      this.#fail(id, error instanceof AppError ? error : defect(method));
+    } finally {
+      this.#inFlight -= 1;
+    }
+  }
+
+  #notify({ method, params }: Notification): void {
+    this.#send({ jsonrpc: '2.0', method, params });
+  }
+
+  #fail(id: number, error: AppError, number?: number): void {
+    this.#send(errorFrame(id, error, number));
+  }
+
+  #send(frame: Frame): void {
+    if (this.#isOpen) this.#socket.send(JSON.stringify(frame));
+  }
+
+  /** Status is a stream of latest values: a slow reader misses some and gets a whole snapshot when it has caught up. */
+  #sendStatus(delta: Buffer): void {
+    if (this.#hasGap || this.#socket.bufferedAmount > LIMITS.statusSkipBytes.value) this.#hasGap = true;
+    else if (this.#isOpen) this.#socket.send(delta, { binary: false });
+  }
+
+  #sendSnapshot(): void {
+    this.#hasGap = false;
+    if (this.#isOpen) this.#socket.send(this.#parts.status.snapshotFrame(), { binary: false });
+  }
+
+  #watchBacklog(nowMs: number): void {
+    const { bufferedAmount } = this.#socket;
+    if (bufferedAmount <= LIMITS.statusSkipBytes.value) {
+      this.#fullSinceMs = undefined;
+      return;
+    }
+    this.#fullSinceMs ??= nowMs;
+    if (bufferedAmount <= LIMITS.statusEndBytes.value && nowMs - this.#fullSinceMs < UNDRAINED_MS) return;
+    this.#parts.log.warn({ event: 'link-too-slow', tokenId: this.token.id, bufferedBytes: bufferedAmount });
+    // No close frame: it would wait behind what the peer does not read.
+    this.#socket.terminate();
+  }
+
+  #refuseFrame(what: string, error: z.ZodError | undefined): void {
+    const issue = error?.issues[0];
+    const path = [what, ...(issue?.path.map(String) ?? [])].join('.');
+    this.#parts.log.warn({
+      event: 'invalid-frame',
+      tokenId: this.token.id,
+      path: cleaned(path, 100),
+      problem: issue?.message,
+    });
+    this.close('INVALID_FRAME', `invalid ${cleaned(path, 60)}: ${issue?.message ?? 'not allowed here'}`);
+  }
+
+  #end(code: number): void {
+    this.#ended.abort();
+    this.#unsubscribe();
+    this.#session?.close();
+    this.#parts.log.info({ event: 'bridge-disconnected', tokenId: this.token.id, closeCode: code });
+  }
+}
+
+function notAllowed(method: string): AppError {
+  return new AppError(
+    'AUTH_FAILED',
+    `${method} needs a token of role operator, and this one has role viewer. ` +
+      'Make one on that host with `gantry-agent tokens add NAME --role operator`.',
+  );
+}
+
+function defect(method: string): AppError {
+  return new AppError(
+    'INTERNAL',
+    `${method} failed in the agent. Its log on that host has the details (event request-failed).`,
+  );
+}

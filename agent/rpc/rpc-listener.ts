@@ -1,0 +1,228 @@
+import { EventEmitter, once } from 'node:events';
+import type { IncomingMessage, Server, ServerResponse } from 'node:http';
+import { createServer, STATUS_CODES } from 'node:http';
+import type { AddressInfo, Socket } from 'node:net';
+import type { Duplex } from 'node:stream';
+import { WebSocketServer } from 'ws';
+import { Deadline, pause, untilAborted } from '../../shared/abort.ts';
+import { AppError } from '../../shared/errors.ts';
+import type { Log } from '../../shared/log.ts';
+import { LIMITS, SUBPROTOCOL, WS_PATH } from '../../shared/protocol.ts';
+import type { TokenRef } from '../job/exchange.ts';
+import type { SessionParts } from './bridge-session.ts';
+import { BridgeSession } from './bridge-session.ts';
+import type { Authenticate, Refusal } from './peer-check.ts';
+import { checkAddress, checkToken } from './peer-check.ts';
+
+export type RpcListenerOptions = {
+  host: string;
+  port: number;
+  /** Names a Host header may carry besides this machine's own. */
+  names: readonly string[];
+  authenticate: Authenticate;
+  /** Whether a token is still there with its role; asked about once a second for every open link. */
+  isStillValid: (token: TokenRef) => Promise<boolean>;
+  /** Answers a plain HTTP request from a known address; it asks for the token where it needs one. */
+  onRequest: (request: IncomingMessage, response: ServerResponse, token: () => Promise<TokenRef>) => Promise<void>;
+  session: SessionParts;
+  times: { pingEveryMs: number; silenceMs: number };
+  log: Log;
+};
+
+const TICK_MS = 1_000;
+const CLOSE_MS = 1_000;
+/** A connection that sends or reads nothing for this long is ended; links have their own heartbeat. */
+const IDLE_MS = 30_000;
+
+/**
+ * The agent's one port. Everything about a peer is checked before the upgrade: path, Host, Origin, token, sub-protocol,
+ * in this order; only then does a WebSocket exist.
+ */
+export class RpcListener implements AsyncDisposable {
+  readonly #options: RpcListenerOptions;
+  readonly #server: Server;
+  readonly #sockets: WebSocketServer;
+  readonly #sessions = new Set<BridgeSession>();
+  readonly #connections = new Set<Socket>();
+  readonly #events = new EventEmitter();
+  readonly #stop = new AbortController();
+  /** Ends when the listener is disposed; a rejection is a defect. */
+  readonly done: Promise<void>;
+
+  private constructor(options: RpcListenerOptions) {
+    this.#options = options;
+    this.#server = createServer(
+      { headersTimeout: 5_000, requestTimeout: 0, maxHeaderSize: 8_192, connectionsCheckingInterval: 1_000 },
+      (request, response) => void this.#respond(request, response), // it catches everything itself
+    );
+    this.#server.setTimeout(IDLE_MS);
+    this.#server.maxConnections = 2_000;
+    this.#server.on('connection', (connection: Socket) => {
+      this.#connections.add(connection);
+      connection.once('close', () => this.#connections.delete(connection));
+    });
+    this.#server.on('upgrade', (request, socket, head) => void this.#upgrade(request, socket, head)); // likewise
+    this.#sockets = new WebSocketServer({
+      noServer: true,
+      clientTracking: false,
+      maxPayload: LIMITS.frameBytes.value,
+      maxFragments: 1_024,
+      maxBufferedChunks: 65_536,
+      perMessageDeflate: false,
+      handleProtocols: () => SUBPROTOCOL,
+    });
+    this.done = this.#watch(this.#stop.signal);
+  }
+
+  static async open(options: RpcListenerOptions): Promise<RpcListener> {
+    const listener = new RpcListener(options);
+    try {
+      await once(listener.#server.listen(options.port, options.host), 'listening');
+      return listener;
+    } catch (error) {
+      await listener[Symbol.asyncDispose]();
+      throw error;
+    }
+  }
+
+  get address(): { host: string; port: number } {
+    const { address, port } = this.#server.address() as AddressInfo; // a TCP server that listens has one
+    return { host: address, port };
+  }
+
+  /** Ends every link with a goodbye, and the port. Links that do not answer the goodbye are cut. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    if (this.#stop.signal.aborted) return;
+    this.#stop.abort();
+    await this.done;
+    for (const session of this.#sessions) session.goAway();
+    if (!this.#server.listening) return;
+    const closed = once(this.#server, 'close');
+    this.#server.close();
+    this.#server.closeIdleConnections();
+    using patience = new Deadline({ ms: CLOSE_MS });
+    await untilAborted(closed, patience.signal).catch(() => undefined); // the rest is cut
+    for (const connection of this.#connections) connection.destroy();
+    await closed;
+  }
+
+  async #respond(request: IncomingMessage, response: ServerResponse): Promise<void> {
+    const { names, authenticate, onRequest, log } = this.#options;
+    try {
+      const refusal = checkAddress(request, names);
+      if (refusal !== undefined) sendRefusal(response, refusal);
+      else await onRequest(request, response, () => checkToken(request, authenticate));
+    } catch (error) {
+      if (request.socket.destroyed) return; // the peer has gone: nobody to tell
+      if (!(error instanceof AppError)) log.error({ event: 'request-failed', method: request.method, err: error });
+      sendRefusal(response, refusalOf(error));
+    }
+  }
+
+  async #upgrade(request: IncomingMessage, socket: Duplex, head: Buffer): Promise<void> {
+    const { names, authenticate, log } = this.#options;
+    const onError = (): void => void socket.destroy(); // a peer that resets while it is checked
+    socket.on('error', onError);
+    try {
+      const refusal = checkPath(request) ?? checkAddress(request, names);
+      if (refusal !== undefined) return refuseUpgrade(socket, refusal);
+      const token = await checkToken(request, authenticate);
+      const wrong = checkSubprotocol(request);
+      if (wrong !== undefined) return refuseUpgrade(socket, wrong);
+      if (socket.destroyed || this.#stop.signal.aborted) return void socket.destroy();
+      socket.off('error', onError);
+      this.#sockets.handleUpgrade(request, socket, head, (webSocket) => {
+        const session = new BridgeSession(webSocket, { token, parts: this.#options.session });
+        this.#sessions.add(session);
+        webSocket.once('close', () => this.#sessions.delete(session));
+        this.#events.emit('session');
+      });
+    } catch (error) {
+      const refusal = refusalOf(error);
+      log.warn({ event: 'upgrade-refused', ip: request.socket.remoteAddress, status: refusal.status });
+      if (!(error instanceof AppError)) log.error({ event: 'request-failed', method: 'upgrade', err: error });
+      refuseUpgrade(socket, refusal);
+    }
+  }
+
+  /** One tick for all links; it stands still while there are none. */
+  async #watch(signal: AbortSignal): Promise<void> {
+    const { pingEveryMs, silenceMs } = this.#options.times;
+    const tickMs = Math.min(TICK_MS, pingEveryMs / 2);
+    while (!signal.aborted) {
+      if (this.#sessions.size === 0) await once(this.#events, 'session', { signal }).catch(() => undefined); // only aborts
+      await pause(tickMs, signal);
+      for (const session of this.#sessions) {
+        session.tick({ pingEveryMs, silenceMs });
+        if (!(await this.#mayStay(session))) session.close('AUTH_REVOKED');
+      }
+    }
+  }
+
+  async #mayStay(session: BridgeSession): Promise<boolean> {
+    try {
+      return await this.#options.isStillValid(session.token);
+    } catch (error) {
+      // A file that cannot be read for a moment ends no link; new ones are refused meanwhile.
+      this.#options.log.error({ event: 'tokens-unreadable', err: error });
+      return true;
+    }
+  }
+}
+
+function checkPath(request: IncomingMessage): Refusal | undefined {
+  if (request.url === WS_PATH) return undefined;
+  return { status: 404, code: 'INVALID_ARGUMENT', message: `The WebSocket is at ${WS_PATH}.` };
+}
+
+function checkSubprotocol(request: IncomingMessage): Refusal | undefined {
+  const offered = (request.headers['sec-websocket-protocol'] ?? '').split(',').map((name) => name.trim());
+  if (offered.includes(SUBPROTOCOL)) return undefined;
+  const message = `This agent speaks the sub-protocol ${SUBPROTOCOL} only. Update the older side.`;
+  return { status: 426, code: 'VERSION_MISMATCH', message };
+}
+
+/** What a peer is told of an error. Of a defect only that there was one: paths and stacks stay in the log. */
+function refusalOf(error: unknown): Refusal {
+  if (!(error instanceof AppError)) {
+    return {
+      status: 500,
+      code: 'INTERNAL',
+      message: 'The agent failed to answer. Its log on that host has the details.',
+    };
+  }
+  return { status: HTTP_STATUS[error.code] ?? 400, code: error.code, message: error.message };
+}
+
+const HTTP_STATUS: Partial<Record<AppError['code'], number>> = {
+  AUTH_FAILED: 401,
+  JOB_NOT_FOUND: 404,
+  QUOTA_EXCEEDED: 429,
+  RATE_LIMITED: 429,
+  DISK_FULL: 507,
+  INTERNAL: 500,
+};
+
+function bodyOf({ code, message }: Refusal): string {
+  return JSON.stringify({ error: { code, message } });
+}
+
+function sendRefusal(response: ServerResponse, refusal: Refusal): void {
+  if (response.headersSent) {
+    response.destroy(); // a half answer must not look complete
+    return;
+  }
+  const challenge = refusal.status === 401 ? { 'www-authenticate': 'Bearer' } : {};
+  // The rest of a refused body is not worth reading: the connection ends with the answer.
+  response.writeHead(refusal.status, { 'content-type': 'application/json', connection: 'close', ...challenge });
+  response.end(bodyOf(refusal));
+}
+
+function refuseUpgrade(socket: Duplex, refusal: Refusal): void {
+  const body = bodyOf(refusal);
+  socket.end(
+    `HTTP/1.1 ${refusal.status} ${STATUS_CODES[refusal.status] ?? ''}\r\n` +
+      `content-type: application/json\r\ncontent-length: ${Buffer.byteLength(body)}\r\nconnection: close\r\n\r\n${body}`,
+    () => socket.destroy(),
+  );
+}

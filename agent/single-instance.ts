@@ -1,0 +1,113 @@
+import { createHash } from 'node:crypto';
+import { link, mkdir, rename, rm } from 'node:fs/promises';
+import type { Server } from 'node:net';
+import { connect, createServer } from 'node:net';
+import { once } from 'node:events';
+import { join } from 'node:path';
+import { Deadline } from '../shared/abort.ts';
+
+/** Linux allows 107 bytes in the path of a unix socket, macOS 103. */
+const MAX_PATH_BYTES = 103;
+const ANSWER_MS = 2_000;
+
+/** Another agent has this state directory. */
+export class AlreadyRunning extends Error {
+  constructor(stateDir: string, holder: string) {
+    super(
+      `${stateDir} is in use by another gantry-agent (${holder}). Stop that one, or give this one its own state_dir.`,
+    );
+    this.name = 'AlreadyRunning';
+  }
+}
+
+/**
+ * The right to use a state directory, held as a listening unix socket `agent.sock` in it. The kernel closes it at death,
+ * however that comes; a file nobody listens on is left over and is replaced. Whoever connects is told the holder's pid.
+ */
+export class SingleInstance implements AsyncDisposable {
+  readonly #server: Server;
+
+  private constructor(server: Server) {
+    this.#server = server;
+  }
+
+  static async acquire(stateDir: string): Promise<SingleInstance> {
+    await mkdir(stateDir, { recursive: true, mode: 0o700 });
+    const path = socketPath(stateDir);
+    for (;;) {
+      const server = createServer((socket) => {
+        socket.on('error', () => socket.destroy()); // whoever asked has gone
+        socket.end(`pid ${process.pid}\n`);
+      });
+      if (await listens(server, path)) return new SingleInstance(server);
+      const holder = await askHolder(path);
+      if (holder !== undefined) throw new AlreadyRunning(stateDir, holder);
+      await clearLeftover(path, stateDir);
+    }
+  }
+
+  /** Closing the server also removes the file. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    if (!this.#server.listening) return;
+    this.#server.close();
+    await once(this.#server, 'close');
+  }
+}
+
+function socketPath(stateDir: string): string {
+  if (process.platform === 'win32') {
+    return `\\\\.\\pipe\\gantry-agent-${createHash('sha256').update(stateDir).digest('hex').slice(0, 16)}`;
+  }
+  const path = join(stateDir, 'agent.sock');
+  if (Buffer.byteLength(path) <= MAX_PATH_BYTES) return path;
+  throw new Error(
+    `${stateDir} is too long: a socket in it may have ${MAX_PATH_BYTES} bytes in its path. Use a shorter state_dir.`,
+  );
+}
+
+async function listens(server: Server, path: string): Promise<boolean> {
+  try {
+    await once(server.listen(path), 'listening');
+    return true;
+  } catch (error) {
+    if (error instanceof Error && 'code' in error && error.code === 'EADDRINUSE') return false;
+    throw error;
+  }
+}
+
+/** What the holder says, or undefined when nobody listens there. One that hangs holds it all the same. */
+async function askHolder(path: string): Promise<string | undefined> {
+  using answer = new Deadline({ ms: ANSWER_MS });
+  const socket = connect(path);
+  try {
+    await once(socket, 'connect', { signal: answer.signal });
+  } catch {
+    socket.destroy();
+    return answer.isExpired ? 'it does not answer' : undefined;
+  }
+  try {
+    const [line] = (await once(socket, 'data', { signal: answer.signal })) as [Buffer]; // a socket without an encoding
+    return line.toString().trim();
+  } catch {
+    return 'it does not answer';
+  } finally {
+    socket.destroy();
+  }
+}
+
+/**
+ * Takes the left-over file aside and looks again before deleting it: another agent may have taken the place between the
+ * look and the move, and a socket that is alive stays alive under its new name and is put back.
+ */
+async function clearLeftover(path: string, stateDir: string): Promise<void> {
+  const aside = `${path}.${process.pid}`;
+  try {
+    await rename(path, aside);
+  } catch {
+    return; // somebody else has just cleared it
+  }
+  const holder = await askHolder(aside);
+  if (holder !== undefined) await link(aside, path);
+  await rm(aside, { force: true });
+  if (holder !== undefined) throw new AlreadyRunning(stateDir, holder);
+}

@@ -1,0 +1,100 @@
+import { readFileSync } from 'node:fs';
+import { freemem, hostname, totalmem } from 'node:os';
+import { z } from 'zod';
+import { toAppError } from '../shared/errors.ts';
+import type { HostSnapshot, SlotStatus } from '../shared/host-snapshot.ts';
+import type { Log } from '../shared/log.ts';
+import type { GpuSampler } from './gpu/gpu-sampler.ts';
+import type { Exchange } from './job/exchange.ts';
+import type { Residency } from './model/residency.ts';
+
+export type HostStatusOptions = {
+  agentId: string;
+  stateDir: string;
+  sampler: GpuSampler;
+  residency: Residency;
+  exchange: Exchange;
+  log: Log;
+  onChange: () => void;
+};
+
+/** Of the release this program is from; the manifest lies one folder up from the source and from the bundle. */
+export const AGENT_VERSION = z
+  .object({ version: z.string() })
+  .parse(JSON.parse(readFileSync(new URL('../package.json', import.meta.url), 'utf8'))).version;
+
+const MEMORY_EVERY_MS = 30_000;
+const MIB = 1024 ** 2;
+
+/** What this host is and does right now. Asks only what is known already: it never waits for a GPU or a disk. */
+export class HostStatus {
+  readonly #options: HostStatusOptions;
+  readonly #hostname = hostname();
+  #driver: string | null = null;
+  #memory = { totalMiB: mib(totalmem()), freeMiB: mib(freemem()) };
+  #diskFreeMiB: number | null = null;
+  #refreshedAtMs = -Infinity;
+
+  constructor(options: HostStatusOptions) {
+    this.#options = options;
+    // Slow and rarely of interest; until it is there the driver is null.
+    void options.sampler.inventory().then(({ driver }) => (this.#driver = driver), this.#unknown('driver'));
+  }
+
+  snapshot(): HostSnapshot {
+    this.#refreshRarely();
+    const { agentId, residency, exchange, sampler } = this.#options;
+    const slots = exchange.slots();
+    return {
+      agentId,
+      hostname: this.#hostname,
+      agentVersion: AGENT_VERSION,
+      isSimulated: isSimulated(sampler),
+      isDraining: exchange.isDraining,
+      driver: this.#driver,
+      gpus: residency.gpuStatus(),
+      memory: this.#memory,
+      disk: { freeMiB: this.#diskFreeMiB },
+      models: residency.modelStatus().map((status) => ({ ...status, slots: slotsOf(residency, status.alias, slots) })),
+      offered: exchange.offered(),
+    };
+  }
+
+  /** RAM and disk change slowly and cost a read of several files and a child: only while somebody looks, and rarely. */
+  #refreshRarely(): void {
+    const nowMs = performance.now();
+    if (nowMs - this.#refreshedAtMs < MEMORY_EVERY_MS) return;
+    this.#refreshedAtMs = nowMs;
+    void this.#refresh().catch(this.#unknown('memory and disk')); // the last known values stay
+  }
+
+  async #refresh(): Promise<void> {
+    const { mem, fsSize } = await import('systeminformation');
+    const memory = await mem();
+    this.#memory = { totalMiB: mib(memory.total), freeMiB: mib(memory.available) };
+    this.#options.onChange();
+    const { stateDir } = this.#options;
+    const disk = (await fsSize())
+      .filter(({ mount }) => stateDir === mount || stateDir.startsWith(mount.endsWith('/') ? mount : `${mount}/`))
+      .sort((a, b) => b.mount.length - a.mount.length)[0];
+    this.#diskFreeMiB = disk === undefined ? null : mib(disk.available);
+    this.#options.onChange();
+  }
+
+  #unknown(what: string): (error: unknown) => void {
+    return (error) => this.#options.log.warn({ event: 'host-fact-unknown', what, reason: toAppError(error).message });
+  }
+}
+
+/** Simulated hosts must never be taken for real ones: the simulated nvidia-smi names its GPUs so. */
+export function isSimulated(sampler: GpuSampler): boolean {
+  return sampler.readings().some(({ name }) => name.startsWith('Simulated '));
+}
+
+function slotsOf(residency: Residency, alias: string, slots: ReadonlyMap<string, SlotStatus>): SlotStatus[] {
+  return residency.slots.filter(({ model }) => model.alias === alias).flatMap(({ slotId }) => slots.get(slotId) ?? []);
+}
+
+function mib(bytes: number): number {
+  return Math.floor(bytes / MIB);
+}

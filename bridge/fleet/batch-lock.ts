@@ -1,0 +1,142 @@
+import { createHash } from 'node:crypto';
+import { once } from 'node:events';
+import { chmodSync, lstatSync, unlinkSync } from 'node:fs';
+import { connect, createServer } from 'node:net';
+import type { Server } from 'node:net';
+import { userInfo } from 'node:os';
+import { join } from 'node:path';
+import { z } from 'zod';
+import { pause } from '../../shared/abort.ts';
+
+/** Who holds a batch. */
+export const LockHolder = z.object({ pid: z.int(), client: z.string() });
+export type LockHolder = z.infer<typeof LockHolder>;
+
+/** macOS allows 104 bytes in a socket's path, its closing zero included. */
+const MAX_SOCKET_PATH = 100;
+const ANSWER_MS = 1_000;
+/** Longer than the moment between another process finding the lock dead and taking it. */
+const SETTLE_MS = 100;
+
+/**
+ * Held while this process is the one that works on a batch: a listening socket, which the kernel frees at death. Whoever
+ * connects is told the holder. On Windows it is a named pipe.
+ */
+export class BatchLock implements AsyncDisposable {
+  readonly #server: Server;
+  readonly #path: string;
+  readonly #inode: number | undefined;
+
+  private constructor(server: Server, path: string) {
+    this.#server = server;
+    this.#path = path;
+    this.#inode = inodeOf(path);
+  }
+
+  /** The lock, or who holds it. Never waits for a living holder. */
+  static async acquire(directory: string, holder: LockHolder): Promise<BatchLock | LockHolder> {
+    const path = lockPath(directory);
+    for (let attempt = 1; attempt <= 3; attempt += 1) {
+      const server = await listen(path, holder);
+      if (server !== undefined) return new BatchLock(server, path);
+      const other = await probe(path);
+      if (other !== undefined) return other;
+      const taken = await takeOver(path, holder);
+      if (taken !== undefined) return taken;
+    }
+    return { pid: 0, client: 'unknown' };
+  }
+
+  /** Who holds the batch's lock now; undefined when nobody does. */
+  static async holder(directory: string): Promise<LockHolder | undefined> {
+    return await probe(lockPath(directory));
+  }
+
+  /** False once somebody removed or replaced the socket: then this process is no longer the holder. */
+  get isHeld(): boolean {
+    return this.#inode === inodeOf(this.#path);
+  }
+
+  /** For `takeOver`: two may have found the lock dead in the same moment; the later one's socket is the one that is left. */
+  static async settled(server: Server, path: string): Promise<BatchLock | undefined> {
+    const lock = new BatchLock(server, path);
+    await pause(SETTLE_MS, new AbortController().signal);
+    if (lock.isHeld) return lock;
+    await close(server);
+    return undefined;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    // Closing removes the path, also when it is another's by now; hence the check.
+    if (this.isHeld) await close(this.#server);
+    else this.#server.unref();
+  }
+}
+
+async function takeOver(path: string, holder: LockHolder): Promise<BatchLock | undefined> {
+  if (process.platform === 'win32') return undefined; // a dead holder's pipe is gone: just try again
+  try {
+    unlinkSync(path);
+  } catch {
+    // Another process was faster; listening tells.
+  }
+  const server = await listen(path, holder);
+  return server && (await BatchLock.settled(server, path));
+}
+
+/** Beside the manifest where the path is short enough; else under a name made of it, the same for every process. */
+function lockPath(directory: string): string {
+  const hash = createHash('sha256').update(directory).digest('hex').slice(0, 20);
+  if (process.platform === 'win32') return `\\\\.\\pipe\\gantry-batch-${hash}`;
+  const path = join(directory, 'lock');
+  return Buffer.byteLength(path) <= MAX_SOCKET_PATH ? path : `/tmp/gantry-${userInfo().uid}-${hash}.lock`;
+}
+
+async function listen(path: string, holder: LockHolder): Promise<Server | undefined> {
+  const server = createServer((socket) => {
+    socket.on('error', () => undefined); // whoever asked is gone; nothing to tell
+    socket.end(`${JSON.stringify(holder)}\n`);
+  });
+  try {
+    server.listen({ path });
+    await once(server, 'listening');
+  } catch (error) {
+    if (codeOf(error) === 'EADDRINUSE') return undefined;
+    throw error;
+  }
+  if (process.platform !== 'win32') chmodSync(path, 0o600);
+  server.unref(); // a lock alone keeps no process alive
+  return server;
+}
+
+/** A holder that does not answer in time lives, but is stopped or busy: it is the holder all the same. */
+async function probe(path: string): Promise<LockHolder | undefined> {
+  const socket = connect({ path });
+  const chunks: Buffer[] = [];
+  try {
+    await once(socket, 'connect', { signal: AbortSignal.timeout(ANSWER_MS) });
+    for await (const chunk of socket.setTimeout(ANSWER_MS, () => socket.destroy()) as AsyncIterable<Buffer>) {
+      chunks.push(chunk);
+    }
+    return LockHolder.parse(JSON.parse(Buffer.concat(chunks).toString('utf8')));
+  } catch (error) {
+    const isDead = codeOf(error) === 'ECONNREFUSED' || codeOf(error) === 'ENOENT' || codeOf(error) === 'ENOTSOCK';
+    return isDead ? undefined : { pid: 0, client: 'unknown' };
+  } finally {
+    socket.destroy();
+  }
+}
+
+async function close(server: Server): Promise<void> {
+  await new Promise<void>((resolve) => {
+    server.close(() => resolve());
+  });
+}
+
+function inodeOf(path: string): number | undefined {
+  return process.platform === 'win32' ? 0 : lstatSync(path, { throwIfNoEntry: false })?.ino;
+}
+
+function codeOf(error: unknown): string | undefined {
+  return error instanceof Error && 'code' in error && typeof error.code === 'string' ? error.code : undefined;
+}

@@ -1,0 +1,183 @@
+import type { JobClass } from '../../shared/job.ts';
+import type { ServiceTime } from '../../shared/service-time.ts';
+
+/** A slot of the wanted model, on any host, and when it could start another job. */
+export type PlanSlot = {
+  host: string;
+  slotId: string;
+  startsInMs: number;
+  service: ServiceTime;
+  /** Adds to a job's completion, but does not hold the slot. */
+  transferMs: number;
+  isReady: boolean;
+};
+
+/** Where a job may go. Jobs of a batch share one object, so that the slots they allow are found once. */
+export type PlanRules = {
+  only: string | undefined;
+  avoid: readonly string[];
+  /** At most this many slots at a time: its batch's max_concurrent. */
+  spread: number | undefined;
+};
+
+/** A waiting job in the order of `planOrder`. */
+export type PlanJob = {
+  jobId: string;
+  class: JobClass;
+  units: number;
+  rules: PlanRules;
+  /** How long grants for it have been declined. */
+  declinedForMs: number;
+};
+
+export type PlanGrant = { host: string; slotId: string; class: JobClass };
+
+export type PlanAnswer = { kind: 'take'; jobId: string; endsInMs: number } | { kind: 'decline'; why: string };
+
+/** A job is never declined for longer than this, or than its own time there: a wrong forecast delays, it never strands. */
+const PATIENCE_MS = 10_000;
+/** More jobs than this do not change who gets the next one. */
+const HORIZON_JOBS = 200;
+/** Completions this close are equal: then the slot that is granted now is better than one that may be. */
+const EQUAL = 1 + 1e-9;
+/** For a single interactive job: how much later than the best still counts as equal. */
+const NEAR_MS = 250;
+const NEAR_SHARE = 0.05;
+
+/**
+ * Take which job for this grant, or decline (tail rule). Jobs are put, in order, on the slot where each completes first;
+ * the first that lands on the granted slot is taken. Two exceptions: a job declined for too long is taken, and a single
+ * interactive job takes a ready slot that is nearly the best.
+ */
+export function answerGrant(grant: PlanGrant, jobs: readonly PlanJob[], slots: readonly PlanSlot[]): PlanAnswer {
+  const granted = slots.findIndex((slot) => slot.host === grant.host && slot.slotId === grant.slotId);
+  const here = slots[granted];
+  if (here === undefined) return { kind: 'decline', why: 'the slot is unknown' };
+  const fits = (job: PlanJob): boolean => job.class === grant.class && mayGo(job.rules, grant.host);
+
+  const patient = jobs.find(
+    (job) => fits(job) && job.declinedForMs > Math.max(PATIENCE_MS, serviceMs(here.service, job.units)),
+  );
+  if (patient !== undefined) return take(patient, here);
+
+  const plan = new Plan(slots);
+  const horizon = Math.max(HORIZON_JOBS, 4 * slots.length);
+  const isAlone = jobs.length === 1 && grant.class === 'interactive';
+  let elsewhere: string | undefined;
+  for (const job of jobs.slice(0, horizon)) {
+    const best = plan.best(job, granted);
+    if (best === -1) continue;
+    if (best === granted && fits(job)) return take(job, here);
+    if (isAlone && fits(job) && isNearlyBest(here, { best: slots[best], units: job.units })) return take(job, here);
+    if (fits(job)) elsewhere ??= slots[best]?.host;
+    plan.put(job, best);
+  }
+  return {
+    kind: 'decline',
+    why: elsewhere === undefined ? 'nothing waits for it' : `${elsewhere} ends sooner`,
+  };
+}
+
+/** Time until all jobs are done by the same plan, and until each slot is; undefined when one has nowhere to go. */
+export function forecastMs(jobs: readonly PlanJob[], slots: readonly PlanSlot[]): number | undefined {
+  const plan = new Plan(slots);
+  let lastMs = 0;
+  for (const job of jobs) {
+    const best = plan.best(job, -1);
+    if (best === -1) return undefined;
+    lastMs = Math.max(lastMs, plan.put(job, best));
+  }
+  return lastMs;
+}
+
+/** Interactive jobs first; then batch after batch as they were started, each longest first or in the order given. */
+export function planOrder<T extends { class: JobClass; units: number; index: number }>(
+  batches: readonly { order: 'longest-first' | 'fifo'; jobs: readonly T[] }[],
+): T[] {
+  const sorted = batches.flatMap(({ order, jobs }) =>
+    order === 'fifo'
+      ? [...jobs].sort((a, b) => a.index - b.index)
+      : [...jobs].sort((a, b) => b.units - a.units || a.index - b.index),
+  );
+  return [...sorted.filter((job) => job.class === 'interactive'), ...sorted.filter((job) => job.class === 'batch')];
+}
+
+export function mayGo(rules: PlanRules, host: string): boolean {
+  return (rules.only === undefined || rules.only === host) && !rules.avoid.includes(host);
+}
+
+/** The slots' occupancy while jobs are put on them. Plain arrays of numbers: this runs at each grant, jobs x slots times. */
+class Plan {
+  readonly #slots: readonly PlanSlot[];
+  readonly #freeMs: Float64Array;
+  /** What every job there takes beside its work: the fixed part of the run, and the transfer. */
+  readonly #extraMs: Float64Array;
+  readonly #unitMs: Float64Array;
+  readonly #allowed = new Map<PlanRules, Int32Array>();
+
+  constructor(slots: readonly PlanSlot[]) {
+    this.#slots = slots;
+    this.#freeMs = Float64Array.from(slots, (slot) => slot.startsInMs);
+    this.#extraMs = Float64Array.from(slots, (slot) => slot.service.fixedMs + slot.transferMs);
+    this.#unitMs = Float64Array.from(slots, (slot) => slot.service.unitMs);
+  }
+
+  /** Index of the slot where the job completes first; `preferred` wins among equals; -1 where it may go nowhere. */
+  best({ rules, units }: PlanJob, preferred: number): number {
+    const [freeMs, extraMs, unitMs] = [this.#freeMs, this.#extraMs, this.#unitMs];
+    let best = -1;
+    let bestMs = Number.POSITIVE_INFINITY;
+    let preferredMs = Number.POSITIVE_INFINITY;
+    for (const index of this.#allowed.get(rules) ?? this.#allow(rules, units)) {
+      const ms = (freeMs[index] ?? 0) + (extraMs[index] ?? 0) + (unitMs[index] ?? 0) * units;
+      if (index === preferred) preferredMs = ms;
+      if (ms < bestMs) {
+        best = index;
+        bestMs = ms;
+      }
+    }
+    return best !== -1 && preferredMs <= bestMs * EQUAL ? preferred : best;
+  }
+
+  /** Returns when the job would be complete. */
+  put(job: PlanJob, index: number): number {
+    const completeMs = this.#completionMs(index, job.units);
+    this.#freeMs[index] = completeMs - (this.#slots[index]?.transferMs ?? 0);
+    return completeMs;
+  }
+
+  #completionMs(index: number, units: number): number {
+    return (this.#freeMs[index] ?? 0) + (this.#extraMs[index] ?? 0) + (this.#unitMs[index] ?? 0) * units;
+  }
+
+  /** Slots the rules allow; under max_concurrent only as many, those that would complete its first job first. */
+  #allow(rules: PlanRules, units: number): Int32Array {
+    const indexes = this.#slots.flatMap((slot, index) => (mayGo(rules, slot.host) ? [index] : []));
+    if (rules.spread !== undefined && rules.spread < indexes.length) {
+      indexes.sort((a, b) => this.#completionMs(a, units) - this.#completionMs(b, units));
+      indexes.length = rules.spread;
+    }
+    const allowed = Int32Array.from(indexes);
+    this.#allowed.set(rules, allowed);
+    return allowed;
+  }
+}
+
+function take(job: PlanJob, here: PlanSlot): PlanAnswer {
+  return {
+    kind: 'take',
+    jobId: job.jobId,
+    endsInMs: here.startsInMs + serviceMs(here.service, job.units) + here.transferMs,
+  };
+}
+
+function isNearlyBest(here: PlanSlot, o: { best: PlanSlot | undefined; units: number }): boolean {
+  if (o.best === undefined || (!here.isReady && o.best.isReady)) return false;
+  const hereMs = here.startsInMs + serviceMs(here.service, o.units) + here.transferMs;
+  const bestMs = o.best.startsInMs + serviceMs(o.best.service, o.units) + o.best.transferMs;
+  return hereMs <= bestMs + Math.max(NEAR_MS, bestMs * NEAR_SHARE);
+}
+
+function serviceMs(service: ServiceTime, units: number): number {
+  return service.fixedMs + service.unitMs * units;
+}

@@ -1,0 +1,100 @@
+import type { JobError, JobResult } from '../../shared/job.ts';
+import type { BatchKind } from './batch-order.ts';
+import type { BatchQuality } from './batch-quality.ts';
+import type { JobRecord } from './job-record.ts';
+import { isOver } from './job-state.ts';
+import type { JobStateKind } from './job-state.ts';
+
+export type JobView = {
+  jobId: string;
+  index: number;
+  prompt: string;
+  seed: number;
+  model: string;
+  state: JobStateKind;
+  host?: string;
+  attempt: number;
+  attempts: { host: string; error?: JobError }[];
+  progress: { step: number; steps: number; detail: string };
+  filePath?: string;
+  previewPath?: string;
+  result?: JobResult;
+  error?: JobError;
+  /** Why this host, in one sentence. */
+  routing?: string;
+  /** Cancelled, but the engine of this host cannot be interrupted and is still busy with it. */
+  stillRunningOn?: string;
+  /** Since the start of the batch. */
+  timings?: { startedInMs: number; endedInMs: number };
+};
+
+export type BatchState = 'running' | 'success' | 'partial' | 'failed' | 'cancelled';
+
+export type BatchView = {
+  batchId: string;
+  kind: BatchKind;
+  state: BatchState;
+  createdAt: string;
+  jobs: JobView[];
+  completed: number;
+  failed: number;
+  cancelled: number;
+  total: number;
+  etaMs: number | null;
+  elapsedMs: number;
+  quality?: BatchQuality;
+  isOurs: boolean;
+};
+
+/** `success` when all images are there; `cancelled` when somebody ended it early; else by what came out. */
+export function batchState(jobs: readonly JobRecord[]): BatchState {
+  const counts = countEnds(jobs);
+  if (counts.completed + counts.failed + counts.cancelled < jobs.length) return 'running';
+  if (counts.completed === jobs.length) return 'success';
+  if (counts.cancelled > 0) return 'cancelled';
+  return counts.completed > 0 ? 'partial' : 'failed';
+}
+
+export function countEnds(jobs: readonly JobRecord[]): { completed: number; failed: number; cancelled: number } {
+  const counts = { completed: 0, failed: 0, cancelled: 0 };
+  for (const { state } of jobs) {
+    if (state.kind === 'done') counts.completed += 1;
+    if (state.kind === 'failed') counts.failed += 1;
+    if (state.kind === 'cancelled') counts.cancelled += 1;
+  }
+  return counts;
+}
+
+/** One job as tools and commands show it. `detail` says why a waiting job waits. */
+export function jobView(
+  record: JobRecord,
+  extra: { detail: string | undefined; stillRunningOn: string | undefined },
+): JobView {
+  const { state } = record;
+  const last = record.attempts.at(-1);
+  const host = isOver(state) && state.kind !== 'done' ? last?.host : 'at' in state ? state.at.host : undefined;
+  return {
+    jobId: record.jobId,
+    index: record.index,
+    prompt: record.request.prompt,
+    seed: record.request.seed,
+    model: record.request.model,
+    state: state.kind,
+    ...(host !== undefined && { host }),
+    attempt: 'at' in state ? state.at.attempt : (last?.attempt ?? 0),
+    attempts: record.attempts.map((attempt) => ({
+      host: attempt.host,
+      ...(attempt.end?.kind === 'failed' && { error: attempt.end.error }),
+    })),
+    progress: { ...record.progress, ...(extra.detail !== undefined && { detail: extra.detail }) },
+    ...(state.kind === 'done' && { filePath: state.path, result: state.result }),
+    ...(state.kind === 'done' && state.previewPath !== undefined && { previewPath: state.previewPath }),
+    ...(state.kind === 'failed' && { error: state.error }),
+    ...(record.routing !== undefined && { routing: record.routing }),
+    ...(extra.stillRunningOn !== undefined && { stillRunningOn: extra.stillRunningOn }),
+    ...(record.startedInMs !== undefined &&
+      record.endedInMs !== undefined && {
+        timings: { startedInMs: record.startedInMs, endedInMs: record.endedInMs },
+      }),
+  };
+}

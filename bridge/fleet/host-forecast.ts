@@ -1,0 +1,156 @@
+import type { HostSnapshot, ModelStatus, SlotStatus } from '../../shared/host-snapshot.ts';
+import type { JobClass, JobRequest } from '../../shared/job.ts';
+import type { ServiceTime } from '../../shared/service-time.ts';
+import type { HostView } from './host-view.ts';
+
+/** Why a host cannot take a job. `isForever` means that waiting will not help: its configuration or hardware must change. */
+export type Refusal = { host: string; reason: string; isForever: boolean };
+
+export type Capable = { host: HostView; snapshot: HostSnapshot; model: ModelStatus; slots: readonly SlotStatus[] };
+
+/** The host's model and usable slots, or why it cannot take a job of this model now. */
+export function capableHost(
+  host: HostView,
+  want: { model: string; class: JobClass; kind: JobRequest['kind'] | undefined },
+): Capable | Refusal {
+  const refuse = (reason: string, isForever = false): Refusal => ({ host: host.name, reason, isForever });
+  const { snapshot } = host;
+  if (host.link.kind === 'down') return refuse(`not connected: ${host.link.error.message}`);
+  if (host.link.kind === 'connecting') return refuse('is being connected');
+  if (snapshot === undefined) return refuse('has not reported its state yet');
+  const model = snapshot.models.find((one) => one.model === want.model);
+  if (model === undefined) return refuse(`${want.model} is not configured there`, true);
+  if (want.kind !== undefined && !model.profile.capabilities.includes(want.kind)) {
+    return refuse(`${want.model} cannot ${want.kind} images`, true);
+  }
+  const short = vramRefusal(snapshot, model);
+  if (short !== undefined) return refuse(short, true);
+  if (snapshot.isDraining) return refuse('is draining: it finishes its jobs and takes no new ones');
+  if (model.state === 'failed') return refuse(`its server of ${model.alias} failed${because(model.detail)}`);
+  if (model.heldAwayMs > 0 && want.class === 'batch' && !isUp(model)) {
+    return refuse(
+      `a person moved ${model.alias} off its GPU; batch work leaves it away for another ${seconds(model.heldAwayMs)}`,
+    );
+  }
+  const gpu = brokenGpu(snapshot, model);
+  if (gpu !== undefined) return refuse(gpu);
+  const slots = model.slots.filter(({ phase }) => phase !== 'cannot' && phase !== 'closed');
+  if (slots.length === 0) {
+    const reason = model.slots.find((slot) => slot.reason !== undefined)?.reason;
+    return refuse(`gives no slot of ${model.alias} now${because(reason)}`);
+  }
+  return { host, snapshot, model, slots };
+}
+
+export type Swap = { kind: 'none' | 'load' | 'wake'; swapMs: number; evictMs: number };
+
+/** What it takes to have the model ready, from its present state, with room on the GPU made first. */
+export function swapOf(snapshot: HostSnapshot, model: ModelStatus): Swap {
+  switch (model.state) {
+    case 'ready':
+    case 'unknown':
+      return { kind: 'none', swapMs: 0, evictMs: 0 };
+    case 'offloaded':
+    case 'offloading':
+      return { kind: 'wake', swapMs: model.wakeMs, evictMs: evictMs(snapshot, model) };
+    case 'released':
+    case 'releasing':
+    case 'failed':
+      return { kind: 'load', swapMs: model.loadMs, evictMs: evictMs(snapshot, model) };
+    case 'loading': // what was evicted for it is gone already
+      return { kind: 'load', swapMs: model.loadMs, evictMs: 0 };
+  }
+}
+
+/** Expected time until the slot's present work is done, the status' age taken into account. */
+export function slotFreeMs(slot: SlotStatus, { model, snapshot, host }: Capable): number {
+  const others = snapshot.models
+    .filter((one) => one !== model && one.gpus.some((gpu) => model.gpus.includes(gpu)))
+    .flatMap((one) => one.slots.filter(({ phase }) => phase === 'running').map(({ freeInMs }) => freeInMs));
+  return Math.max(0, Math.max(slot.freeInMs, ...others) - host.statusAgeMs);
+}
+
+/**
+ * The service time to reckon with: what the host's agent learned; for a host that has run nothing yet, the median of the
+ * hosts with the same GPU, else of the fleet; else the first guess it publishes.
+ */
+export function serviceOn(host: HostView, o: { model: string; hosts: readonly HostView[] }): ServiceTime | undefined {
+  const own = serviceIn(host, o.model);
+  if (own === undefined || own.samples > 0) return own;
+  const gpu = host.snapshot?.gpus[0]?.name;
+  const measured = o.hosts.flatMap((one) => {
+    const service = serviceIn(one, o.model);
+    return service !== undefined && service.samples > 0 ? [{ gpu: one.snapshot?.gpus[0]?.name, service }] : [];
+  });
+  const alike = measured.filter((one) => one.gpu === gpu);
+  const middle = median(alike.length > 0 ? alike : measured);
+  return middle === undefined ? own : { ...middle, samples: 0 };
+}
+
+export function freeVramMiB(snapshot: HostSnapshot): number {
+  return snapshot.gpus.reduce((most, gpu) => Math.max(most, gpu.freeMiB ?? 0), 0);
+}
+
+/** For sentences: people read seconds. */
+export function seconds(ms: number): string {
+  const value = ms / 1000;
+  return `${value < 10 ? value.toFixed(1) : value.toFixed(0)} s`;
+}
+
+function serviceIn(host: HostView, model: string): ServiceTime | undefined {
+  return host.snapshot?.models.find((one) => one.model === model)?.service;
+}
+
+function median(measured: readonly { service: ServiceTime }[]): ServiceTime | undefined {
+  const sorted = measured.map(({ service }) => service).sort((a, b) => typicalMs(a) - typicalMs(b));
+  return sorted[Math.floor((sorted.length - 1) / 2)];
+}
+
+/** Orders service times by a usual request: 28 steps at 1 megapixel. */
+function typicalMs(service: ServiceTime): number {
+  return service.fixedMs + 28 * service.unitMs;
+}
+
+function isUp(model: ModelStatus): boolean {
+  return model.state === 'ready' || model.state === 'loading';
+}
+
+/** Only what can be said for sure: more than all the VRAM of the GPUs it may use. The agent's own planner knows better. */
+function vramRefusal(snapshot: HostSnapshot, model: ModelStatus): string | undefined {
+  if (model.isAttached) return undefined; // its VRAM may be another machine's
+  const gpus = snapshot.gpus.filter(({ uuid }) => model.gpus.length === 0 || model.gpus.includes(uuid));
+  const totals = gpus.map(({ totalMiB }) => totalMiB);
+  if (gpus.length === 0 || totals.includes(null)) return undefined;
+  const totalMiB = totals.reduce<number>((sum, total) => sum + (total ?? 0), 0);
+  const needMiB = Math.max(model.loadedMiB, model.peakMiB);
+  if (needMiB <= totalMiB) return undefined;
+  return `${model.alias} needs ${Math.round(needMiB)} MiB of VRAM and its GPUs have ${Math.round(totalMiB)} MiB`;
+}
+
+function brokenGpu(snapshot: HostSnapshot, model: ModelStatus): string | undefined {
+  if (model.isAttached) return undefined;
+  const gpus = snapshot.gpus.filter(({ uuid }) => model.gpus.length === 0 || model.gpus.includes(uuid));
+  if (gpus.length === 0 || gpus.some((gpu) => isUsable(gpu) === undefined)) return undefined;
+  const [first] = gpus;
+  return first && `GPU ${first.index} (${first.name}) ${isUsable(first) ?? ''}`;
+}
+
+/** A stale reading does not make a GPU unusable; the agent admits jobs on fresh ones only. */
+function isUsable(gpu: HostSnapshot['gpus'][number]): string | undefined {
+  if (gpu.isDegraded) return 'is degraded: memory of a dead server did not come back yet';
+  if (gpu.health === 'lost') return 'is lost: the driver does not answer';
+  if (gpu.health === 'unreadable' || gpu.health === 'absent') return `is ${gpu.health} for nvidia-smi`;
+  return undefined;
+}
+
+/** Moving a model off takes about as long as bringing it back from host RAM. Only where the free VRAM is not enough. */
+function evictMs(snapshot: HostSnapshot, model: ModelStatus): number {
+  const needMiB = Math.max(model.loadedMiB, model.peakMiB) - model.heldMiB;
+  if (needMiB <= freeVramMiB(snapshot)) return 0;
+  const residents = snapshot.models.filter((one) => one !== model && one.heldMiB > 0 && !one.isPinned);
+  return residents.length === 0 ? 0 : Math.min(...residents.map(({ wakeMs }) => wakeMs));
+}
+
+function because(reason: string | undefined): string {
+  return reason === undefined || reason === '' ? '' : `: ${reason}`;
+}

@@ -1,0 +1,29 @@
+import type { AppError } from '../../shared/errors.ts';
+import type { HostSnapshot } from '../../shared/host-snapshot.ts';
+import type { Tls } from '../../shared/http-client.ts';
+
+/** One configured host: `url` is `ws://host:port` or `wss://host:port`, without a path. */
+export type HostConfig = { name: string; url: string; token: string; tls?: Tls };
+
+/** Durations of the bridge; the same object in configuration and tests, so that tests can scale it. */
+export type BridgeTimes = {
+  pingEveryMs: number;
+  silenceMs: number;
+  offerEveryMs: number;
+  reconnectFirstMs: number;
+  reconnectMaxMs: number;
+};
+
+export type LinkState =
+  { kind: 'connecting' } | { kind: 'up'; latencyMs: number } | { kind: 'down'; error: AppError; retryInMs: number };
+
+/** What the bridge knows of one host now. The snapshot stays when the link goes down; `statusAgeMs` tells how old it is. */
+export type HostView = {
+  name: string;
+  url: string;
+  link: LinkState;
+  snapshot: HostSnapshot | undefined;
+  statusAgeMs: number;
+  /** How long a result of this host takes to arrive, observed; 0 until one did. */
+  transferMs: number;
+};

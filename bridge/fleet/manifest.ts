@@ -1,0 +1,99 @@
+import { open, copyFile, readFile, rename, writeFile } from 'node:fs/promises';
+import type { FileHandle } from 'node:fs/promises';
+import { dirname } from 'node:path';
+import type { ManifestLine } from './manifest-lines.ts';
+import { readLines } from './manifest-lines.ts';
+
+/**
+ * The durable record of one batch: append-only JSONL with one writer, the holder of the batch's lock. Other processes read
+ * it whole at any time. Lines that are appended together, or while a sync runs, share one fsync.
+ */
+export class Manifest implements AsyncDisposable {
+  readonly #file: FileHandle;
+  #waiting: { text: string; isSynced: boolean; resolve: () => void; reject: (error: unknown) => void }[] = [];
+  #writing: Promise<void> | undefined;
+
+  private constructor(file: FileHandle) {
+    this.#file = file;
+  }
+
+  /** A new manifest. When this resolves, the lines and the file's name survive a power cut. */
+  static async create(path: string, lines: readonly ManifestLine[]): Promise<Manifest> {
+    const manifest = new Manifest(await open(path, 'ax', 0o600));
+    await manifest.append(lines);
+    await syncDirectory(dirname(path));
+    await syncDirectory(dirname(dirname(path)));
+    return manifest;
+  }
+
+  /** An existing one, to go on with. A torn last line is ended; one with damaged lines is kept aside and cleaned. */
+  static async resume(path: string): Promise<{ manifest: Manifest; lines: ManifestLine[]; damaged: number }> {
+    const text = await readFile(path, 'utf8');
+    const { lines, damaged } = readLines(text);
+    if (damaged > 0) {
+      await copyFile(path, `${path}.corrupt-${Date.now()}`);
+      const clean = `${path}.clean-${process.pid}`;
+      await writeFile(clean, lines.map(toText).join(''), { mode: 0o600, flush: true });
+      await rename(clean, path);
+      await syncDirectory(dirname(path));
+    }
+    const manifest = new Manifest(await open(path, 'a', 0o600));
+    if (damaged === 0 && text !== '' && !text.endsWith('\n')) await manifest.#file.appendFile('\n');
+    return { manifest, lines, damaged };
+  }
+
+  /** Resolves when the lines are on the disk. */
+  append(lines: readonly ManifestLine[]): Promise<void> {
+    return this.#enqueue(lines, true);
+  }
+
+  /** For lines that only inform others: written soon, in order, and not synced. */
+  note(line: ManifestLine): Promise<void> {
+    return this.#enqueue([line], false);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    while (this.#writing !== undefined) await this.#writing;
+    await this.#file.close().catch(() => undefined); // closed twice: nothing is left to lose
+  }
+
+  #enqueue(lines: readonly ManifestLine[], isSynced: boolean): Promise<void> {
+    const text = lines.map(toText).join('');
+    return new Promise((resolve, reject) => {
+      this.#waiting.push({ text, isSynced, resolve, reject });
+      this.#writing ??= this.#writeAll();
+    });
+  }
+
+  /** Never rejects: each failure goes to those who wait for the lines. */
+  async #writeAll(): Promise<void> {
+    while (this.#waiting.length > 0) {
+      const batch = this.#waiting;
+      this.#waiting = [];
+      try {
+        await this.#file.appendFile(batch.map(({ text }) => text).join(''));
+        if (batch.some(({ isSynced }) => isSynced)) await this.#file.datasync();
+        for (const { resolve } of batch) resolve();
+      } catch (error) {
+        for (const { reject } of batch) reject(error);
+      }
+    }
+    // In the same tick as the last look at the queue: later, a line that came in between would wait for nobody.
+    this.#writing = undefined;
+  }
+}
+
+/** Makes names in a directory survive a power cut. Windows has no such call and keeps its own journal. */
+export async function syncDirectory(path: string): Promise<void> {
+  if (process.platform === 'win32') return;
+  const directory = await open(path, 'r');
+  try {
+    await directory.sync();
+  } finally {
+    await directory.close();
+  }
+}
+
+function toText(line: ManifestLine): string {
+  return `${JSON.stringify(line)}\n`;
+}

@@ -1,0 +1,85 @@
+import type { JobClass, JobRequest } from '../../shared/job.ts';
+import { megapixelsOf } from '../../shared/job.ts';
+import type { OfferLine } from '../../shared/protocol.ts';
+import { workUnits } from '../../shared/service-time.ts';
+import type { ServiceTime } from '../../shared/service-time.ts';
+import type { PlanRules } from './batch-plan.ts';
+
+export type OfferedJob = { class: JobClass; request: JobRequest; rules: PlanRules };
+
+/** Waiting jobs that no host can tell apart, added up; with 10,000 jobs and 50 hosts each job is looked at once. */
+export type OfferGroup = {
+  model: string;
+  class: JobClass;
+  rules: PlanRules;
+  count: number;
+  units: number;
+  longestUnits: number;
+  maxMegapixels: number;
+};
+
+/** The longest offer a frame may carry. */
+const MAX_LINES = 200;
+
+export function groupWaiting(waiting: readonly OfferedJob[]): OfferGroup[] {
+  const groups = new Map<PlanRules, Map<string, OfferGroup>>();
+  for (const { request, class: jobClass, rules } of waiting) {
+    const alike = groups.get(rules) ?? new Map<string, OfferGroup>();
+    groups.set(rules, alike);
+    const { model } = request;
+    const units = workUnits(request);
+    const key = keyOf({ model, class: jobClass });
+    const group = alike.get(key);
+    alike.set(key, {
+      model,
+      class: jobClass,
+      rules,
+      count: (group?.count ?? 0) + 1,
+      units: (group?.units ?? 0) + units,
+      longestUnits: Math.max(group?.longestUnits ?? 0, units),
+      maxMegapixels: Math.max(group?.maxMegapixels ?? 0, megapixelsOf(request)),
+    });
+  }
+  return [...groups.values()].flatMap((alike) => [...alike.values()]);
+}
+
+/**
+ * The offer for one host: a line for each model and class with waiting work. `groups` is the work this host may get,
+ * `inFlight` all of this bridge's jobs on all hosts; a model that the host has not is left out.
+ */
+export function offerLines(o: {
+  groups: readonly OfferGroup[];
+  inFlight: readonly { class: JobClass; model: string }[];
+  serviceOf: (model: string) => ServiceTime | undefined;
+}): OfferLine[] {
+  const lines = new Map<string, OfferLine>();
+  for (const group of o.groups) {
+    const service = o.serviceOf(group.model);
+    if (service === undefined) continue;
+    const line = lines.get(keyOf(group));
+    lines.set(keyOf(group), {
+      model: group.model,
+      class: group.class,
+      count: (line?.count ?? 0) + group.count,
+      workMs: Math.round((line?.workMs ?? 0) + service.fixedMs * group.count + service.unitMs * group.units),
+      longestMs: Math.round(Math.max(line?.longestMs ?? 0, service.fixedMs + service.unitMs * group.longestUnits)),
+      maxMegapixels: Math.max(line?.maxMegapixels ?? 0, group.maxMegapixels),
+      inFlight: 0,
+    });
+  }
+  for (const job of o.inFlight) {
+    const line = lines.get(keyOf(job));
+    if (line !== undefined) line.inFlight += 1;
+  }
+  return [...lines.values()].slice(0, MAX_LINES);
+}
+
+/** True when the two offers have lines for different models or classes: then an agent must know at once. */
+export function isOtherOffer(a: readonly OfferLine[], b: readonly OfferLine[]): boolean {
+  const keys = new Set(b.map(keyOf));
+  return a.length !== b.length || a.some((line) => !keys.has(keyOf(line)));
+}
+
+function keyOf(o: { class: JobClass; model: string }): string {
+  return `${o.class} ${o.model}`;
+}

@@ -1,0 +1,88 @@
+import './stdout-guard.ts';
+import { Command } from 'commander';
+import { ConfigError } from '../shared/config-file.ts';
+import { Bridge } from './bridge.ts';
+import { loadConfig } from './config.ts';
+import type { BridgeConfig, BridgeFlags } from './config.ts';
+import { serveStdio } from './mcp/stdio.ts';
+import { packageVersion } from './version.ts';
+
+/** Exit codes of sysexits.h, as far as they are used. */
+const UNAVAILABLE = 69;
+const BAD_CONFIG = 78;
+
+const program = new Command('gantry')
+  .description('Image models on all of your GPU hosts, as if they were one.')
+  .version(packageVersion);
+
+program
+  .command('bridge')
+  .description('serve an MCP client on stdin and stdout')
+  .option('--config <file>', 'bridge.yaml to use')
+  .option('--output-dir <directory>', 'where images are saved')
+  .action(async (flags: BridgeFlags) => {
+    const config = configOrExit(flags);
+    const bridge = new Bridge(config);
+    await serveStdio(bridge.server, { detach: () => bridge.detach() });
+    // Not left to the end of the last handle: a socket to a host that is gone can stay open for minutes.
+    process.exit(0);
+  });
+
+program
+  .command('status')
+  .description('one screen of the fleet')
+  .option('--config <file>', 'bridge.yaml to use')
+  .option('--json', 'as JSON, for programs')
+  .action(async ({ json, ...flags }: BridgeFlags & { json?: boolean }) => {
+    const { printStatus } = await import('./cli/status.ts');
+    const config = configOrExit(flags);
+    await using bridge = new Bridge(config);
+    const isAnyUp = await printStatus(await bridge.openFleet(), {
+      isJson: json === true,
+      columns: process.stdout.columns,
+      write: (text) => process.stdout.write(text),
+    });
+    process.exitCode = isAnyUp ? 0 : UNAVAILABLE;
+  });
+
+const config = program.command('config').description('look at the configuration');
+
+config
+  .command('check')
+  .description('say which file is read and every problem in it')
+  .option('--config <file>', 'bridge.yaml to use')
+  .action((flags: BridgeFlags) => {
+    const { file, hosts } = configOrExit(flags);
+    const names = hosts.map(({ name }) => name).join(', ') || 'none';
+    process.stdout.write(`${file ?? 'No bridge.yaml'}: no problem found. Hosts: ${names}.\n`);
+  });
+
+config
+  .command('schema')
+  .description('print the JSON Schema of bridge.yaml')
+  .action(async () => {
+    const { configSchema } = await import('./config.ts');
+    process.stdout.write(`${JSON.stringify(configSchema(), null, 2)}\n`);
+  });
+
+void main();
+
+function configOrExit(flags: BridgeFlags): BridgeConfig {
+  try {
+    return loadConfig(flags);
+  } catch (error) {
+    if (!(error instanceof ConfigError)) throw error;
+    process.stderr.write(`${error.problems.map((problem) => `gantry: ${problem}`).join('\n')}\n`);
+    process.exit(BAD_CONFIG);
+  }
+}
+
+/** CommonJS, which the bundle is, has no await at the top. Nothing is above this that could see a failure. */
+async function main(): Promise<void> {
+  try {
+    await program.parseAsync();
+  } catch (error) {
+    process.stderr.write(`gantry: ${error instanceof Error ? error.message : String(error)}\n`);
+    process.exitCode = 1;
+  }
+}

@@ -1,0 +1,129 @@
+import { dirname } from 'node:path';
+import { AppError, isErrorCode } from '../../shared/errors.ts';
+import type { BatchView, JobView } from '../fleet/batch-view.ts';
+import { previewsOf } from '../output/preview.ts';
+import type { Preview } from '../output/preview.ts';
+import { writeOnce } from '../output/results-file.ts';
+import { activityOf } from './activity.ts';
+import type { Json } from './results.ts';
+import type { ToolSettings } from './tool.ts';
+import { seconds } from './units.ts';
+
+const MAX_RESULTS = 20;
+const QUOTED = 80;
+
+/** `status` of an answer; a batch of which nothing came out is a failure and has none. */
+export function statusOf(view: BatchView): 'running' | 'success' | 'partial' | 'cancelled' {
+  return view.state === 'failed' ? 'partial' : view.state;
+}
+
+/** The end of a call whose work goes on: the ids to ask with, and how far it is. */
+export function runningAnswer(view: BatchView): { sentence: string; json: Json; previews: Preview[] } {
+  const [only] = view.jobs;
+  const id = view.total === 1 && only !== undefined ? only.jobId : view.batchId;
+  return {
+    sentence: `Still running (${activityOf(view)}). The work goes on; ask with get_job, id ${id}.`,
+    json: { status: 'running', ...(view.total === 1 && { job_id: id }), batch_id: view.batchId, ...progressJson(view) },
+    previews: [],
+  };
+}
+
+/** How far a batch, or one job of it, is. */
+export function progressJson(view: BatchView, job = view.total === 1 ? view.jobs[0] : undefined): Json {
+  const running = job ?? view.jobs.find(({ state }) => state === 'running');
+  return {
+    progress: {
+      step: running?.progress.step ?? 0,
+      total_steps: running?.progress.steps ?? 0,
+      completed: view.completed,
+      failed: view.failed,
+      cancelled: view.cancelled,
+      total: view.total,
+    },
+    eta_seconds: view.etaMs === null ? null : seconds(view.etaMs),
+    queue_position: job?.state === 'waiting' ? waitingAhead(view, job) : null,
+    ...(job?.host !== undefined && { host: job.host }),
+    activity: activityOf(view),
+  };
+}
+
+/** The first results and failures of a batch; the others are in its results file. */
+export function resultsJson(view: BatchView): Json[] {
+  const done = view.jobs.filter((job) => job.state === 'done').slice(0, MAX_RESULTS);
+  const failed = view.jobs.filter((job) => job.state === 'failed').slice(0, MAX_RESULTS);
+  return [...done, ...failed].sort((a, b) => a.index - b.index).map((job) => resultJson(job, { promptLength: QUOTED }));
+}
+
+/** All results as JSONL beside the images, for a batch that is over and too large for an answer. */
+export async function resultsFile(view: BatchView): Promise<string | undefined> {
+  const first = view.jobs.find((job) => job.filePath !== undefined)?.filePath;
+  if (view.state === 'running' || view.total <= MAX_RESULTS || first === undefined) return undefined;
+  const lines = view.jobs.map((job) => JSON.stringify(resultJson(job, { promptLength: Infinity })));
+  return writeOnce({
+    directory: dirname(first),
+    name: `batch_${view.batchId}.jsonl`,
+    text: `${lines.join('\n')}\n`,
+  });
+}
+
+export function qualityJson(view: BatchView): Json {
+  if (view.quality === undefined) return {};
+  const { makespanMs, lowerBoundMs, ratio, jobsByHost, swaps } = view.quality;
+  return {
+    quality: {
+      makespan_seconds: seconds(makespanMs),
+      lower_bound_seconds: seconds(lowerBoundMs),
+      ratio: Math.round(ratio * 1_000) / 1_000,
+      images_per_host: jobsByHost,
+      ...(swaps !== undefined && { swaps }),
+    },
+  };
+}
+
+/** Throws what made a batch fail: its first error, with what was tried. */
+export function throwIfFailed(view: BatchView): void {
+  const job = view.jobs.find(({ state }) => state === 'failed');
+  if (view.state !== 'failed' || job === undefined) return;
+  const { code, message } = job.error ?? { code: 'INTERNAL', message: 'The job failed without a reason.' };
+  const tried = [...new Set(job.attempts.map(({ host }) => host))];
+  const where = tried.length === 0 ? '' : ` Tried on ${tried.join(', ')} (${job.attempts.length} attempts).`;
+  const all = view.total === 1 ? '' : ` All ${view.total} images of batch ${view.batchId} failed; this was the first.`;
+  throw new AppError(isErrorCode(code) ? code : 'ENGINE_FAILED', `${message}${where}${all}`);
+}
+
+/** Previews of what is done, unless the call or the configuration wants none. */
+export async function previewsFor(
+  jobs: readonly JobView[],
+  o: { asked: 'inline' | 'none' | undefined; settings: ToolSettings },
+): Promise<{ previews: Preview[]; notes: string[] }> {
+  if ((o.asked ?? o.settings.preview) === 'none') return { previews: [], notes: [] };
+  const paths = jobs.flatMap((job) => (job.state === 'done' ? [job.previewPath ?? job.filePath ?? []].flat() : []));
+  return previewsOf(paths);
+}
+
+export function plural(count: number, word: string): string {
+  return `${count} ${word}${count === 1 ? '' : 's'}`;
+}
+
+function resultJson(job: JobView, { promptLength }: { promptLength: number }): Json {
+  const prompt = job.prompt.length <= promptLength ? job.prompt : `${job.prompt.slice(0, promptLength - 1)}…`;
+  return {
+    index: job.index,
+    job_id: job.jobId,
+    prompt,
+    seed: job.seed,
+    ...(job.host !== undefined && { host: job.host }),
+    ...(job.filePath !== undefined && { file_path: job.filePath }),
+    ...(job.result !== undefined && { generation_time_seconds: seconds(job.result.runMs) }),
+    ...(job.timings !== undefined && {
+      started_seconds: seconds(job.timings.startedInMs),
+      finished_seconds: seconds(job.timings.endedInMs),
+    }),
+    ...(job.error !== undefined && { error: `${job.error.code}: ${job.error.message}` }),
+    ...(job.state === 'cancelled' && { cancelled: true }),
+  };
+}
+
+function waitingAhead(view: BatchView, job: JobView): number {
+  return view.jobs.filter(({ state, index }) => state === 'waiting' && index < job.index).length;
+}

@@ -1,0 +1,51 @@
+import { AppError } from '../../shared/errors.ts';
+import { nearest } from '../../shared/nearest.ts';
+import type { HostView } from '../fleet/host-view.ts';
+
+/** PURE. A host that can be asked now. */
+export type ConnectedHost = HostView & { snapshot: NonNullable<HostView['snapshot']> };
+
+/** The hosts a call is about: the named one, or all. An unknown name is refused with those there are. */
+export function namedHosts(hosts: readonly HostView[], name: string | undefined): readonly HostView[] {
+  if (hosts.length === 0) throw noHosts();
+  if (name === undefined) return hosts;
+  const host = hosts.find((candidate) => candidate.name === name);
+  if (host !== undefined) return [host];
+  const names = hosts.map((candidate) => candidate.name);
+  const near = nearest(name, names);
+  const hint = near === undefined ? '' : ` Did you mean ${near}?`;
+  throw new AppError('INVALID_ARGUMENT', `Unknown host '${name}'.${hint} Known hosts: ${names.join(', ')}.`);
+}
+
+/** Those of the named hosts that are connected; if none is, the reason of each. */
+export function connectedHosts(hosts: readonly HostView[], name: string | undefined): readonly ConnectedHost[] {
+  const named = namedHosts(hosts, name);
+  const connected = named.flatMap((host) =>
+    host.link.kind === 'up' && host.snapshot !== undefined ? [{ ...host, snapshot: host.snapshot }] : [],
+  );
+  if (connected.length > 0) return connected;
+  const [only] = named;
+  const reasons = named.map((host) => `${host.name} (${host.url}): ${linkProblem(host)}`).join(' ');
+  if (named.length === 1 && only?.link.kind === 'down') throw new AppError(only.link.error.code, reasons);
+  throw new AppError('NO_HOST', `No host is connected. ${reasons} Check with the server_health tool.`);
+}
+
+/** Why a host cannot be asked, with its code. */
+export function linkProblem({ link, snapshot }: HostView): string {
+  switch (link.kind) {
+    case 'connecting':
+      return 'still connecting. Try again in a few seconds.';
+    case 'up':
+      return snapshot === undefined ? 'connected, but it has not reported its state yet.' : 'connected.';
+    case 'down':
+      return `${link.error.code}: ${link.error.message} Next attempt in ${Math.ceil(link.retryInMs / 1_000)} s.`;
+  }
+}
+
+function noHosts(): AppError {
+  return new AppError(
+    'NO_HOST',
+    'No host is configured. Add the name, url and token of a GPU host under `hosts` in bridge.yaml ' +
+      'and restart the bridge; `gantry config check` shows which file is read.',
+  );
+}

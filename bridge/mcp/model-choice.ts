@@ -1,0 +1,92 @@
+import { AppError } from '../../shared/errors.ts';
+import type { ModelStatus } from '../../shared/host-snapshot.ts';
+import type { ModelId } from '../../shared/job.ts';
+import type { Capability } from '../../shared/model-profile.ts';
+import { nearest } from '../../shared/nearest.ts';
+import type { ConnectedHost } from './hosts.ts';
+
+export type ChosenModel = { id: ModelId; status: ModelStatus; note: string | undefined };
+
+export type ModelWish = {
+  /** Id, id without its revision, or alias; undefined where the call names none. */
+  asked: string | undefined;
+  /** From bridge.yaml, for calls that name none. */
+  configured: string | undefined;
+  capability: Capability;
+};
+
+/**
+ * PURE. The model of a call: the one it names, else the configured default, else the capable model that most hosts have,
+ * ties by name. The note says which, where the call did not.
+ */
+export function chooseModel(
+  hosts: readonly ConnectedHost[],
+  { asked, configured, capability }: ModelWish,
+): ChosenModel {
+  if (asked !== undefined) return { ...findModel(hosts, asked), note: undefined };
+  if (configured !== undefined) {
+    const model = findModel(hosts, configured);
+    return { ...model, note: `No model was named: ${model.id} is the configured default.` };
+  }
+  const [best, ...others] = capableModels(hosts, capability);
+  if (best === undefined) {
+    throw new AppError(
+      'MODEL_UNKNOWN',
+      `No connected host has a model that can ${capability} images. Known models: ${knownNames(hosts)}. ` +
+        'Configure one in agent.yaml of a host; list_hosts shows which hosts are connected.',
+    );
+  }
+  const why = others.length === 0 ? `the only one that can ${capability}` : `on the most hosts (${best.hostCount})`;
+  return { id: best.id, status: best.status, note: `No model was named: ${best.id} was chosen, ${why}.` };
+}
+
+/** The model somebody means, by id, by repository, or by alias. */
+export function findModel(hosts: readonly ConnectedHost[], name: string): { id: ModelId; status: ModelStatus } {
+  const all = hosts.flatMap(({ snapshot }) => snapshot.models);
+  const status =
+    all.find(({ model }) => model === name) ??
+    all.find(({ model }) => repositoryOf(model) === name) ??
+    all.find(({ alias }) => alias === name) ??
+    all.find(({ model, alias }) => [model, repositoryOf(model), alias].some((text) => sameText(text, name)));
+  if (status !== undefined) return { id: status.model, status };
+  const near = nearest(
+    name,
+    all.flatMap(({ model, alias }) => [repositoryOf(model), alias]),
+  );
+  const hint = near === undefined ? '' : ` Did you mean ${near}?`;
+  throw new AppError(
+    'MODEL_UNKNOWN',
+    `Model '${name}' is configured on no connected host.${hint} Known models: ${knownNames(hosts)}.`,
+  );
+}
+
+/** Every model of these hosts with how many have it, most first, then by name. */
+export function capableModels(
+  hosts: readonly ConnectedHost[],
+  capability: Capability,
+): { id: ModelId; status: ModelStatus; hostCount: number }[] {
+  const found = new Map<ModelId, { id: ModelId; status: ModelStatus; hostCount: number }>();
+  for (const { snapshot } of hosts) {
+    for (const status of snapshot.models) {
+      if (!status.profile.capabilities.includes(capability)) continue;
+      const known = found.get(status.model) ?? { id: status.model, status, hostCount: 0 };
+      found.set(status.model, { ...known, hostCount: known.hostCount + 1 });
+    }
+  }
+  return [...found.values()].sort((a, b) => b.hostCount - a.hostCount || (a.id < b.id ? -1 : 1));
+}
+
+function knownNames(hosts: readonly ConnectedHost[]): string {
+  const names = new Set(
+    hosts.flatMap(({ snapshot }) => snapshot.models.map(({ model, alias }) => `${model} (${alias})`)),
+  );
+  return names.size === 0 ? 'none' : [...names].sort().join(', ');
+}
+
+function repositoryOf(model: ModelId): string {
+  return model.split('@', 1)[0] ?? model;
+}
+
+function sameText(a: string, b: string): boolean {
+  return a.toLowerCase() === b.toLowerCase();
+}

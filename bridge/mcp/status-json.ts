@@ -1,0 +1,132 @@
+import { z } from 'zod';
+import type { GpuStatus, HostSnapshot, ModelStateKind, ModelStatus } from '../../shared/host-snapshot.ts';
+import type { HostView } from '../fleet/host-view.ts';
+import { gb, knownGb, seconds } from './units.ts';
+
+/** PURE. One GPU in the words of the tools; a value that it does not report is left out. */
+export const GpuJson = z.object({
+  gpu_name: z.string(),
+  index: z.int(),
+  total_vram_gb: z.number().optional(),
+  used_vram_gb: z.number().optional(),
+  free_vram_gb: z.number().optional(),
+  ours_vram_gb: z.number(),
+  foreign: z.array(z.object({ pid: z.int(), name: z.string(), used_gb: z.number() })),
+  utilisation_percent: z.number().optional(),
+  temperature_c: z.number().optional(),
+  power_w: z.number().optional(),
+  health: z.string(),
+  age_seconds: z.number(),
+  is_stale: z.boolean(),
+  is_degraded: z.boolean(),
+});
+
+export const ModelJson = z.object({
+  model: z.string(),
+  alias: z.string(),
+  state: z.string(),
+  model_location: z.string(),
+  detail: z.string().optional(),
+  vram_gb: z.number(),
+  idle_time: z.number(),
+  stays_away_seconds: z.number().optional(),
+  statistics: z.object({
+    jobs_done: z.int(),
+    total_loads: z.int(),
+    gpu_to_cpu: z.int(),
+    full_releases: z.int(),
+  }),
+});
+
+export const HostGpuJson = z.object({
+  host: z.string(),
+  status: z.string(),
+  problem: z.string().optional(),
+  is_simulated: z.boolean().optional(),
+  status_age_seconds: z.number().optional(),
+  host_ram_free_gb: z.number().optional(),
+  gpus: z.array(GpuJson),
+  models: z.array(ModelJson),
+  recommended_max_concurrent: z.int(),
+});
+
+/** A job needs about this much beside the model, by the predecessors' rule of thumb; more than four never helped. */
+const MIB_PER_JOB = 2 * 1024;
+const MOST_CONCURRENT = 4;
+
+export function hostGpuJson(host: HostView, problem: string | undefined): z.input<typeof HostGpuJson> {
+  const { snapshot } = host;
+  const head = { host: host.name, status: host.link.kind, ...(problem !== undefined && { problem }) };
+  if (snapshot === undefined) return { ...head, gpus: [], models: [], recommended_max_concurrent: 0 };
+  return {
+    ...head,
+    is_simulated: snapshot.isSimulated,
+    status_age_seconds: seconds(host.statusAgeMs),
+    host_ram_free_gb: gb(snapshot.memory.freeMiB),
+    gpus: snapshot.gpus.map((gpu) => gpuJson(gpu, host.statusAgeMs)),
+    models: snapshot.models.map(modelJson),
+    recommended_max_concurrent: recommendedConcurrent(snapshot),
+  };
+}
+
+/** Where a model's weights are, in the words of the predecessors. */
+export function modelLocation(state: ModelStateKind): 'GPU' | 'CPU' | 'Unloaded' {
+  switch (state) {
+    case 'ready':
+    case 'loading':
+    case 'offloading':
+    case 'unknown':
+      return 'GPU';
+    case 'offloaded':
+      return 'CPU';
+    case 'released':
+    case 'releasing':
+    case 'failed':
+      return 'Unloaded';
+  }
+}
+
+/** How many images at once are worth asking for: what the free VRAM carries, never more than there are slots. */
+export function recommendedConcurrent({ gpus, models }: HostSnapshot): number {
+  const slots = models.reduce((sum, model) => sum + model.slots.length, 0);
+  const free = Math.max(0, ...gpus.map(({ freeMiB }) => freeMiB ?? 0));
+  return Math.min(slots, Math.max(1, Math.min(MOST_CONCURRENT, Math.floor(free / MIB_PER_JOB))));
+}
+
+function gpuJson(gpu: GpuStatus, statusAgeMs: number): z.input<typeof GpuJson> {
+  return {
+    gpu_name: gpu.name,
+    index: gpu.index,
+    total_vram_gb: knownGb(gpu.totalMiB),
+    used_vram_gb: knownGb(gpu.usedMiB),
+    free_vram_gb: knownGb(gpu.freeMiB),
+    ours_vram_gb: gb(gpu.oursMiB),
+    foreign: gpu.foreign.map(({ pid, name, usedMiB }) => ({ pid, name, used_gb: gb(usedMiB) })),
+    utilisation_percent: gpu.utilisationPercent ?? undefined,
+    temperature_c: gpu.temperatureC ?? undefined,
+    power_w: gpu.powerW ?? undefined,
+    health: gpu.health,
+    age_seconds: seconds(gpu.ageMs + statusAgeMs),
+    is_stale: gpu.health === 'stale',
+    is_degraded: gpu.isDegraded,
+  };
+}
+
+function modelJson(model: ModelStatus): z.input<typeof ModelJson> {
+  return {
+    model: model.model,
+    alias: model.alias,
+    state: model.state,
+    model_location: modelLocation(model.state),
+    ...(model.detail !== undefined && { detail: model.detail }),
+    vram_gb: gb(model.heldMiB),
+    idle_time: seconds(model.idleMs),
+    ...(model.heldAwayMs > 0 && { stays_away_seconds: seconds(model.heldAwayMs) }),
+    statistics: {
+      jobs_done: model.jobsDone,
+      total_loads: model.loads,
+      gpu_to_cpu: model.offloads,
+      full_releases: model.releases,
+    },
+  };
+}

@@ -1,0 +1,133 @@
+import { basename } from 'node:path';
+import { z } from 'zod';
+import { freezeGenerate } from '../../../shared/parameters.ts';
+import type { GenerateRequest } from '../../../shared/job.ts';
+import type { BatchView } from '../../fleet/batch-view.ts';
+import { formatOfName, safeName } from '../../output/file-names.ts';
+import { outputDirectory } from '../../output/roots.ts';
+import { previewsFor, runningAnswer, throwIfFailed } from '../answers.ts';
+import {
+  aspectRatio,
+  common,
+  drawSeed,
+  guidance,
+  negativePrompt,
+  outputDir,
+  prompt,
+  side,
+  steps,
+} from '../arguments.ts';
+import { connectedHosts } from '../hosts.ts';
+import { makeImages } from '../making.ts';
+import { chooseModel } from '../model-choice.ts';
+import type { ImageAnswer, ToolContext } from '../tool.ts';
+import { defineImageTool, MAKES } from '../tool.ts';
+import { seconds } from '../units.ts';
+
+const input = z.strictObject({
+  prompt,
+  negative_prompt: negativePrompt,
+  width: side.describe('Pixels; default from the model'),
+  height: side,
+  aspect_ratio: aspectRatio,
+  num_inference_steps: steps,
+  guidance_scale: guidance,
+  filename: z.string().min(1).max(1_000).optional().describe('Default: time and hash'),
+  output_dir: outputDir,
+  ...common,
+});
+
+export const generateImage = defineImageTool({
+  name: 'generate_image',
+  title: 'Generate an image',
+  description:
+    'Generate one image from a text prompt on one of your GPU hosts and save it as a file. The best host is chosen; ' +
+    'parameters left out come from the model. Answers the path and a small preview, or `status: running` with a job_id ' +
+    'for get_job. Files are never overwritten. For several images use batch_generate.',
+  annotations: MAKES,
+  input,
+  run,
+});
+
+async function run(args: z.output<typeof input>, context: ToolContext): Promise<ImageAnswer> {
+  const { settings } = context;
+  const roots = await context.roots();
+  const directory = await outputDirectory({ asked: args.output_dir, configured: settings.outputDir, roots });
+  const fleet = await context.fleet();
+  const hosts = connectedHosts(fleet.hosts(), args.host);
+  const model = chooseModel(hosts, { asked: args.model, configured: settings.defaultModel, capability: 'generate' });
+  const format = args.format ?? formatOfName(args.filename ?? '') ?? 'png';
+  const { request, notes } = freezeGenerate({ ...args, format }, model.status.profile, {
+    model: model.id,
+    seed: args.seed ?? drawSeed(),
+    profileFrom: model.status.profileFrom,
+  });
+  const name = args.filename === undefined ? undefined : safeName(args.filename, format);
+  const view = await makeImages(
+    {
+      kind: 'generate',
+      class: 'interactive',
+      jobs: [{ index: 0, request, directory, name }],
+      order: 'longest-first',
+      maxConcurrent: undefined,
+      host: args.host,
+    },
+    { fleet, context, waitSeconds: args.wait_seconds },
+  );
+  const said = [...(model.note === undefined ? [] : [model.note]), ...notes, ...renamed(args.filename, name)];
+  return answer(view, { request, notes: said, preview: args.preview, context });
+}
+
+async function answer(
+  view: BatchView,
+  o: { request: GenerateRequest; notes: string[]; preview: 'inline' | 'none' | undefined; context: ToolContext },
+): Promise<ImageAnswer> {
+  throwIfFailed(view);
+  if (view.state === 'running') {
+    const running = runningAnswer(view);
+    return { ...running, json: { ...running.json, parameters_used: parametersUsed(o.request), notes: o.notes } };
+  }
+  const [job] = view.jobs;
+  if (job?.result === undefined || job.filePath === undefined) {
+    return {
+      sentence: 'Cancelled before the image was finished; nothing was saved.',
+      json: { status: 'cancelled', job_id: job?.jobId, batch_id: view.batchId },
+      previews: [],
+    };
+  }
+  const { result } = job;
+  const { previews, notes } = await previewsFor(view.jobs, { asked: o.preview, settings: o.context.settings });
+  return {
+    sentence: `Saved 1 image: ${basename(job.filePath)}, ${result.width}x${result.height}, made by ${job.host ?? 'a host'}.`,
+    json: {
+      status: 'success',
+      file_path: job.filePath,
+      job_id: job.jobId,
+      generation_time_seconds: seconds(result.runMs),
+      parameters_used: { ...parametersUsed(o.request), width: result.width, height: result.height },
+      host: job.host,
+      gpu: result.gpu,
+      routing: job.routing ?? `${job.host ?? 'the host'} was free.`,
+      notes: [...o.notes, ...result.notes, ...notes],
+    },
+    previews,
+  };
+}
+
+function parametersUsed(request: GenerateRequest) {
+  return {
+    model: request.model,
+    prompt: request.prompt,
+    negative_prompt: request.negativePrompt?.trim() === '' ? undefined : request.negativePrompt,
+    width: request.width,
+    height: request.height,
+    steps: request.steps,
+    guidance_scale: request.guidance.value,
+    seed: request.seed,
+  };
+}
+
+function renamed(asked: string | undefined, name: string | undefined): string[] {
+  if (asked === undefined || name === undefined || asked === name) return [];
+  return [`The file is called ${name}: of filename only a safe name counts, with the extension of the format.`];
+}

@@ -1,0 +1,132 @@
+import { z } from 'zod';
+import { pause } from '../../../shared/abort.ts';
+import { AppError } from '../../../shared/errors.ts';
+import type { BatchView, JobView } from '../../fleet/batch-view.ts';
+import type { Fleet } from '../../fleet/fleet.ts';
+import { activityOf, fractionOf } from '../activity.ts';
+import {
+  plural,
+  previewsFor,
+  progressJson,
+  qualityJson,
+  resultsFile,
+  resultsJson,
+  statusOf,
+  throwIfFailed,
+} from '../answers.ts';
+import { waitSeconds } from '../arguments.ts';
+import type { ImageAnswer, ToolContext } from '../tool.ts';
+import { defineImageTool, READS } from '../tool.ts';
+import { seconds } from '../units.ts';
+
+/** Batches of other processes are read from their manifests, which announce nothing. */
+const LOOK_EVERY_MS = 200;
+
+const input = z.strictObject({
+  id: z.string().min(1).max(100).describe('job_id or batch_id'),
+  wait_seconds: waitSeconds.describe('Wait this long for the end; default 0'),
+});
+
+export const getJob = defineImageTool({
+  name: 'get_job',
+  title: 'Look at a job or batch',
+  description:
+    'How far a job or batch is, with its results so far: state, steps, time left, files, errors. Use it after a tool ' +
+    'answered `status: running`; wait_seconds lets it wait for the end. Reading only.',
+  annotations: READS,
+  input,
+  run,
+});
+
+async function run(args: z.output<typeof input>, context: ToolContext): Promise<ImageAnswer> {
+  const fleet = await context.fleet();
+  const view = await viewOf(args.id, { fleet, context, waitMs: (args.wait_seconds ?? 0) * 1_000 });
+  const job = view.jobs.find(({ jobId }) => jobId === args.id);
+  const shown = job === undefined ? view : onlyJob(view, job);
+  throwIfFailed(shown);
+  const { previews, notes } =
+    shown.state === 'running'
+      ? { previews: [], notes: [] }
+      : await previewsFor(shown.jobs, { asked: undefined, settings: context.settings });
+  const file = job === undefined ? await resultsFile(view) : undefined;
+  return {
+    sentence: sentenceOf(shown),
+    json: {
+      status: statusOf(shown),
+      state: job === undefined ? view.state : jobStateWord(job),
+      ...(job !== undefined && { job_id: job.jobId }),
+      batch_id: view.batchId,
+      kind: view.kind,
+      created_at: view.createdAt,
+      ...progressJson(shown, job),
+      elapsed_seconds: seconds(view.elapsedMs),
+      results: resultsJson(shown),
+      ...(file !== undefined && { results_file: file }),
+      ...(job === undefined ? qualityJson(view) : { routing: job.routing }),
+      notes: [...(job?.result?.notes ?? []), ...notes],
+    },
+    previews,
+  };
+}
+
+/** The batch of an id, at its end or when the wait is over. A call that is taken back ends only the waiting. */
+async function viewOf(
+  id: string,
+  { fleet, context, waitMs }: { fleet: Fleet; context: ToolContext; waitMs: number },
+): Promise<BatchView> {
+  const startedMs = performance.now();
+  while (true) {
+    const view = fleet.find(id);
+    if (view === undefined) {
+      throw new AppError('JOB_NOT_FOUND', `No job or batch has the id ${id}. Ids are kept for 72 hours. Check the id.`);
+    }
+    context.progress(activityOf(view), fractionOf(view));
+    const job = view.jobs.find(({ jobId }) => jobId === id);
+    const isOver = job === undefined ? view.state !== 'running' : onlyJob(view, job).state !== 'running';
+    if (isOver || performance.now() - startedMs >= waitMs) return view;
+    await pause(Math.min(LOOK_EVERY_MS, waitMs), context.signal);
+    context.signal.throwIfAborted();
+  }
+}
+
+/** A batch reduced to one of its jobs. */
+function onlyJob(view: BatchView, job: JobView): BatchView {
+  const is = (state: JobView['state']): number => (job.state === state ? 1 : 0);
+  const { quality: _, ...rest } = view;
+  return {
+    ...rest,
+    jobs: [job],
+    total: 1,
+    completed: is('done'),
+    failed: is('failed'),
+    cancelled: is('cancelled'),
+    state: is('done') ? 'success' : is('failed') ? 'failed' : is('cancelled') ? 'cancelled' : 'running',
+    etaMs: view.total === 1 ? view.etaMs : null,
+  };
+}
+
+function jobStateWord(job: JobView): 'waiting' | 'running' | 'success' | 'failed' | 'cancelled' {
+  switch (job.state) {
+    case 'waiting':
+    case 'taking':
+    case 'accepted':
+    case 'unsure':
+      return 'waiting';
+    case 'running':
+    case 'fetching':
+    case 'saving':
+      return 'running';
+    case 'done':
+      return 'success';
+    case 'failed':
+    case 'cancelled':
+      return job.state;
+  }
+}
+
+function sentenceOf(view: BatchView): string {
+  if (view.state === 'running') return `Running: ${activityOf(view)}.`;
+  const failed = view.failed > 0 ? `, ${view.failed} failed` : '';
+  const cancelled = view.cancelled > 0 ? `, ${view.cancelled} cancelled` : '';
+  return `Ended: ${plural(view.completed, 'image')} saved${failed}${cancelled}.`;
+}

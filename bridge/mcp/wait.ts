@@ -1,0 +1,40 @@
+import { Deadline } from '../../shared/abort.ts';
+import type { Batch } from '../fleet/batch.ts';
+import type { BatchView } from '../fleet/batch-view.ts';
+import { activityOf, fractionOf } from './activity.ts';
+import type { ToolContext } from './tool.ts';
+
+/** setTimeout knows no longer time than this, 24 days. */
+const LONGEST_MS = 2 ** 31 - 1;
+
+/** The end of the batch, or its state when the client's patience ends. A call that is taken back takes the batch with it. */
+export async function waitForBatch(
+  batch: Batch,
+  context: ToolContext,
+  { waitSeconds }: { waitSeconds: number | undefined },
+): Promise<BatchView> {
+  const tell = (): void => {
+    const view = batch.view();
+    context.progress(activityOf(view), fractionOf(view));
+  };
+  tell();
+  const stopTelling = batch.onChange(tell);
+  using patience = new Deadline({ ms: patienceMs(context, waitSeconds), signal: context.signal });
+  try {
+    return await batch.wait(patience.signal);
+  } catch (error) {
+    if (context.signal.aborted) {
+      if (context.cancelReason() === 'asked') await batch.cancel();
+      throw error;
+    }
+    if (patience.isExpired) return batch.view();
+    throw error;
+  } finally {
+    stopTelling();
+  }
+}
+
+/** What the caller asked for, else what its client is known to wait. */
+export function patienceMs({ syncWaitMs }: Pick<ToolContext, 'syncWaitMs'>, waitSeconds: number | undefined): number {
+  return Math.min(waitSeconds === undefined ? syncWaitMs : waitSeconds * 1_000, LONGEST_MS);
+}

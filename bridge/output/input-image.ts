@@ -1,0 +1,60 @@
+import { createHash } from 'node:crypto';
+import { constants } from 'node:fs';
+import type { FileHandle } from 'node:fs/promises';
+import { open } from 'node:fs/promises';
+import { AppError } from '../../shared/errors.ts';
+import type { ImageFormat } from '../../shared/job.ts';
+import { LIMITS } from '../../shared/protocol.ts';
+import { imageKind } from './image-bytes.ts';
+
+export type InputImage = { path: string; sha256: string; bytes: number; format: ImageFormat };
+
+/**
+ * Looks at a picture to edit: PNG, JPEG or WebP by its first bytes, and not too large. Anything else is refused here,
+ * so that no other file of the laptop ever reaches a host. `path` was already checked against the allowed roots.
+ */
+export async function readInputImage(path: string): Promise<InputImage> {
+  const file = await openRegular(path);
+  try {
+    const { size } = await file.stat();
+    if (size > LIMITS.inputBytes.value) {
+      throw invalid(
+        path,
+        `it has ${mebibytes(size)} MiB and ${mebibytes(LIMITS.inputBytes.value)} MiB is the most`,
+        'Make it smaller.',
+      );
+    }
+    const content = await file.readFile();
+    const kind = imageKind(content);
+    if (kind === undefined) throw invalid(path, 'it is not an image', 'Give a PNG, JPEG or WebP file.');
+    if ('refused' in kind) throw invalid(path, `it is a ${kind.refused} file`, 'Export it as PNG, JPEG or WebP first.');
+    const sha256 = createHash('sha256').update(content).digest('hex');
+    return { path, sha256, bytes: content.length, format: kind.format };
+  } finally {
+    await file.close();
+  }
+}
+
+async function openRegular(path: string): Promise<FileHandle> {
+  let file: FileHandle;
+  try {
+    // The path is a real one: a link in its last place appeared after the check. NONBLOCK: a pipe must not hang the tool.
+    file = await open(path, constants.O_RDONLY | (constants.O_NOFOLLOW ?? 0) | (constants.O_NONBLOCK ?? 0));
+  } catch (error) {
+    const code = error instanceof Error && 'code' in error ? String(error.code) : '';
+    if (code === 'ENOENT')
+      throw new AppError('INPUT_INVALID', `Image file not found: ${path}. Check the path.`, { cause: error });
+    throw invalid(path, `it cannot be opened (${code})`, 'Check its permissions.');
+  }
+  if ((await file.stat()).isFile()) return file;
+  await file.close();
+  throw invalid(path, 'it is not a file', 'Give the path of one image.');
+}
+
+function invalid(path: string, why: string, next: string): AppError {
+  return new AppError('INPUT_INVALID', `Image ${path} cannot be used: ${why}. ${next}`);
+}
+
+function mebibytes(bytes: number): string {
+  return (bytes / 1024 ** 2).toFixed(1).replace(/\.0$/, '');
+}

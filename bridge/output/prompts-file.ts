@@ -1,0 +1,100 @@
+import { open } from 'node:fs/promises';
+import { extname } from 'node:path';
+import { AppError } from '../../shared/errors.ts';
+
+const MAX_BYTES = 10 * 1024 ** 2;
+const MAX_PROMPTS = 10_000;
+
+/**
+ * The prompts of a file: .txt has one on each line, .csv a column `prompt` (or one column), .jsonl a text or an object with
+ * `prompt` on each line. Empty lines do not count. `path` was already checked against the allowed roots.
+ */
+export async function readPromptsFile(path: string): Promise<string[]> {
+  const read = READERS[extname(path).toLowerCase()];
+  if (read === undefined) throw invalid(path, 'only .txt, .csv and .jsonl files are read');
+  const prompts = read(path, await readText(path)).filter((prompt) => prompt.trim() !== '');
+  if (prompts.length === 0) throw invalid(path, 'it has no prompts');
+  if (prompts.length > MAX_PROMPTS) {
+    throw invalid(path, `it has ${prompts.length} prompts and ${MAX_PROMPTS} are the most. Split it`);
+  }
+  return prompts;
+}
+
+const READERS: Record<string, (path: string, text: string) => string[]> = {
+  '.txt': (_, text) => text.split('\n').map((line) => line.trim()),
+  '.csv': csvPrompts,
+  '.jsonl': jsonlPrompts,
+};
+
+async function readText(path: string): Promise<string> {
+  let bytes: Buffer;
+  try {
+    const file = await open(path, 'r');
+    try {
+      const stat = await file.stat();
+      if (!stat.isFile()) throw invalid(path, 'it is not a file');
+      if (stat.size > MAX_BYTES) throw invalid(path, `it is larger than ${MAX_BYTES / 1024 ** 2} MiB`);
+      bytes = await file.readFile();
+    } finally {
+      await file.close();
+    }
+  } catch (error) {
+    if (error instanceof AppError) throw error;
+    const code = error instanceof Error && 'code' in error ? String(error.code) : String(error);
+    throw invalid(path, code === 'ENOENT' ? 'there is no such file' : `it cannot be read (${code})`);
+  }
+  try {
+    return new TextDecoder('utf-8', { fatal: true }).decode(bytes).replaceAll('\r\n', '\n'); // also drops a byte order mark
+  } catch {
+    throw invalid(path, 'it is not UTF-8 text');
+  }
+}
+
+function csvPrompts(path: string, text: string): string[] {
+  const [header, ...rows] = csvRows(text);
+  if (header === undefined) return [];
+  const column = header.findIndex((name) => name.trim().toLowerCase() === 'prompt');
+  if (column >= 0) return rows.map((row) => row[column]?.trim() ?? '');
+  if ([header, ...rows].every((row) => row.length === 1))
+    return [header, ...rows].map(([prompt = '']) => prompt.trim());
+  throw invalid(path, 'it has several columns and none is called prompt');
+}
+
+/** Fields between commas; in quotes they may hold commas, line ends and doubled quotes. */
+function csvRows(text: string): string[][] {
+  const rows: string[][] = [[]];
+  const field = /(?:"((?:[^"]|"")*)"|([^",\n]*))(,|\n|$)/gy;
+  for (let match = field.exec(text); match !== null; match = field.exec(text)) {
+    const [, quoted, plain = '', end] = match;
+    rows.at(-1)?.push(quoted === undefined ? plain : quoted.replaceAll('""', '"'));
+    if (field.lastIndex >= text.length) break;
+    if (end === '\n') rows.push([]);
+  }
+  return rows;
+}
+
+function jsonlPrompts(path: string, text: string): string[] {
+  return text.split('\n').flatMap((line, index) => {
+    if (line.trim() === '') return [];
+    const prompt = promptOf(line);
+    if (prompt === undefined)
+      throw invalid(path, `line ${index + 1} is neither a text nor an object with a text \`prompt\``);
+    return [prompt];
+  });
+}
+
+function promptOf(line: string): string | undefined {
+  try {
+    const value: unknown = JSON.parse(line);
+    if (typeof value === 'string') return value;
+    return typeof value === 'object' && value !== null && 'prompt' in value && typeof value.prompt === 'string'
+      ? value.prompt
+      : undefined;
+  } catch {
+    return undefined; // the caller names the line
+  }
+}
+
+function invalid(path: string, why: string): AppError {
+  return new AppError('INVALID_ARGUMENT', `prompts_file ${path} cannot be used: ${why}.`);
+}

@@ -1,0 +1,149 @@
+import { mkdir, open, realpath, statfs, unlink } from 'node:fs/promises';
+import { basename, dirname, isAbsolute, join, parse, relative, resolve, sep } from 'node:path';
+import { AppError } from '../../shared/errors.ts';
+import { isDeviceName } from './file-names.ts';
+import { partPath } from './image-file.ts';
+
+/** Where tools may read pictures and write images: real paths, and what relative paths and `~` mean. */
+export type Roots = { home: string; cwd: string; allowed: readonly string[] };
+
+export type RootOptions = {
+  home: string;
+  cwd: string;
+  /** `roots` of bridge.yaml: replaces home and working directory, so it can be tighter or wider. */
+  configured: readonly string[] | undefined;
+  /** `output_dir` of bridge.yaml: whoever wrote it there meant it. */
+  outputDir: string | undefined;
+  /** Directories the client says belong to the project; they add, never replace. */
+  offered?: readonly string[];
+};
+
+/** Below these, and below names with a leading dot, programs keep keys and settings: never read or written by a tool. */
+const PRIVATE_PARTS = new Set(['appdata', 'library']);
+
+/** The directories that tools may touch. Those that do not exist yet count with the real path of their nearest ancestor. */
+export async function findRoots({ home, cwd, configured, outputDir, offered = [] }: RootOptions): Promise<Roots> {
+  const own = configured ?? [home, ...(isProjectDirectory(cwd, home) ? [cwd] : [])];
+  const added = offered.filter((path) => isProjectDirectory(path, home));
+  const all = [...own, ...(outputDir === undefined ? [] : [outputDir]), ...added];
+  const allowed = await Promise.all(all.map((path) => realPathOf(resolve(cwd, expandHome(path, home)))));
+  return { home, cwd, allowed: [...new Set(allowed)] };
+}
+
+/**
+ * The real path of what the caller named, or PATH_DENIED: links are followed first, so that neither `..` nor a link nor a
+ * directory whose name merely begins like a root leads outside.
+ */
+export async function allowedPath(asked: string, roots: Roots): Promise<string> {
+  refuseOddPaths(asked);
+  const path = await realPathOf(resolve(roots.cwd, expandHome(asked, roots.home)));
+  const root = roots.allowed.find((candidate) => isInside(path, candidate));
+  if (root === undefined) {
+    throw new AppError(
+      'PATH_DENIED',
+      `${asked} is outside the allowed directories. Allowed are ${roots.allowed.join(', ')}. ` +
+        'Choose a path there, or add its directory to `roots` in bridge.yaml.',
+    );
+  }
+  const hidden = relative(root, path).split(sep).find(isPrivatePart);
+  if (hidden !== undefined) {
+    throw new AppError(
+      'PATH_DENIED',
+      `${asked} leads through ${hidden}. Hidden directories, AppData and Library are never used. ` +
+        'Choose another path, or add exactly this directory to `roots` in bridge.yaml.',
+    );
+  }
+  return path;
+}
+
+/** The directory for images: from the call, else from the configuration, else a sensible place. Not yet created. */
+export async function outputDirectory(o: {
+  asked: string | undefined;
+  configured: string | undefined;
+  roots: Roots;
+}): Promise<string> {
+  return allowedPath(o.asked ?? o.configured ?? defaultDirectory(o.roots), o.roots);
+}
+
+/** Room that is left free beside the images: other programs need the disk too. */
+const SPARE_BYTES = 200 * 1024 ** 2;
+
+/** Proves that images can be saved here, before a GPU works for them: makes the directory and a file in it, looks at the space. */
+export async function checkWritable(directory: string, { needBytes }: { needBytes: number }): Promise<void> {
+  const probe = partPath(directory);
+  try {
+    await mkdir(directory, { recursive: true });
+    await (await open(probe, 'wx')).close();
+    await unlink(probe);
+  } catch (error) {
+    const code = error instanceof Error && 'code' in error ? String(error.code) : String(error);
+    if (code === 'ENOSPC' || code === 'EDQUOT') throw diskFull(directory, 'none', error);
+    throw new AppError(
+      'PATH_DENIED',
+      `${directory} cannot be written (${code}). Choose another output_dir, or change its permissions.`,
+      { cause: error },
+    );
+  }
+  const { bavail, bsize } = await statfs(directory);
+  const free = bavail * bsize;
+  if (free < 3 * needBytes + SPARE_BYTES) throw diskFull(directory, `${Math.floor(free / 1024 ** 2)} MiB`);
+}
+
+function diskFull(directory: string, free: string, cause?: unknown): AppError {
+  const next = 'Nothing was generated. Free some space, ask for fewer images, or choose another output_dir.';
+  return new AppError('DISK_FULL', `Too little space is left in ${directory} (${free}). ${next}`, { cause });
+}
+
+/** `./generated_images` where the working directory is a project of the user's, else the pictures folder. */
+function defaultDirectory({ cwd, home }: Roots): string {
+  const isBelowHome = isInside(cwd, home) && resolve(cwd) !== resolve(home);
+  const hasPrivatePart = relative(home, cwd).split(sep).some(isPrivatePart);
+  return isBelowHome && !hasPrivatePart ? join(cwd, 'generated_images') : join(home, 'Pictures', 'gantry');
+}
+
+/** Clients start the bridge in `/` or a system directory too; such a place, or one above home, must not open everything. */
+function isProjectDirectory(path: string, home: string): boolean {
+  const full = resolve(path);
+  if (full === resolve(home)) return true;
+  const isAboveHome = full === parse(full).root || isInside(home, full);
+  return !isAboveHome && !full.split(sep).some(isPrivatePart);
+}
+
+function refuseOddPaths(asked: string): void {
+  const refuse = (why: string): never => {
+    throw new AppError('PATH_DENIED', `${JSON.stringify(asked)} is not a usable path: ${why}`);
+  };
+  if (asked.trim() === '') refuse('it is empty. Give the path of a file or directory.');
+  if (asked.includes('\0')) refuse('it contains a NUL character.');
+  if (/^[a-z][a-z0-9+.-]+:/i.test(asked)) refuse('URLs are not read. Save the file first and give its path.');
+  if (/^[\\/]{2}/.test(asked)) refuse('network and device paths are not used. Map it to a directory first.');
+  const device = asked.split(/[/\\]/).find(isDeviceName);
+  if (device !== undefined) refuse(`${device} is the name of a device on Windows. Choose another name.`);
+}
+
+/** Real path of the nearest ancestor that exists, with the rest appended. */
+async function realPathOf(path: string): Promise<string> {
+  try {
+    return await realpath(path);
+  } catch (error) {
+    const parent = dirname(path);
+    const isMissing = error instanceof Error && 'code' in error && ['ENOENT', 'ENOTDIR'].includes(String(error.code));
+    if (!isMissing || parent === path)
+      throw new AppError('PATH_DENIED', `${path} cannot be resolved.`, { cause: error });
+    return join(await realPathOf(parent), basename(path));
+  }
+}
+
+function isInside(path: string, root: string): boolean {
+  const rest = relative(root, path);
+  return rest === '' || (rest !== '..' && !rest.startsWith(`..${sep}`) && !isAbsolute(rest));
+}
+
+function isPrivatePart(part: string): boolean {
+  return (part.startsWith('.') && part !== '.' && part !== '..') || PRIVATE_PARTS.has(part.toLowerCase());
+}
+
+function expandHome(path: string, home: string): string {
+  if (path === '~') return home;
+  return path.startsWith('~/') || path.startsWith('~\\') ? join(home, path.slice(2)) : path;
+}

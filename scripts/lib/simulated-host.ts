@@ -1,0 +1,166 @@
+import { execa } from 'execa';
+import { mkdir, writeFile } from 'node:fs/promises';
+import { join, resolve } from 'node:path';
+import { createInterface } from 'node:readline';
+import { stringify } from 'yaml';
+
+/** One model as it stands in agent.yaml; `args` may carry the simulator's own flags. */
+export type SimulatedModel = {
+  engine: 'vllm-omni' | 'step1x-edit';
+  model: string;
+  args?: readonly string[];
+  [key: string]: unknown;
+};
+
+export type SimulatedHostOptions = {
+  name: string;
+  /** Everything of this host lives below here: ledger, configuration, state, logs. */
+  directory: string;
+  gpus: readonly { name: string; totalMiB: number }[];
+  models: Readonly<Record<string, SimulatedModel>>;
+  /** Other keys of agent.yaml. */
+  config?: Readonly<Record<string, unknown>>;
+};
+
+const DIST = resolve('dist');
+
+/**
+ * A GPU host without a GPU: the real `gantry-agent` as a process of its own, with a simulated nvidia-smi and simulated
+ * engine programs that share one ledger of VRAM. The agent is not told; it finds programs under the usual names.
+ */
+export class SimulatedHost implements AsyncDisposable {
+  readonly name: string;
+  readonly directory: string;
+  readonly ledger: string;
+  readonly token: string;
+  readonly #options: SimulatedHostOptions;
+  #agent: ReturnType<typeof spawnAgent> | undefined;
+  #port = 0;
+  /** Every line the agent logged, newest last. */
+  readonly log: string[] = [];
+
+  private constructor(options: SimulatedHostOptions, token: string) {
+    this.name = options.name;
+    this.directory = options.directory;
+    this.ledger = join(options.directory, 'ledger');
+    this.token = token;
+    this.#options = options;
+  }
+
+  /** Writes the host's files, creates a token and starts its agent; resolves once the agent listens. */
+  static async start(options: SimulatedHostOptions): Promise<SimulatedHost> {
+    const ledger = join(options.directory, 'ledger');
+    await mkdir(ledger, { recursive: true });
+    const gpus = options.gpus.map((gpu, index) => ({ ...gpu, index, uuid: `GPU-${options.name}-${index}` }));
+    await writeFile(join(ledger, 'gpus.json'), JSON.stringify(gpus));
+    await writeConfig(options, 0);
+    const added = await execa('node', [
+      join(DIST, 'gantry-agent.mjs'),
+      'tokens',
+      'add',
+      'simulation',
+      '--config',
+      configPath(options),
+    ]);
+    const host = new SimulatedHost(options, added.stdout.trim());
+    await host.startAgent();
+    return host;
+  }
+
+  get url(): string {
+    return `ws://127.0.0.1:${this.#port}`;
+  }
+
+  get pid(): number {
+    const pid = this.#agent?.pid;
+    if (pid === undefined) throw new Error(`the agent of ${this.name} does not run`);
+    return pid;
+  }
+
+  /** Starts the agent, on the port it had before if it had one. */
+  async startAgent(): Promise<void> {
+    await writeConfig(this.#options, this.#port);
+    const agent = spawnAgent(this.#options, this.ledger);
+    this.#agent = agent;
+    const lines = createInterface({ input: agent.stdout });
+    this.#port = await new Promise<number>((listening, failed) => {
+      lines.on('line', (line) => {
+        this.log.push(line);
+        const port = portOf(line);
+        if (port !== undefined) listening(port);
+      });
+      lines.once('close', () =>
+        failed(new Error(`the agent of ${this.name} ended:\n${this.log.slice(-5).join('\n')}`)),
+      );
+    });
+  }
+
+  /** Ends the agent: SIGTERM as systemd would, or SIGKILL as a crash. Resolves with its exit code when it is gone. */
+  async stopAgent(signal: 'SIGTERM' | 'SIGKILL' = 'SIGTERM'): Promise<number | undefined> {
+    const agent = this.#agent;
+    if (agent === undefined) return undefined;
+    this.#agent = undefined;
+    agent.kill(signal);
+    return (await agent).exitCode;
+  }
+
+  /** What the host's nvidia-smi prints. */
+  async nvidiaSmi(...args: string[]): Promise<string> {
+    const { stdout } = await execa(join(DIST, 'sim', 'nvidia-smi'), args, { env: { GANTRY_SIM_LEDGER: this.ledger } });
+    return stdout;
+  }
+
+  /** Pids among the compute apps: every process that holds VRAM on this host. */
+  async computePids(): Promise<number[]> {
+    const rows = await this.nvidiaSmi('--query-compute-apps=pid', '--format=csv,noheader,nounits');
+    return rows.split('\n').filter(Boolean).map(Number);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.stopAgent();
+  }
+}
+
+function spawnAgent(options: SimulatedHostOptions, ledger: string) {
+  return execa('node', [join(DIST, 'gantry-agent.mjs'), 'run', '--config', configPath(options)], {
+    env: { GANTRY_SIM_LEDGER: ledger, PATH: `${join(DIST, 'sim')}:${process.env['PATH'] ?? ''}` },
+    stdin: 'ignore',
+    stdout: 'pipe',
+    stderr: 'inherit',
+    buffer: false,
+    reject: false,
+  });
+}
+
+function configPath({ directory }: SimulatedHostOptions): string {
+  return join(directory, 'agent.yaml');
+}
+
+async function writeConfig(options: SimulatedHostOptions, port: number): Promise<void> {
+  const { name, directory, models, config } = options;
+  const env = { GANTRY_SIM_LEDGER: join(directory, 'ledger'), GANTRY_SIM_HOST: name };
+  const entries = Object.entries(models).map(([alias, { env: own, ...model }]) => [
+    alias,
+    { command: commandOf(model.engine), ...model, env: { ...env, ...(typeof own === 'object' ? own : {}) } },
+  ]);
+  const yaml = stringify({
+    listen: `127.0.0.1:${port}`,
+    state_dir: join(directory, 'state'),
+    log_dir: join(directory, 'logs'),
+    models: Object.fromEntries(entries) as Record<string, unknown>, // fromEntries of mixed tuples is `any` by its own types
+    ...config,
+  });
+  await writeFile(configPath(options), yaml);
+}
+
+function commandOf(engine: SimulatedModel['engine']): string[] {
+  return engine === 'vllm-omni' ? [join(DIST, 'sim', 'vllm-omni'), 'serve'] : [join(DIST, 'sim', 'step1x-edit')];
+}
+
+function portOf(line: string): number | undefined {
+  if (!line.includes('"listening"')) return undefined;
+  const event: unknown = JSON.parse(line);
+  return typeof event === 'object' && event !== null && 'port' in event && typeof event.port === 'number'
+    ? event.port
+    : undefined;
+}

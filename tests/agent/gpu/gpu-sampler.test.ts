@@ -1,0 +1,164 @@
+import { chmod, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join, resolve } from 'node:path';
+import { pino } from 'pino';
+import { expect, test, vi } from 'vitest';
+import { GpuSampler } from '../../../agent/gpu/gpu-sampler.ts';
+import { pause } from '../../../shared/abort.ts';
+
+vi.setConfig({ testTimeout: 30_000 });
+
+const never = new AbortController().signal;
+const GOLDEN = resolve('tests/golden/nvidia-smi');
+
+/** A real program in place of nvidia-smi, and the sampler that runs it. `$DIR` is its directory. */
+class Stage implements AsyncDisposable {
+  readonly directory: string;
+  readonly sampler: GpuSampler;
+
+  private constructor(directory: string, silenceMs: number) {
+    this.directory = directory;
+    this.sampler = new GpuSampler({
+      nvidiaSmi: join(directory, 'nvidia-smi'),
+      sampleIntervalMs: 50,
+      silenceMs,
+      log: pino({ level: 'silent' }),
+      onSample: () => undefined,
+    });
+  }
+
+  static async open(script: string, { silenceMs = 10_000 } = {}): Promise<Stage> {
+    const directory = await mkdtemp(join(tmpdir(), 'gantry-smi-'));
+    if (script !== '') {
+      await writeFile(join(directory, 'nvidia-smi'), `#!/bin/sh\nDIR='${directory}'\nGOLDEN='${GOLDEN}'\n${script}\n`);
+      await chmod(join(directory, 'nvidia-smi'), 0o755);
+    }
+    return new Stage(directory, silenceMs);
+  }
+
+  async starts(): Promise<number> {
+    return (await readFile(join(this.directory, 'starts'), 'utf8').catch(() => '')).split('\n').length - 1;
+  }
+
+  async until(isSo: () => boolean | Promise<boolean>): Promise<void> {
+    const endMs = performance.now() + 15_000;
+    while (!(await isSo())) {
+      if (performance.now() > endMs) throw new Error(`not so in time: ${isSo.toString()}`);
+      await pause(10, never);
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.sampler[Symbol.asyncDispose]();
+    await rm(this.directory, { recursive: true, force: true });
+  }
+}
+
+const COUNT = 'echo x >> "$DIR/starts"';
+const IS_LOOP = 'case "$*" in *-lms*) ;; *) exit 9 ;; esac';
+
+test('reads one long-lived child, line by line', async () => {
+  await using stage = await Stage.open(`${COUNT}\nwhile cat "$GOLDEN/two-h100.csv"; do sleep 0.05; done`);
+  await stage.sampler.firstSample(never);
+  await stage.until(() => stage.sampler.readings().length === 2);
+  const [first] = stage.sampler.readings();
+  expect(first).toMatchObject({ index: 0, freeMiB: 55_614, health: 'ok' });
+  const before = first?.ageMs ?? 0;
+  await stage.until(() => (stage.sampler.readings()[0]?.ageMs ?? before) < 50);
+  expect(await stage.starts()).toBe(1);
+});
+
+test('takes the next rung when the driver does not know a field', async () => {
+  await using stage = await Stage.open(
+    `case "$*" in *memory.reserved*|*timestamp*) cat "$GOLDEN/unknown-field.txt"; exit 2 ;; esac\n` +
+      `while cat "$GOLDEN/minimal.csv"; do sleep 0.05; done`,
+  );
+  await stage.sampler.firstSample(never);
+  expect(stage.sampler.readings()).toMatchObject([{ name: 'Tesla K80', temperatureC: null, health: 'ok' }]);
+});
+
+test('replaces a child that has fallen silent; until then the values carry their age', async () => {
+  await using stage = await Stage.open(
+    `${COUNT}\ncat "$GOLDEN/two-h100.csv"\n[ "$(wc -l < "$DIR/starts")" -gt 1 ] || exec sleep 60\n` +
+      `while cat "$GOLDEN/two-h100.csv"; do sleep 0.05; done`,
+    { silenceMs: 1_500 },
+  );
+  await stage.sampler.firstSample(never);
+  await stage.until(() => stage.sampler.readings()[0]?.health === 'stale');
+  await stage.until(async () => (await stage.starts()) === 2 && stage.sampler.readings()[0]?.health === 'ok');
+});
+
+test('says that the program is absent, and goes on trying', async () => {
+  await using stage = await Stage.open('');
+  await stage.sampler.firstSample(never);
+  expect(stage.sampler.readings()).toEqual([]);
+  expect(stage.sampler.problem).toMatchObject({ health: 'absent' });
+});
+
+test('says that the driver is gone, on every GPU it knew', async () => {
+  await using stage = await Stage.open(
+    `[ ! -e "$DIR/broken" ] || { cat "$GOLDEN/no-driver.txt"; exit 9; }\n${IS_LOOP}\n` +
+      `cat "$GOLDEN/two-h100.csv"; touch "$DIR/broken"; sleep 0.05`,
+  );
+  await stage.sampler.firstSample(never);
+  await stage.until(() => stage.sampler.readings().every(({ health }) => health === 'unreadable'));
+  expect(stage.sampler.problem?.reason).toContain("couldn't communicate");
+});
+
+test('finds the one GPU that is lost, and keeps the other', async () => {
+  const uuid = 'GPU-1b2c3d4e-5f60-4711-8899-aabbccddeeff';
+  await using stage = await Stage.open(
+    `alive() { head -1 "$GOLDEN/two-h100.csv"; }\n` +
+      `case "$*" in *${uuid}*) cat "$GOLDEN/lost.txt"; exit 15 ;; *" -i "*-lms*) while alive; do sleep 0.05; done ;; ` +
+      `*" -i "*) alive; exit 0 ;; esac\ncat "$GOLDEN/two-h100.csv"; sleep 0.1; cat "$GOLDEN/lost.txt"; exit 15`,
+  );
+  await stage.sampler.firstSample(never);
+  await stage.until(
+    () =>
+      stage.sampler
+        .readings()
+        .map(({ health }) => health)
+        .join() === 'ok,lost',
+  );
+});
+
+test('gives a one-shot 3 s, and does not wait for who holds its pipe', async () => {
+  await using stage = await Stage.open(
+    `case "$*" in *-lms*) while cat "$GOLDEN/two-h100.csv"; do sleep 0.05; done ;; esac\n` +
+      `case "$*" in *compute-apps*) trap '' TERM; sleep 60 & wait ;; esac\n` +
+      `sleep 30 & cat "$GOLDEN/two-h100.csv"`,
+  );
+  await stage.sampler.firstSample(never);
+  const startMs = performance.now();
+  expect(await stage.sampler.sampleNow(never)).toHaveLength(2);
+  expect(performance.now() - startMs).toBeLessThan(3_000);
+  await expect(stage.sampler.computeApps(never)).rejects.toMatchObject({ code: 'GPU_LOST' });
+  expect(performance.now() - startMs).toBeLessThan(8_000);
+});
+
+test('shows the memory of the host where it is the memory of the GPU', async () => {
+  await using stage = await Stage.open(`while cat "$GOLDEN/unified-gb10.csv"; do sleep 0.05; done`);
+  await stage.sampler.firstSample(never);
+  const [reading] = stage.sampler.readings();
+  expect(reading?.totalMiB).toBeGreaterThan(100);
+  expect(reading?.freeMiB).toBeLessThanOrEqual(reading?.totalMiB ?? 0);
+});
+
+test('shows no memory where it may not be read', async () => {
+  await using stage = await Stage.open(`while cat "$GOLDEN/mig-parent.csv"; do sleep 0.05; done`);
+  await stage.sampler.firstSample(never);
+  expect(stage.sampler.readings()).toMatchObject([{ totalMiB: null, freeMiB: null, health: 'ok' }]);
+});
+
+test('reads the driver from the inventory, and from a short query where there is none', async () => {
+  const loop = `case "$*" in *-lms*) while cat "$GOLDEN/two-h100.csv"; do sleep 0.05; done ;; esac`;
+  const xml = '<nvidia_smi_log><driver_version>580.95.05</driver_version><gpu id="0"/></nvidia_smi_log>';
+  await using full = await Stage.open(`${loop}\ncase "$*" in "-q -x") echo '${xml}' ;; *) exit 2 ;; esac`);
+  expect(await full.sampler.inventory()).toEqual({ driver: '580.95.05' });
+  await using short = await Stage.open(
+    `${loop}\ncase "$*" in *driver_version*) echo 535.10 ;; *) echo oops >&2; exit 0 ;; esac`,
+  );
+  expect(await short.sampler.inventory()).toEqual({ driver: '535.10' });
+  await using none = await Stage.open(`${loop}\nexit 9`);
+  expect(await none.sampler.inventory()).toEqual({ driver: null });
+});

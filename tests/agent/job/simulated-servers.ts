@@ -1,0 +1,87 @@
+import { chmod, mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join, resolve } from 'node:path';
+import { GpuSampler } from '../../../agent/gpu/gpu-sampler.ts';
+import type { ConfiguredModel } from '../../../agent/model/configured-model.ts';
+import { Residency } from '../../../agent/model/residency.ts';
+import type { ExchangeOverrides } from './exchange-host.ts';
+import { ExchangeHost, log } from './exchange-host.ts';
+
+const TIMES = {
+  stopGraceMs: 400,
+  vramBackMs: 3_000,
+  startDeadlineMs: 10_000,
+  healthPollMs: 50,
+  retryFirstMs: 200,
+  moveAnswerMs: 8_000,
+  heldAwayMs: 600_000,
+};
+
+/** The real exchange on the real residency, with simulated engines and GPUs. */
+export class SimulatedServers implements AsyncDisposable {
+  readonly residency: Residency;
+  readonly host: ExchangeHost;
+  readonly #sampler: GpuSampler;
+  readonly #directory: string;
+
+  private constructor(o: { residency: Residency; host: ExchangeHost; sampler: GpuSampler; directory: string }) {
+    this.residency = o.residency;
+    this.host = o.host;
+    this.#sampler = o.sampler;
+    this.#directory = o.directory;
+  }
+
+  static async start(
+    models: readonly ConfiguredModel[],
+    { gpusMiB = [24_576], ...overrides }: ExchangeOverrides & { gpusMiB?: readonly number[] } = {},
+  ): Promise<SimulatedServers> {
+    const directory = await mkdtemp(join(tmpdir(), 'gantry-servers-'));
+    const nvidiaSmi = await simulateGpus(directory, gpusMiB);
+    const started: { host?: ExchangeHost } = {};
+    const onChange = (): void => started.host?.exchange.kick();
+    const sampler = new GpuSampler({
+      nvidiaSmi,
+      sampleIntervalMs: 100,
+      silenceMs: 10_000,
+      log,
+      onSample: () => undefined,
+    });
+    const places = { stateDir: directory, logDir: join(directory, 'logs'), reserveMiB: 512 };
+    const found = models.map((model) => withLedger(model, directory));
+    const residency = new Residency({ models: found, sampler, ...places, times: TIMES, log, onChange });
+    await residency.start(new AbortController().signal);
+    const host = await ExchangeHost.start(residency, overrides);
+    started.host = host;
+    return new SimulatedServers({ residency, host, sampler, directory });
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.host[Symbol.asyncDispose]();
+    await this.residency.shutdown({ graceMs: 200 });
+    await this.#sampler[Symbol.asyncDispose]();
+    await rm(this.#directory, { recursive: true, force: true, maxRetries: 3 });
+  }
+}
+
+async function simulateGpus(directory: string, gpusMiB: readonly number[]): Promise<string> {
+  const ledger = join(directory, 'ledger');
+  await mkdir(ledger, { recursive: true });
+  const gpus = gpusMiB.map((totalMiB, index) => ({
+    uuid: `GPU-${index}`,
+    index,
+    name: 'Simulated GPU',
+    totalMiB,
+    reservedMiB: 0,
+  }));
+  await writeFile(join(ledger, 'gpus.json'), JSON.stringify(gpus));
+  const smi = join(directory, 'nvidia-smi');
+  await writeFile(smi, `#!/bin/sh\nGANTRY_SIM_LEDGER='${ledger}' exec '${resolve('dist/sim/nvidia-smi')}' "$@"\n`);
+  await chmod(smi, 0o755);
+  return smi;
+}
+
+function withLedger(model: ConfiguredModel, directory: string): ConfiguredModel {
+  if (model.launch.kind === 'attached') return model;
+  const env = { ...model.launch.env, GANTRY_SIM_LEDGER: join(directory, 'ledger') };
+  return { ...model, launch: { ...model.launch, env } };
+}

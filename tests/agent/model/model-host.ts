@@ -1,0 +1,197 @@
+import { chmod, mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join, resolve } from 'node:path';
+import { pino } from 'pino';
+import { GpuSampler } from '../../../agent/gpu/gpu-sampler.ts';
+import type { ConfiguredModel } from '../../../agent/model/configured-model.ts';
+import { Residency } from '../../../agent/model/residency.ts';
+import { Ledger, startTimeOf } from '../../../scripts/sim/lib/ledger.ts';
+import { pause } from '../../../shared/abort.ts';
+import type { EditRequest, GenerateRequest } from '../../../shared/job.ts';
+import { PROFILES } from '../../../shared/profiles.ts';
+
+export const never = new AbortController().signal;
+
+const TIMES = {
+  stopGraceMs: 400,
+  vramBackMs: 3_000,
+  startDeadlineMs: 10_000,
+  healthPollMs: 50,
+  retryFirstMs: 200,
+  moveAnswerMs: 8_000,
+  heldAwayMs: 600_000,
+};
+
+export type HostOptions = {
+  gpusMiB?: readonly number[];
+  reserveMiB?: number;
+  times?: Partial<typeof TIMES>;
+  /** Another host's directory: what an agent finds that comes back. */
+  directory?: string;
+};
+
+/** A directory with simulated GPUs, and the real sampler and residency on them. */
+export class ModelHost implements AsyncDisposable {
+  readonly directory: string;
+  readonly sampler: GpuSampler;
+  readonly residency: Residency;
+  readonly ledger: Ledger;
+  readonly #isOwner: boolean;
+
+  private constructor(o: { directory: string; sampler: GpuSampler; residency: Residency; isOwner: boolean }) {
+    this.directory = o.directory;
+    this.sampler = o.sampler;
+    this.residency = o.residency;
+    this.ledger = new Ledger(join(o.directory, 'ledger'));
+    this.#isOwner = o.isOwner;
+  }
+
+  static async start(models: readonly ConfiguredModel[], options: HostOptions = {}): Promise<ModelHost> {
+    const directory = options.directory ?? (await mkdtemp(join(tmpdir(), 'gantry-model-')));
+    await simulateGpus(directory, options.gpusMiB ?? [24_576]);
+    const log = pino({ level: 'silent' });
+    const sampler = new GpuSampler({
+      nvidiaSmi: join(directory, 'bin/nvidia-smi'),
+      sampleIntervalMs: 100,
+      silenceMs: 10_000,
+      log,
+      onSample: () => undefined,
+    });
+    const residency = new Residency({
+      models: models.map((model) => withLedger(model, directory)),
+      sampler,
+      stateDir: directory,
+      logDir: join(directory, 'logs'),
+      reserveMiB: options.reserveMiB ?? 512,
+      times: { ...TIMES, ...options.times },
+      log,
+      onChange: () => undefined,
+    });
+    await residency.start(never);
+    return new ModelHost({ directory, sampler, residency, isOwner: options.directory === undefined });
+  }
+
+  usedMiB(gpu = 0): number {
+    return this.ledger.usedMiB(`GPU-${gpu}`);
+  }
+
+  /** Pids of simulated engines that live. */
+  pids(): number[] {
+    return this.ledger.entries().flatMap(({ pid, isAlive }) => (isAlive && pid !== process.pid ? [pid] : []));
+  }
+
+  /** Memory of a process that is not the agent's: this test's own. */
+  plant(usedMiB: number, gpu = 0): void {
+    const startTime = startTimeOf(process.pid) ?? '';
+    this.ledger.note({ pid: process.pid, startTime, gpuUuid: `GPU-${gpu}`, usedMiB, name: 'foreign' });
+  }
+
+  admit(slotId: string, megapixels = 0.25): ReturnType<Residency['admit']> {
+    return this.residency.admit(slotId, { megapixels, signal: never, onDetail: () => undefined });
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.residency.shutdown({ graceMs: 200 });
+    await this.sampler[Symbol.asyncDispose]();
+    if (this.#isOwner) await rm(this.directory, { recursive: true, force: true, maxRetries: 3 });
+  }
+}
+
+export function omni(
+  alias: string,
+  args: readonly string[] = [],
+  more: Partial<ConfiguredModel> = {},
+): ConfiguredModel {
+  const profile = PROFILES.find(({ model }) => model === 'Tongyi-MAI/Z-Image-Turbo');
+  if (profile === undefined) throw new Error('the profile is shipped');
+  return {
+    alias,
+    id: `test/${alias}`,
+    engine: 'vllm-omni',
+    profile,
+    profileFrom: 'configured',
+    capabilities: ['generate'],
+    launch: {
+      kind: 'owned',
+      command: [resolve('dist/sim/vllm-omni'), 'serve'],
+      args: ['--load-ms', '50', '--generate-ms', '50', '--sleep-ms', '10', '--weights-mib', '8000', ...args],
+      env: {},
+    },
+    gpuCount: 1,
+    replicas: 1,
+    vramMiB: 8_000,
+    offload: 'auto',
+    offloadAfterMs: null,
+    releaseAfterMs: null,
+    preload: false,
+    pin: false,
+    ...more,
+  };
+}
+
+export function step1x(args: readonly string[] = [], more: Partial<ConfiguredModel> = {}): ConfiguredModel {
+  const command = [resolve('dist/sim/step1x-edit')];
+  return omni('step1x', [], {
+    engine: 'step1x-edit',
+    capabilities: ['edit'],
+    launch: {
+      kind: 'owned',
+      command,
+      args: ['--load-ms', '50', '--generate-ms', '400', '--weights-mib', '8000', ...args],
+      env: {},
+    },
+    ...more,
+  });
+}
+
+export function generate(more: Partial<GenerateRequest> = {}): GenerateRequest {
+  return {
+    kind: 'generate',
+    model: 'test/a',
+    prompt: 'a red fox',
+    steps: 4,
+    guidance: { field: 'guidance_scale', value: 1 },
+    seed: 7,
+    format: 'png',
+    width: 128,
+    height: 96,
+    ...more,
+  };
+}
+
+export function edit(more: Partial<EditRequest> = {}): EditRequest {
+  const { width: _w, height: _h, ...request } = generate();
+  return { ...request, kind: 'edit', inputs: ['0'.repeat(64)], ...more };
+}
+
+/** Waits for a fact that nobody announces. */
+export async function until(isSo: () => boolean, withinMs = 20_000): Promise<void> {
+  const endMs = performance.now() + withinMs;
+  while (!isSo()) {
+    if (performance.now() > endMs) throw new Error(`not so after ${withinMs} ms: ${isSo.toString()}`);
+    await pause(10, never);
+  }
+}
+
+async function simulateGpus(directory: string, gpusMiB: readonly number[]): Promise<void> {
+  await mkdir(join(directory, 'ledger'), { recursive: true });
+  await mkdir(join(directory, 'bin'), { recursive: true });
+  const gpus = gpusMiB.map((totalMiB, index) => ({
+    uuid: `GPU-${index}`,
+    index,
+    name: 'Simulated GPU',
+    totalMiB,
+    reservedMiB: 0,
+  }));
+  await writeFile(join(directory, 'ledger/gpus.json'), JSON.stringify(gpus));
+  const smi = join(directory, 'bin/nvidia-smi');
+  const ledger = join(directory, 'ledger');
+  await writeFile(smi, `#!/bin/sh\nGANTRY_SIM_LEDGER='${ledger}' exec '${resolve('dist/sim/nvidia-smi')}' "$@"\n`);
+  await chmod(smi, 0o755);
+}
+
+function withLedger(model: ConfiguredModel, directory: string): ConfiguredModel {
+  if (model.launch.kind === 'attached') return model;
+  const env = { ...model.launch.env, GANTRY_SIM_LEDGER: join(directory, 'ledger') };
+  return { ...model, launch: { ...model.launch, env } };
+}

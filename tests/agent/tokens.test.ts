@@ -1,0 +1,107 @@
+import { execa } from 'execa';
+import { mkdtemp, readdir, readFile, rm, stat, utimes, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterEach, beforeEach, expect, test } from 'vitest';
+import { TokenStore } from '../../agent/tokens.ts';
+
+let stateDir: string;
+beforeEach(async () => {
+  stateDir = await mkdtemp(join(tmpdir(), 'gantry-tokens-'));
+});
+afterEach(() => rm(stateDir, { recursive: true, force: true }));
+
+const file = (): string => join(stateDir, 'tokens.json');
+
+test('a token is known by its text, which is written nowhere', async () => {
+  await using store = new TokenStore({ stateDir });
+  const text = await store.add({ name: 'laptop', role: 'operator' });
+  expect(text).toMatch(/^gantry_[\w-]{43}$/);
+  expect(await store.check(text)).toMatchObject({ role: 'operator' });
+  expect(await readFile(file(), 'utf8')).not.toContain(text.slice('gantry_'.length));
+  expect((await stat(file())).mode & 0o777).toBe(0o600);
+});
+
+test.each(['', 'x', 'gantry_', 'gantry_' + 'A'.repeat(43), 'y'.repeat(100_000), '\u0000'])(
+  'the text %j is no token, and no throw',
+  async (text) => {
+    await using store = new TokenStore({ stateDir });
+    await store.add({ name: 'laptop', role: 'operator' });
+    expect(await store.check(text)).toBeUndefined();
+  },
+);
+
+test('a token made or revoked by another process counts at the next look', async () => {
+  await using daemon = new TokenStore({ stateDir });
+  expect(await daemon.check('gantry_x')).toBeUndefined();
+  await using command = new TokenStore({ stateDir });
+  const text = await command.add({ name: 'laptop', role: 'viewer' });
+  const token = await daemon.check(text);
+  expect(token).toMatchObject({ role: 'viewer' });
+  await command.revoke('laptop');
+  await daemon.refresh();
+  expect(token && daemon.isValid(token)).toBe(false);
+  expect(await daemon.check(text)).toBeUndefined();
+});
+
+test('the last use is noted without losing what a command changed meanwhile', async () => {
+  await using daemon = new TokenStore({ stateDir });
+  const text = await daemon.add({ name: 'laptop', role: 'operator' });
+  await using command = new TokenStore({ stateDir });
+  await Promise.all([
+    daemon.check(text),
+    command.add({ name: 'desk', role: 'viewer' }),
+    command.add({ name: 'phone', role: 'viewer' }),
+  ]);
+  await daemon[Symbol.asyncDispose]();
+  const list = await command.list();
+  expect(list.map(({ name }) => name).sort()).toEqual(['desk', 'laptop', 'phone']);
+  expect(list.find(({ name }) => name === 'laptop')?.lastUsedAt).toMatch(/^20\d\d-/);
+});
+
+test('a change that a dead process left half done is in nobody’s way', async () => {
+  const ended = execa('node', ['--version']);
+  await ended;
+  await writeFile(`${file()}.lock`, String(ended.pid));
+  await writeFile(`${file()}.new`, '{"tok');
+  await using store = new TokenStore({ stateDir });
+  await store.add({ name: 'laptop', role: 'operator' });
+  expect(await store.list()).toHaveLength(1);
+  expect(await readdir(stateDir)).toEqual(['tokens.json']);
+});
+
+test('an old lock holds nothing, whoever has it', async () => {
+  await writeFile(`${file()}.lock`, '');
+  await utimes(`${file()}.lock`, 1, 1);
+  await using store = new TokenStore({ stateDir });
+  await store.add({ name: 'laptop', role: 'operator' });
+  expect(await readdir(stateDir)).toEqual(['tokens.json']);
+});
+
+test.each([
+  ['a name that is taken', 'laptop', 'There is already a token named laptop.'],
+  ['a name with a line break', 'a\nb', 'is not a name'],
+  ['an empty name', '', 'is not a name'],
+])('%s is refused and nothing changes', async (_, name, message) => {
+  await using store = new TokenStore({ stateDir });
+  await store.add({ name: 'laptop', role: 'operator' });
+  await expect(store.add({ name, role: 'viewer' })).rejects.toThrow(message);
+  expect(await store.list()).toHaveLength(1);
+});
+
+test('revoking an unknown name says which there are', async () => {
+  await using store = new TokenStore({ stateDir });
+  await store.add({ name: 'laptop', role: 'operator' });
+  await expect(store.revoke('laptpo')).rejects.toThrow('There is no token named laptpo. Known: laptop.');
+});
+
+test('a daemon hears of a token that a command revoked', async () => {
+  const revoked: string[] = [];
+  await using daemon = new TokenStore({ stateDir, onRevoked: (tokenId) => revoked.push(tokenId) });
+  await using command = new TokenStore({ stateDir });
+  const token = await daemon.check(await command.add({ name: 'laptop', role: 'operator' }));
+  await command.add({ name: 'desk', role: 'operator' });
+  await command.revoke('laptop');
+  await daemon.refresh();
+  expect(revoked).toEqual([token?.id]);
+});

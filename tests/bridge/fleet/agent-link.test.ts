@@ -1,0 +1,116 @@
+import { expect, test } from 'vitest';
+import { WebSocketServer } from 'ws';
+import { once } from 'node:events';
+import type { AddressInfo } from 'node:net';
+import { Laptop, opened, until } from './fleet-fixture.ts';
+import { ScriptedAgent } from './scripted-agent.ts';
+
+const never = new AbortController().signal;
+
+test('a link comes up with a snapshot, follows deltas, and measures its latency', async () => {
+  await using a = await ScriptedAgent.start('a');
+  await using laptop = await Laptop.create();
+  const fleet = await opened(laptop.fleet([a]));
+  expect(fleet.hosts()[0]).toMatchObject({
+    name: 'a',
+    link: { kind: 'up' },
+    snapshot: { hostname: 'a', isDraining: false },
+  });
+  a.script.snap = { isDraining: true };
+  a.status();
+  await until(() => fleet.hosts()[0]?.snapshot?.isDraining === true, 'the delta');
+  expect(a.helloes).toBe(1);
+});
+
+test('a gap in the deltas asks for everything anew', async () => {
+  await using a = await ScriptedAgent.start('a');
+  await using laptop = await Laptop.create();
+  const fleet = await opened(laptop.fleet([a]));
+  a.script.snap = { isDraining: true };
+  a.status({ isGap: true });
+  await a.until(() => a.helloes === 2);
+  await until(
+    () => fleet.hosts()[0]?.snapshot?.isDraining === true && fleet.hosts()[0]?.link.kind === 'up',
+    'snapshot',
+  );
+});
+
+test('a refused token is AUTH_FAILED, and is tried on slowly', async () => {
+  await using a = await ScriptedAgent.start('a', { token: 'right' });
+  await using laptop = await Laptop.create();
+  const fleet = await opened(laptop.fleet([{ ...a.config, token: 'wrong' }]));
+  const [view] = fleet.hosts();
+  expect(view?.link).toMatchObject({ kind: 'down', error: { code: 'AUTH_FAILED' } });
+  expect(view?.link.kind === 'down' && view.link.error.message).not.toContain('wrong');
+  await expect(fleet.request('a', 'model.load', { model: 'x' }, never)).rejects.toMatchObject({ code: 'AUTH_FAILED' });
+});
+
+test('a host that is not there is AGENT_UNREACHABLE with its address, and comes when it comes', async () => {
+  await using gone = await ScriptedAgent.start('a');
+  const { config } = gone;
+  gone.refuseWith = 500;
+  await using laptop = await Laptop.create();
+  const fleet = await opened(laptop.fleet([config, { name: 'b', url: 'ws://127.0.0.1:1', token: 't' }]));
+  const [a, b] = fleet.hosts();
+  expect(a?.link).toMatchObject({ kind: 'down', error: { code: 'AGENT_UNREACHABLE' } });
+  expect(b?.link.kind === 'down' && b.link.error.message).toMatch(
+    /No connection to b at ws:\/\/127.0.0.1:1: .*ECONNREFUSED/,
+  );
+  gone.refuseWith = undefined;
+  await until(() => fleet.hosts()[0]?.link.kind === 'up', 'up');
+});
+
+test('silence ends a link', async () => {
+  const mute = new WebSocketServer({ port: 0, host: '127.0.0.1', autoPong: false });
+  await once(mute, 'listening');
+  mute.on('connection', (client) =>
+    client.on('message', (data: Buffer) => {
+      const { id } = JSON.parse(data.toString('utf8')) as { id: number };
+      client.send(JSON.stringify({ jsonrpc: '2.0', id, result: { agentId: 'm', epoch: 'e', jobs: [] } }));
+    }),
+  );
+  const { port } = mute.address() as AddressInfo;
+  await using laptop = await Laptop.create();
+  const fleet = laptop.fleet([{ name: 'mute', url: `ws://127.0.0.1:${port}`, token: 't' }]);
+  fleet.open();
+  await until(() => fleet.hosts()[0]?.link.kind === 'up', 'up');
+  await until(() => fleet.hosts()[0]?.link.kind === 'down', 'silent');
+  const link = fleet.hosts()[0]?.link;
+  expect(link?.kind === 'down' && link.error.message).toMatch(/silent for 600 ms/);
+  await fleet.detach();
+  mute.close();
+});
+
+test('an invalid frame closes the link', async () => {
+  await using a = await ScriptedAgent.start('a');
+  await using laptop = await Laptop.create();
+  const fleet = await opened(laptop.fleet([a]));
+  a.sendRaw('{"jsonrpc":"2.0","method":"job.done","params":{"jobId":7}}');
+  await until(() => fleet.hosts()[0]?.link.kind === 'down', 'closed');
+  await a.until(() => a.helloes === 2);
+});
+
+test('a notification of a newer agent is ignored', async () => {
+  await using a = await ScriptedAgent.start('a');
+  await using laptop = await Laptop.create();
+  const fleet = await opened(laptop.fleet([a]));
+  a.sendRaw('{"jsonrpc":"2.0","method":"weather.changed","params":{"is":"fine"}}');
+  a.status();
+  await until(() => (fleet.hosts()[0]?.statusAgeMs ?? 9_999) < 500, 'still up');
+  expect(a.helloes).toBe(1);
+});
+
+test('the end of a link rejects what waits on it', async () => {
+  await using a = await ScriptedAgent.start('a');
+  await using laptop = await Laptop.create();
+  const fleet = await opened(laptop.fleet([a]));
+  const asked = fleet.request('a', 'model.load', { model: 'x' }, never);
+  await expect(asked).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' });
+  await expect(fleet.request('nobody', 'model.load', { model: 'x' }, never)).rejects.toMatchObject({
+    code: 'INVALID_ARGUMENT',
+    message: 'No host is named nobody. Configured hosts: a.',
+  });
+  await expect(fleet.request('a', 'model.load', { model: 'x' }, AbortSignal.abort(new Error('left')))).rejects.toThrow(
+    'left',
+  );
+});

@@ -1,0 +1,317 @@
+import { createHash, randomUUID } from 'node:crypto';
+import { mkdir, readFile, stat, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { performance } from 'node:perf_hooks';
+import { expect, test } from 'vitest';
+import type { JobRequest } from '../../../shared/job.ts';
+import { gpu, MODEL, request } from './builders.ts';
+import { ended, Laptop, opened, until } from './fleet-fixture.ts';
+import { ScriptedAgent } from './scripted-agent.ts';
+
+const failure = (code: string, retryable = true) => ({ error: { code, message: `It was ${code}.`, retryable } });
+
+test('a batch becomes files, previews, acknowledgements and a report of its quality', async () => {
+  await using agent = await ScriptedAgent.start('gpu-a', { runMs: 20 });
+  await using laptop = await Laptop.create();
+  const fleet = await opened(laptop.fleet([agent]));
+  const batch = await fleet.start(laptop.order(4));
+  const view = await ended(batch);
+  expect(view).toMatchObject({ state: 'success', completed: 4, failed: 0, total: 4, etaMs: 0, isOurs: true });
+  expect(await laptop.files()).toEqual(['image-0.png', 'image-1.png', 'image-2.png', 'image-3.png']);
+  for (const job of view.jobs) {
+    expect(job).toMatchObject({ state: 'done', host: 'gpu-a', attempt: 1 });
+    expect(job.routing).toMatch(/^only host that can now: finishes in about/);
+    const sha256 = createHash('sha256')
+      .update(await readFile(job.filePath ?? ''))
+      .digest('hex');
+    expect(sha256).toBe(job.result?.sha256);
+    expect((await stat(job.previewPath ?? '')).size).toBeGreaterThan(0);
+  }
+  expect(view.quality?.jobsByHost).toEqual({ 'gpu-a': 4 });
+  expect(view.quality?.lowerBoundMs).toBeCloseTo(80, 0);
+  expect(view.quality?.ratio).toBeGreaterThan(1);
+  await agent.until(() => agent.jobs.size === 0);
+  await agent.until(() => agent.offer.length === 0);
+});
+
+test('the same batch is seen by another process, which cannot resume it but can cancel it', async () => {
+  await using agent = await ScriptedAgent.start('gpu-a', { runMs: 150 });
+  await using laptop = await Laptop.create();
+  const ours = await opened(laptop.fleet([agent]));
+  const batch = await ours.start(laptop.order(20));
+  const theirs = laptop.fleet([]);
+  theirs.open();
+  await until(() => theirs.find(batch.id)?.completed === 1, 'one image is seen');
+  const seen = theirs.find(batch.view().jobs[3]?.jobId ?? '');
+  expect(seen).toMatchObject({ batchId: batch.id, state: 'running', isOurs: false, total: 20 });
+  expect(theirs.batch(batch.id)).toBeUndefined();
+  await theirs.cancel(batch.view().jobs[19]?.jobId ?? '');
+  await until(() => batch.view().cancelled === 1, 'one job is cancelled');
+  expect(batch.view().jobs[19]?.state).toBe('cancelled');
+  await theirs.cancel(batch.id);
+  const view = await ended(batch);
+  expect(view.state).toBe('cancelled');
+  expect(await laptop.files()).toHaveLength(view.completed);
+  await until(() => theirs.find(batch.id)?.state === 'cancelled', 'its end is seen');
+});
+
+test('jobs go to the hosts by their speed', async () => {
+  await using fast = await ScriptedAgent.start('fast', { runMs: 40 });
+  await using slow = await ScriptedAgent.start('slow', { runMs: 400 });
+  await using laptop = await Laptop.create();
+  const fleet = await opened(laptop.fleet([slow, fast]));
+  const view = await ended(await fleet.start(laptop.order(6)));
+  expect(view.state).toBe('success');
+  expect(view.quality?.jobsByHost).toEqual({ fast: 6 });
+  expect(slow.count('slot.decline')).toBeGreaterThan(0);
+  expect(view.jobs[0]?.routing).toMatch(/^fastest: finishes in about 0.0 s; slow would need 0.4 s/);
+});
+
+test('a pinned batch goes to its host only, and max_concurrent holds over all hosts', async () => {
+  await using a = await ScriptedAgent.start('a', { runMs: 30 });
+  await using b = await ScriptedAgent.start('b', { runMs: 30 });
+  await using laptop = await Laptop.create();
+  const fleet = await opened(laptop.fleet([a, b]));
+  const pinned = await ended(await fleet.start(laptop.order(4, { host: 'b' })));
+  expect(pinned.quality?.jobsByHost).toEqual({ b: 4 });
+  let most = 0;
+  const batch = await fleet.start(laptop.order(6, { maxConcurrent: 1 }));
+  batch.onChange(() => {
+    most = Math.max(most, batch.inFlight.length);
+  });
+  await ended(batch);
+  expect(most).toBe(1);
+});
+
+test('a retryable failure is tried again, at most three times, and the others are done', async () => {
+  await using a = await ScriptedAgent.start('a', {
+    fail: ({ request: { seed } }) => (seed === 1 ? failure('ENGINE_FAILED') : undefined),
+  });
+  await using laptop = await Laptop.create();
+  const fleet = await opened(laptop.fleet([a]));
+  const view = await ended(await fleet.start(laptop.order(3)));
+  expect(view).toMatchObject({ state: 'partial', completed: 2, failed: 1 });
+  expect(view.jobs[1]).toMatchObject({ state: 'failed', attempt: 3, error: { code: 'ENGINE_FAILED' } });
+  expect(view.jobs[1]?.attempts.map(({ host, error }) => [host, error?.code])).toEqual(
+    Array(3).fill(['a', 'ENGINE_FAILED']),
+  );
+  await a.until(() => a.jobs.size === 0);
+});
+
+test('what cannot be retried fails at once', async () => {
+  await using a = await ScriptedAgent.start('a', { fail: () => failure('INPUT_INVALID', false) });
+  await using laptop = await Laptop.create();
+  const fleet = await opened(laptop.fleet([a]));
+  const view = await ended(await fleet.start(laptop.order(1)));
+  expect(view).toMatchObject({ state: 'failed', jobs: [{ attempt: 1, error: { code: 'INPUT_INVALID' } }] });
+});
+
+test('a job that kills two servers is quarantined, on two hosts where there are two', async () => {
+  const fail = ({ request: { seed } }: { request: JobRequest }) => (seed === 0 ? failure('MODEL_FAILED') : undefined);
+  await using a = await ScriptedAgent.start('a', { fail });
+  await using b = await ScriptedAgent.start('b', { fail });
+  await using laptop = await Laptop.create();
+  const fleet = await opened(laptop.fleet([a, b]));
+  const view = await ended(await fleet.start(laptop.order(4)));
+  expect(view).toMatchObject({ state: 'partial', completed: 3, failed: 1 });
+  expect(view.jobs[0]?.error?.code).toBe('QUARANTINED');
+  expect(new Set(view.jobs[0]?.attempts.map(({ host }) => host))).toEqual(new Set(['a', 'b']));
+});
+
+test('a refused take waits and comes back; one that never can be is failed', async () => {
+  let refusals = 0;
+  await using a = await ScriptedAgent.start('a', {
+    refuse: ({ request: { seed } }) => {
+      if (seed === 1) return 'JOB_CONFLICT';
+      refusals += 1;
+      return refusals === 1 ? 'GRANT_EXPIRED' : undefined;
+    },
+  });
+  await using laptop = await Laptop.create();
+  const fleet = await opened(laptop.fleet([a]));
+  const view = await ended(await fleet.start(laptop.order(2)));
+  expect(view.jobs.map(({ state }) => state)).toEqual(['done', 'failed']);
+  expect(view.jobs[0]?.attempt).toBe(1);
+  expect(view.jobs[1]?.error?.code).toBe('JOB_CONFLICT');
+});
+
+test('the inputs of an edit are sent where they are missing', async () => {
+  await using laptop = await Laptop.create();
+  const bytes = Buffer.from('pixels');
+  const sha256 = createHash('sha256').update(bytes).digest('hex');
+  const path = join(laptop.directory, 'input.png');
+  await writeFile(path, bytes);
+  await using a = await ScriptedAgent.start('a', { snap: {} });
+  const { width, height, ...rest } = request();
+  expect(width).toBe(height);
+  const edit: JobRequest = { ...rest, kind: 'edit', inputs: [sha256] };
+  const fleet = await opened(laptop.fleet([a]));
+  const order = laptop.order([edit], { class: 'interactive' });
+  const jobs = order.jobs.map((job) => ({ ...job, inputFiles: [path] }));
+  const view = await ended(await fleet.start({ ...order, kind: 'generate', jobs }));
+  expect(view.state).toBe('success');
+  expect(a.uploads.get(sha256)).toEqual(bytes);
+});
+
+test('a lost link makes jobs unsure, and the next hello tells: nothing is done twice', async () => {
+  await using a = await ScriptedAgent.start('a', { runMs: 300 });
+  await using laptop = await Laptop.create();
+  const fleet = await opened(laptop.fleet([a]));
+  const batch = await fleet.start(laptop.order(2));
+  await a.until(() => [...a.jobs.values()].some(({ state }) => state === 'running'));
+  a.dropLink();
+  await until(() => batch.view().jobs.some(({ state }) => state === 'unsure'), 'unsure');
+  const view = await ended(batch);
+  expect(view.state).toBe('success');
+  expect(view.jobs.map(({ attempt }) => attempt)).toEqual([1, 1]);
+  expect(a.count('job.take')).toBe(2);
+});
+
+test('an agent that was restarted reports INTERRUPTED, and the job is done once', async () => {
+  await using a = await ScriptedAgent.start('a', { runMs: 200 });
+  await using laptop = await Laptop.create();
+  const fleet = await opened(laptop.fleet([a]));
+  const batch = await fleet.start(laptop.order(2));
+  await a.until(() => a.runningJob !== undefined);
+  a.restart();
+  const view = await ended(batch);
+  expect(view.state).toBe('success');
+  expect(view.jobs.map(({ attempt }) => attempt).sort()).toEqual([1, 2]);
+  expect(await laptop.files()).toEqual(['image-0.png', 'image-1.png']);
+});
+
+test('a silent host: its job is done elsewhere, and what it has later is dropped unseen', async () => {
+  await using a = await ScriptedAgent.start('a', { runMs: 30 });
+  await using b = await ScriptedAgent.start('b', { runMs: 3_000 });
+  await using laptop = await Laptop.create();
+  const fleet = await opened(laptop.fleet([a, b]));
+  const slow = await fleet.start(laptop.order(1, { host: 'b' }));
+  await b.until(() => b.runningJob !== undefined);
+  await slow.cancel();
+  expect(slow.view().jobs[0]).toMatchObject({ state: 'cancelled', stillRunningOn: 'b' });
+
+  b.script.runMs = 1_200;
+  await b.until(() => b.runningJob === undefined, 6_000);
+  a.refuseWith = 503;
+  a.dropLink();
+  const batch = await fleet.start(laptop.order(1));
+  await b.until(() => b.runningJob !== undefined);
+  b.refuseWith = 503;
+  b.dropLink();
+  a.refuseWith = undefined;
+  await until(() => batch.view().jobs[0]?.state === 'unsure', 'unsure');
+  const view = await ended(batch);
+  expect(view.jobs[0]).toMatchObject({ state: 'done', host: 'a', attempt: 2 });
+  expect(view.jobs[0]?.attempts.map(({ host }) => host)).toEqual(['b', 'a']);
+  await b.until(() => b.runningJob === undefined);
+  b.refuseWith = undefined;
+  await b.until(() => b.jobs.size === 0);
+  expect(await laptop.files()).toEqual(['image-0.png']);
+});
+
+test('a killed bridge: the next one goes on, and redoes nothing that is done', async () => {
+  await using a = await ScriptedAgent.start('a', { runMs: 60 });
+  await using laptop = await Laptop.create();
+  const first = await opened(laptop.fleet([a]));
+  const batch = await first.start(laptop.order(6));
+  await until(() => batch.view().completed >= 2, 'two are done');
+  const waiting = batch.wait(new AbortController().signal);
+  const startedMs = performance.now();
+  await Promise.all([first.detach(), expect(waiting).rejects.toMatchObject({ code: 'INTERRUPTED' })]);
+  expect(performance.now() - startedMs).toBeLessThan(2_000);
+  const second = await opened(laptop.fleet([a]));
+  await until(() => second.batch(batch.id) !== undefined, 'resumed');
+  const resumed = second.batch(batch.id);
+  if (resumed === undefined) throw new Error('it is there');
+  const view = await ended(resumed);
+  expect(view).toMatchObject({ state: 'success', completed: 6 });
+  expect(a.count('job.take')).toBe(6);
+  expect(await laptop.files()).toHaveLength(6);
+  await a.until(() => a.jobs.size === 0);
+});
+
+test('a file of a saving line counts as saved, and is only acknowledged', async () => {
+  await using a = await ScriptedAgent.start('a', { runMs: 20 });
+  await using laptop = await Laptop.create();
+  const first = await opened(laptop.fleet([a]));
+  const batch = await first.start(laptop.order(2));
+  await ended(batch);
+  await first.detach();
+  // As after a crash between the link and the `saved` line of the last image, whose result is still on the host.
+  const path = join(laptop.directory, 'batches', batch.id, 'manifest.jsonl');
+  const lines = (await readFile(path, 'utf8')).trimEnd().split('\n');
+  const cut = lines.slice(
+    0,
+    lines.findLastIndex((line) => line.includes('"type":"saved"')),
+  );
+  await writeFile(path, `${cut.join('\n')}\n{"type":"sav`);
+  const takes = a.count('job.take');
+  const second = await opened(laptop.fleet([a]));
+  await until(() => second.find(batch.id)?.state === 'success', 'found on the disk');
+  expect(a.count('job.take')).toBe(takes);
+  expect(await laptop.files()).toEqual(['image-0.png', 'image-1.png']);
+});
+
+test('a broken transfer is repeated', async () => {
+  await using a = await ScriptedAgent.start('a');
+  a.cutResults = 1;
+  await using laptop = await Laptop.create();
+  const fleet = await opened(laptop.fleet([a]));
+  const view = await ended(await fleet.start(laptop.order(1)));
+  expect(view.state).toBe('success');
+  expect(await laptop.files()).toEqual(['image-0.png']);
+});
+
+test('a directory that cannot be written pauses the batch until it can', async () => {
+  await using a = await ScriptedAgent.start('a');
+  await using laptop = await Laptop.create();
+  await writeFile(laptop.output, 'in the way');
+  const fleet = await opened(laptop.fleet([a]));
+  const batch = await fleet.start(laptop.order(3));
+  await until(() => batch.view().jobs.some(({ progress }) => progress.detail.startsWith('paused: ')), 'paused');
+  expect(batch.view().state).toBe('running');
+  const { rm } = await import('node:fs/promises');
+  await rm(laptop.output);
+  await mkdir(laptop.output);
+  expect(await ended(batch)).toMatchObject({ state: 'success', completed: 3 });
+});
+
+test('all hosts down: the batch waits, says why for each, and goes on by itself', async () => {
+  await using a = await ScriptedAgent.start('a');
+  a.refuseWith = 503;
+  await using laptop = await Laptop.create();
+  const fleet = await opened(laptop.fleet([a]));
+  const batch = await fleet.start(laptop.order(1));
+  expect(batch.view().jobs[0]?.progress.detail).toMatch(
+    /^No host can run acme\/painter now: a: not connected: .*HTTP 503/,
+  );
+  expect(batch.view().etaMs).toBeNull();
+  a.refuseWith = undefined;
+  expect((await ended(batch)).state).toBe('success');
+});
+
+test('what can never run is refused, with each reason', async () => {
+  await using a = await ScriptedAgent.start('a', { snap: { gpus: [gpu({ totalMiB: 8_000 })] } });
+  await using b = await ScriptedAgent.start('b', { model: 'acme/other' });
+  await using laptop = await Laptop.create();
+  const fleet = await opened(laptop.fleet([a, b]));
+  await expect(fleet.start(laptop.order([request({ model: 'nobody/has' })]))).rejects.toMatchObject({
+    code: 'MODEL_UNKNOWN',
+    message: 'No host has the model nobody/has. Configured models: acme/painter, acme/other.',
+  });
+  await expect(fleet.start(laptop.order(1))).rejects.toMatchObject({
+    code: 'NO_HOST',
+    message: expect.stringMatching(/a: painter needs 30000 MiB .* b: acme\/painter is not configured/) as string,
+  });
+  await expect(fleet.start(laptop.order(1, { host: 'c' }))).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' });
+  await expect(laptop.fleet([]).start(laptop.order(1))).rejects.toMatchObject({ code: 'NO_HOST' });
+});
+
+test('an unknown id is JOB_NOT_FOUND', async () => {
+  await using laptop = await Laptop.create();
+  const fleet = laptop.fleet([]);
+  expect(fleet.find(randomUUID())).toBeUndefined();
+  await expect(fleet.cancel(randomUUID())).rejects.toMatchObject({ code: 'JOB_NOT_FOUND' });
+  expect(fleet.list()).toEqual([]);
+  expect(MODEL).toBe('acme/painter');
+});
