@@ -86,7 +86,9 @@ async function writeBridgeConfig(
 ): Promise<string> {
   const path = join(work, 'bridge.yaml');
   const hosts = o.hosts.map(({ name, url, token }) => ({ name, url, token }));
-  await writeFile(path, stringify({ hosts, output_dir: o.output, roots: [resolve('.')] }), { mode: 0o600 });
+  await writeFile(path, stringify({ hosts, output_dir: o.output, roots: [resolve('.')], log_level: 'warn' }), {
+    mode: 0o600,
+  });
   return path;
 }
 

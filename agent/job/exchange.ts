@@ -115,7 +115,7 @@ export class Exchange implements AsyncDisposable {
 
   /** The state of every slot, by its id. */
   slots(): Map<string, SlotStatus> {
-    const reason = this.#reason();
+    const reason = this.refusal;
     return new Map(
       this.#board.slotIds().map((slotId) => {
         const isLeaving = this.#wishes.isLeaving(slotId);
@@ -131,6 +131,13 @@ export class Exchange implements AsyncDisposable {
 
   get isDraining(): boolean {
     return this.#isDraining || this.#isStopping;
+  }
+
+  /** Why no slot of this host gives grants; undefined when they do. */
+  get refusal(): string | undefined {
+    if (this.#isStopping) return 'The agent is stopping.';
+    if (this.#isDraining) return 'The host is draining.';
+    return this.#options.journal.failure?.message;
   }
 
   /** No grants; running jobs end. */
@@ -213,7 +220,7 @@ export class Exchange implements AsyncDisposable {
   #view(): ChoiceView {
     const { times } = this.#options;
     const nowMs = performance.now();
-    const reason = this.#reason();
+    const reason = this.refusal;
     const lines = [...this.#lines(nowMs), ...this.#wishes.lines(nowMs)];
     const waiting = lines.filter((line) => !line.isDeclined && line.count > 0);
     this.#board.offered = new Set(waiting.map((line) => line.model));
@@ -253,13 +260,6 @@ export class Exchange implements AsyncDisposable {
         isDeclined,
         wants: this.#board.slotIds(offer.model).map((id) => residency.wantFor(id, { megapixels: offer.maxMegapixels })),
       }));
-  }
-
-  /** Why no slot of this host gives grants. */
-  #reason(): string | undefined {
-    if (this.#isStopping) return 'The agent is stopping.';
-    if (this.#isDraining) return 'The host is draining.';
-    return this.#options.journal.failure?.message;
   }
 
   #grant({ slotId, line, gpus, startsInMs, isDue, isLead }: Grant): void {

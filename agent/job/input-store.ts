@@ -73,7 +73,9 @@ export class InputStore {
     { maxBytes, signal }: { maxBytes: number; signal: AbortSignal },
   ): Promise<void> {
     const directory = this.#directory(tokenId);
-    await mkdir(directory, { recursive: true, mode: 0o700 });
+    await mkdir(directory, { recursive: true, mode: 0o700 }).catch((error: unknown) => {
+      throw toDiskError(error, directory);
+    });
     const upload = join(directory, `${sha256}.${randomUUID()}.part`);
     try {
       await this.#receive(body, { upload, tokenId, sha256, maxBytes, signal });

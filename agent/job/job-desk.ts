@@ -242,7 +242,8 @@ export class JobDesk implements AsyncDisposable {
     const stopped: unknown = active.startedMs === undefined ? active.stop.signal.reason : active.abandon.signal.reason;
     const error = toAppError(stopped ?? cause);
     if (error.code === 'INTERNAL') log.error({ event: 'job-defect', ...keyFields(job), err: cause });
-    const { code, message, retryable } = error;
+    const { code, retryable } = error;
+    const message = printable(error.message);
     active.end = { state: 'failed', error: { code, message, retryable } };
     log.warn({ event: 'job-failed', ...keyFields(job), code, reason: message });
     // Told before it is journaled: if the line is lost, a restart says INTERRUPTED, which means the same to the bridge.
@@ -327,6 +328,11 @@ function keyOf(tokenId: string, job: { jobId: string; attempt: number }): string
 
 function keyFields({ jobId, attempt }: Job): { jobId: string; attempt: number } {
   return { jobId, attempt };
+}
+
+/** An engine's own words may be in it: nothing that a terminal would obey, and no more than a screen of it, leaves. */
+function printable(text: string): string {
+  return text.replace(/[^\P{Cc}\n]/gu, ' ').slice(0, 2_000);
 }
 
 /** One text for unknown jobs and for those of another token. */

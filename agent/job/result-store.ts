@@ -3,7 +3,7 @@ import { mkdir, readdir, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { ImageFormat } from '../../shared/job.ts';
 import type { Log } from '../../shared/log.ts';
-import { writeDurable } from './durable-file.ts';
+import { toDiskError, writeDurable } from './durable-file.ts';
 
 export type StoredResult = {
   path: string;
@@ -55,7 +55,9 @@ export class ResultStore {
     const sha256 = createHash('sha256').update(image).digest('hex');
     const format = formatOf(image);
     const directory = this.#directory(tokenId);
-    await mkdir(directory, { recursive: true, mode: 0o700 });
+    await mkdir(directory, { recursive: true, mode: 0o700 }).catch((error: unknown) => {
+      throw toDiskError(error, directory);
+    });
     const path = join(directory, `${jobId}.${attempt}.${sha256}.${format}`);
     const previewPath = join(directory, `${jobId}.${attempt}.preview.jpg`);
     // The preview first: whoever finds the image finds its preview too.

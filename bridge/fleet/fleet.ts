@@ -1,7 +1,7 @@
 import { appendFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { performance } from 'node:perf_hooks';
-import { pause, untilAborted } from '../../shared/abort.ts';
+import { Deadline, pause, untilAborted } from '../../shared/abort.ts';
 import { AppError, toAppError } from '../../shared/errors.ts';
 import type { Log } from '../../shared/log.ts';
 import type { AgentJob, Method, Notification, OfferLine, Params, Result } from '../../shared/protocol.ts';
@@ -12,7 +12,7 @@ import { answerGrant, mayGo, planOrder } from './batch-plan.ts';
 import { countEnds, jobView } from './batch-view.ts';
 import type { BatchView } from './batch-view.ts';
 import { Batch } from './batch.ts';
-import type { FleetSide } from './batch.ts';
+import type { FleetSide } from './batch-book.ts';
 import { serviceOn } from './host-forecast.ts';
 import type { Refusal } from './host-forecast.ts';
 import type { BridgeTimes, HostConfig, HostView } from './host-view.ts';
@@ -24,11 +24,6 @@ import { groupWaiting, isOtherOffer, offerLines } from './offers.ts';
 import { expectedFinishes, refusalText, whyHere } from './placement.ts';
 import type { OwnWork } from './placement.ts';
 import { planSlots } from './plan-slots.ts';
-
-export type { BatchOrder, NewJob } from './batch-order.ts';
-export type { BatchView, JobView } from './batch-view.ts';
-export type { Batch } from './batch.ts';
-export type { BridgeTimes, HostConfig, HostView, LinkState } from './host-view.ts';
 
 type FleetOptions = {
   hosts: HostConfig[];
@@ -112,13 +107,13 @@ export class Fleet implements AsyncDisposable {
 
   /** Until each link is up with a snapshot or has failed once, or the time is over. */
   async settled({ signal, withinMs }: { signal: AbortSignal; withinMs: number }): Promise<void> {
-    const late = AbortSignal.timeout(withinMs);
-    const until = AbortSignal.any([signal, late, this.#stop.signal]);
+    // Not AbortSignal.any with a time-out: Node 20 forgets such a time-out at the next garbage collection.
+    using late = new Deadline({ ms: withinMs, signal });
     while (![...this.#links.values()].every((link) => link.hasSettled)) {
       try {
-        await untilAborted(this.#nextChange(), until);
+        await untilAborted(untilAborted(this.#nextChange(), late.signal), this.#stop.signal);
       } catch (error) {
-        if (late.aborted && !signal.aborted) return;
+        if (late.isExpired) return;
         throw error;
       }
     }
@@ -310,56 +305,6 @@ export class Fleet implements AsyncDisposable {
     }
   }
 
-  /** Decides at once, without awaiting: a slot that waits for an answer is lost time. */
-  #onGrant(host: string, grant: Grant): void {
-    const hosts = this.hosts();
-    const jobs = planOrder(
-      [...this.#batches.values()].map((batch) => ({ order: batch.header.order, jobs: batch.planJobs(grant.model) })),
-    );
-    const slots = planSlots(grant, {
-      hosts,
-      holdings: this.#holdings(),
-      nowMs: performance.now(),
-      granted: { host, slotId: grant.slotId, startsInMs: grant.startsInMs },
-    });
-    const answer = this.#stop.signal.aborted
-      ? ({ kind: 'decline', why: 'this bridge ends' } as const)
-      : answerGrant({ host, slotId: grant.slotId, class: grant.class }, jobs, slots);
-    if (answer.kind === 'decline') return this.#decline(host, { grant, why: answer.why, jobs });
-    const batch = this.batch(answer.jobId);
-    const request = batch?.requestOf(answer.jobId);
-    if (batch === undefined || request === undefined) throw new Error(`the plan chose the unknown job ${answer.jobId}`);
-    const placement = expectedFinishes(request, { hosts, own: this.ownWork(), class: grant.class });
-    const routing = whyHere(placement, { host, endsInMs: answer.endsInMs });
-    batch.take(answer.jobId, {
-      host,
-      grantId: grant.grantId,
-      slotId: grant.slotId,
-      endsInMs: answer.endsInMs,
-      routing,
-    });
-  }
-
-  #decline(
-    host: string,
-    o: {
-      grant: Grant;
-      why: string;
-      jobs: readonly { jobId: string; class: string; rules: Parameters<typeof mayGo>[0] }[];
-    },
-  ): void {
-    const { grant } = o;
-    this.#options.log.debug({ event: 'grant-declined', host, model: grant.model, why: o.why });
-    for (const job of o.jobs) {
-      if (job.class === grant.class && mayGo(job.rules, host)) this.batch(job.jobId)?.markDeclined(job.jobId);
-    }
-    const offer = this.#offers.get(host);
-    if (offer !== undefined) offer.hasDeclined = true;
-    const link = this.#links.get(host);
-    // A grant that is not declined in time expires by itself.
-    this.#own(link?.request('slot.decline', { grantId: grant.grantId }, this.#stop.signal).catch(() => undefined));
-  }
-
   #changed(): void {
     this.#onLinkChange();
     if (this.#isFlushDue || this.#stop.signal.aborted) return;
@@ -370,64 +315,6 @@ export class Fleet implements AsyncDisposable {
         this.#flushOffers({ isAfterChange: true });
       }),
     );
-  }
-
-  /** Sends each host its offer, when it differs, when a line of it was declined and things changed, and every 2 s. */
-  #flushOffers(o: { isAfterChange?: boolean } = {}): void {
-    if (this.#stop.signal.aborted) return;
-    const nowMs = performance.now();
-    const batches = [...this.#batches.values()];
-    const inFlight = batches.flatMap((batch) =>
-      batch.inFlight.map(({ request }) => ({ class: batch.header.class, model: request.model })),
-    );
-    const groups = groupWaiting(
-      batches.flatMap((batch) =>
-        batch.waiting.map((job) => ({ class: batch.header.class, request: job.request, rules: batch.rulesOf(job) })),
-      ),
-    );
-    const hosts = this.hosts();
-    for (const view of hosts) {
-      const link = this.#links.get(view.name);
-      if (link?.isUp !== true) continue;
-      const isHeldOff = this.#heldOff(view.name) !== undefined;
-      const mine = isHeldOff ? [] : groups.filter(({ rules }) => mayGo(rules, view.name));
-      const serviceOf = (model: string) => serviceOn(view, { model, hosts });
-      const lines = offerLines({ groups: mine, inFlight, serviceOf });
-      const last = this.#offers.get(view.name) ?? { lines: [], sentAtMs: 0, hasDeclined: false };
-      const ageMs = nowMs - last.sentAtMs;
-      const isDue =
-        isOtherOffer(lines, last.lines) ||
-        (lines.length > 0 &&
-          ((o.isAfterChange === true && last.hasDeclined) ||
-            ageMs >= this.#options.times.offerEveryMs ||
-            (ageMs >= OFFER_COUNTS_MS && JSON.stringify(lines) !== JSON.stringify(last.lines))));
-      if (!isDue) continue;
-      this.#offers.set(view.name, { lines, sentAtMs: nowMs, hasDeclined: false });
-      this.#own(this.#sendOffer(link, lines));
-    }
-  }
-
-  async #sendOffer(link: AgentLink, lines: OfferLine[]): Promise<void> {
-    try {
-      await link.request('job.offer', { lines }, this.#stop.signal);
-    } catch (error) {
-      if (this.#stop.signal.aborted) return;
-      const failure = toAppError(error);
-      if (failure.code === 'AGENT_UNREACHABLE') return; // the next hello asks for a new offer
-      this.#holdOff(link.name, failure);
-    }
-  }
-
-  #holdOff(host: string, error: AppError): void {
-    const count = (this.#holdOffs.get(host)?.count ?? 0) + 1;
-    const ms = Math.min(HOLD_OFF.maxMs, HOLD_OFF.firstMs * 2 ** (count - 1));
-    this.#holdOffs.set(host, { untilMs: performance.now() + ms, count, error });
-    this.#options.log.warn({ event: 'host-held-off', host, ms, code: error.code, why: error.message });
-  }
-
-  #heldOff(host: string): AppError | undefined {
-    const holdOff = this.#holdOffs.get(host);
-    return holdOff !== undefined && holdOff.untilMs > performance.now() ? holdOff.error : undefined;
   }
 
   #holdings(): Holding[] {

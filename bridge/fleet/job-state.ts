@@ -55,6 +55,17 @@ export function placeOf(state: JobState): Place | undefined {
   }
 }
 
+/** True while the job is bound to exactly this attempt. */
+export function isAt(state: JobState, place: Place): boolean {
+  const at = placeOf(state);
+  return at !== undefined && at.host === place.host && at.attempt === place.attempt;
+}
+
+/** Its result is on the way to this machine. */
+export function isFetching(state: JobState): boolean {
+  return state.kind === 'fetching' || state.kind === 'saving';
+}
+
 export function isOver(state: JobState): boolean {
   return state.kind === 'done' || state.kind === 'failed' || state.kind === 'cancelled';
 }

@@ -7,7 +7,7 @@ export function activityOf(view: BatchView): string {
   const running = view.jobs.filter((job) => isOnHost(job));
   const hosts = [...new Set(running.map((job) => job.host))].join(', ');
   const failed = view.failed > 0 ? `, ${view.failed} failed` : '';
-  const left = view.etaMs === null ? '' : `, about ${Math.ceil(view.etaMs / 1_000)} s left`;
+  const left = view.state !== 'running' || view.etaMs === null ? '' : `, about ${Math.ceil(view.etaMs / 1_000)} s left`;
   const where = hosts === '' ? waitingBecause(view) : `; running on ${hosts}`;
   return `${view.completed} of ${view.total} done${failed}${left}${where}`;
 }
@@ -24,13 +24,13 @@ function jobActivity(job: JobView): string {
   switch (job.state) {
     case 'waiting':
     case 'taking':
-      return job.progress.detail === '' ? 'waiting for a free host' : `waiting: ${job.progress.detail}`;
+      return job.progress.detail === '' ? 'waiting for a free host' : job.progress.detail;
     case 'unsure':
       return `connection to ${job.host ?? 'its host'} lost; waiting for it to come back`;
     case 'accepted':
     case 'running':
       if (job.progress.steps > 0) return `step ${job.progress.step}/${job.progress.steps}${at}`;
-      return `${job.progress.detail === '' ? 'starting' : job.progress.detail}${at}`;
+      return job.progress.detail === '' ? `starting${at}` : `${at.slice(' on '.length)}: ${job.progress.detail}`;
     case 'fetching':
     case 'saving':
       return `fetching the image from ${job.host ?? 'its host'}`;
@@ -45,7 +45,7 @@ function jobActivity(job: JobView): string {
 
 function waitingBecause(view: BatchView): string {
   const detail = view.jobs.find((job) => job.state === 'waiting' && job.progress.detail !== '')?.progress.detail;
-  return detail === undefined ? '' : `; waiting: ${detail}`;
+  return detail === undefined ? '' : `; ${detail}`;
 }
 
 function isOnHost(job: JobView): boolean {

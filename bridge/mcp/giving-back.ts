@@ -1,4 +1,5 @@
 import { z } from 'zod';
+import { pause } from '../../shared/abort.ts';
 import type { ModelStateKind, ModelStatus } from '../../shared/host-snapshot.ts';
 import { host, model, waitSeconds } from './arguments.ts';
 import type { ConnectedHost } from './hosts.ts';
@@ -21,12 +22,16 @@ const HOLDING: Record<'offload' | 'release', readonly ModelStateKind[]> = {
   release: ['ready', 'loading', 'offloading', 'offloaded', 'releasing'],
 };
 
+/** Hosts report at most four times a second, so that a job that just ended may still show as running. */
+const STATUS_LAG_MS = 300;
+
 /** Offloads or releases the named model wherever it holds memory, or every idle one. */
 export async function giveBack(
   to: 'offload' | 'release',
   { args, context }: { args: z.output<typeof GivingBack>; context: ToolContext },
 ): Promise<MoveAnswer> {
   const fleet = await context.fleet();
+  if (args.model === undefined) await pause(STATUS_LAG_MS, context.signal);
   const hosts = connectedHosts(fleet.hosts(), args.host);
   const targets = args.model === undefined ? idleModels(to, hosts) : placesOf(to, { hosts, name: args.model });
   if (targets.length > 0) return moveModels(to, targets, { fleet, context, waitSeconds: args.wait_seconds });

@@ -1,5 +1,5 @@
 import { z } from 'zod';
-import { Deadline } from '../../shared/abort.ts';
+import { Deadline, pause } from '../../shared/abort.ts';
 import { toAppError } from '../../shared/errors.ts';
 import type { ModelId } from '../../shared/job.ts';
 import type { ModelMove } from '../../shared/protocol.ts';
@@ -34,6 +34,10 @@ const MovedJson = z.object({
     .optional(),
 });
 
+/** The fleet has no event for a single report, and one comes within this time. */
+const REPORT_MS = 1_000;
+const REPORT_STEP_MS = 50;
+
 export const MoveAnswer = z.object({
   status: z.string(),
   message: z.string(),
@@ -64,6 +68,7 @@ export async function moveModels(
     const { host, model } = targets[index] ?? { host: '', model: '' };
     return { host, model, status: 'failed', state: 'unknown', message: `${error.code}: ${error.message}` };
   });
+  await untilReported(hosts, o);
   const names = new Set(targets.map(({ host }) => host));
   return {
     status: failed !== undefined ? 'partial' : hosts.some(({ status }) => status === 'running') ? 'running' : 'success',
@@ -74,6 +79,25 @@ export async function moveModels(
       .filter(({ name }) => names.has(name))
       .map((host) => hostGpuJson(host, undefined)),
   };
+}
+
+/**
+ * A host reports what happened a moment after it answered. Without this wait the answer would contradict itself: a model
+ * that is offloaded beside a status in which it still holds the GPU.
+ */
+async function untilReported(
+  moved: readonly z.input<typeof MovedJson>[],
+  { fleet, context }: { fleet: Fleet; context: ToolContext },
+): Promise<void> {
+  const ended = moved.filter(({ done }) => done !== undefined && done !== 'nothing');
+  const isReported = (): boolean =>
+    ended.every(({ host, model, state }) => {
+      const snapshot = fleet.hosts().find(({ name }) => name === host)?.snapshot;
+      return snapshot?.models.find((each) => each.model === model)?.state === state;
+    });
+  const startedMs = performance.now();
+  while (!isReported() && performance.now() - startedMs < REPORT_MS) await pause(REPORT_STEP_MS, context.signal);
+  context.signal.throwIfAborted();
 }
 
 type Waiting = { fleet: Fleet; context: ToolContext; patience: Deadline; startedMs: number };

@@ -44,7 +44,10 @@ export type BatchAnswer = z.infer<typeof BatchAnswer>;
 
 export const RunningAnswer = z.object({ status: z.literal('running'), batch_id: z.string() });
 
-export const JobAnswer = z.object({ state: z.string(), progress: z.object({ completed: z.int(), total: z.int() }) });
+export const JobAnswer = z.object({
+  state: z.string(),
+  progress: z.object({ step: z.int(), completed: z.int(), total: z.int() }),
+});
 
 export const CancelAnswer = z.object({
   batch_id: z.string(),
@@ -77,9 +80,9 @@ export const GpuAnswer = z.object({
       gpus: z.array(
         z.object({
           gpu_name: z.string(),
-          total_vram_gb: z.number().nullable(),
-          used_vram_gb: z.number().nullable(),
-          free_vram_gb: z.number().nullable(),
+          total_vram_gb: z.number().optional(),
+          used_vram_gb: z.number().optional(),
+          free_vram_gb: z.number().optional(),
         }),
       ),
       models: z.array(z.object({ model: z.string(), state: z.string(), model_location: z.string() })),

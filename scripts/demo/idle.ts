@@ -5,6 +5,9 @@ type Result = BatchAnswer['results'][number];
 /** Time between two jobs that is hand-over, not idleness: the host's slot waited for the next picture's request. */
 const HANDOVER_SECONDS = 0.35;
 
+/** A host that would have ended this share of the batch before its end would really have shortened it. */
+const GAIN_SHARE = 0.05;
+
 /**
  * Hosts that stood still while a picture waited that they could have finished before the batch ended, with the time.
  * A slow host that is left out at the very end, because it would end last, does not count: that is the plan at work.
@@ -20,7 +23,7 @@ export function idleHosts(results: readonly Result[]): { host: string; idleSecon
     for (let at = 0; at < edges.length; at += 2) {
       const from = edges[at] ?? 0;
       const until = Math.min(edges[at + 1] ?? end, lastStart);
-      const couldHaveHelped = from + takes + HANDOVER_SECONDS < end;
+      const couldHaveHelped = from + takes + HANDOVER_SECONDS < end * (1 - GAIN_SHARE);
       if (couldHaveHelped) idleSeconds += Math.max(0, until - from - HANDOVER_SECONDS);
     }
     return { host, idleSeconds };

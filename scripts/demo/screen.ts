@@ -5,6 +5,7 @@ export class Screen {
   readonly #isSilent: boolean;
   readonly #isLive = process.stdout.isTTY;
   #hasLiveLine = false;
+  #lastLive = '';
 
   constructor({ isSilent }: { isSilent: boolean }) {
     this.#isSilent = isSilent;
@@ -20,7 +21,8 @@ export class Screen {
 
   /** A line that is written over by the next; without a terminal each change is a line of its own. */
   live(text: string): void {
-    if (this.#isSilent) return;
+    if (this.#isSilent || text === this.#lastLive) return;
+    this.#lastLive = text;
     if (!this.#isLive) return this.line(styleText('dim', text));
     process.stdout.write(`\r\x1b[2K  ${styleText('dim', text)}`);
     this.#hasLiveLine = true;

@@ -71,7 +71,20 @@ export async function generateOne(
   return answer;
 }
 
-const ANIMALS = ['fox', 'owl', 'otter', 'lynx', 'hare', 'crane', 'badger', 'heron', 'stoat', 'raven', 'moose', 'trout'];
+const ANIMALS = [
+  'a fox',
+  'an owl',
+  'an otter',
+  'a lynx',
+  'a hare',
+  'a crane',
+  'a badger',
+  'a heron',
+  'a stoat',
+  'a raven',
+  'a moose',
+  'a trout',
+];
 
 /** 3. A batch of 12 that all hosts finish together. */
 export async function generateBatch({ bridge, screen, checks, output }: Stage): Promise<answers.BatchAnswer> {
@@ -80,7 +93,7 @@ export async function generateBatch({ bridge, screen, checks, output }: Stage): 
     await bridge.ask(
       'batch_generate',
       {
-        prompts: ANIMALS.map((animal) => `a ${animal} in the first snow, woodcut`),
+        prompts: ANIMALS.map((animal) => `${animal} in the first snow, woodcut`),
         seeds: ANIMALS.map((_, index) => 100 + index),
         model: FAST_MODEL,
         output_dir: output,
@@ -139,18 +152,14 @@ export async function cancelBatch({ bridge, screen, checks, output }: Stage) {
   const directory = `${output}/cancelled`;
   const started = answers.RunningAnswer.parse(
     await bridge.ask('batch_generate', {
-      prompts: ANIMALS.slice(0, 6).map((animal) => `a ${animal} made of glass`),
+      prompts: ANIMALS.slice(0, 6).map((animal) => `${animal} made of glass`),
       model: FAST_MODEL,
       output_dir: directory,
       max_concurrent: 1,
       wait_seconds: 0,
     }),
   );
-  for (let completed = 0; completed < 1;) {
-    const job = answers.JobAnswer.parse(await bridge.ask('get_job', { id: started.batch_id, wait_seconds: 0 }));
-    completed = job.progress.completed;
-    if (completed < 1) await pause(30, NEVER);
-  }
+  await firstDoneNextRunning(bridge, started.batch_id);
   const cancelled = answers.CancelAnswer.parse(await bridge.ask('cancel_batch', { batch_id: started.batch_id }));
   const running = cancelled.still_running.map(({ host }) => host);
   screen.line(
@@ -174,6 +183,15 @@ export async function cancelBatch({ bridge, screen, checks, output }: Stage) {
     `${files.length} file(s) in ${directory}`,
   );
   return cancelled;
+}
+
+/** Waits until the batch has its first file and its second image is in the middle of its steps. */
+async function firstDoneNextRunning(bridge: BridgeClient, id: string): Promise<void> {
+  for (;;) {
+    const { progress } = answers.JobAnswer.parse(await bridge.ask('get_job', { id, wait_seconds: 0 }));
+    if (progress.completed >= 1 && progress.step >= 1) return;
+    await pause(30, NEVER);
+  }
 }
 
 /** Waits until no slot of any host runs a job. */

@@ -84,6 +84,8 @@ export function vllm(model: string, flags: Record<string, number | string | bool
   return {
     engine: 'vllm-omni',
     model,
+    // What an owner would write for a quantised model: the published size is only a guess, and larger than these GPUs.
+    vram: `${String(all['weights-mib'])}MiB`,
     args: Object.entries(all).flatMap(([flag, value]) =>
       value === true ? [`--${flag}`] : [`--${flag}`, String(value)],
     ),

@@ -76,14 +76,14 @@ test('a file that is no picture is refused by its content', async () => {
 });
 
 test('a host that is not there is named with its address and what to do', async () => {
-  const alone = await fleet.bridge({ hosts: [{ name: 'gone', url: 'ws://127.0.0.1:9', token: 'gantry_x' }] });
+  await using alone = await fleet.bridge({ hosts: [{ name: 'gone', url: 'ws://127.0.0.1:9', token: 'gantry_x' }] });
   const answer = await alone.call('generate_image', { prompt: 'x' });
   expect(answer.text).toMatch(/^(NO_HOST|AGENT_UNREACHABLE): .*gone.*127\.0\.0\.1:9/s);
 });
 
 test('a wrong token is told apart from an unreachable host', async () => {
   const url = fleet.host('a').url;
-  const stranger = await fleet.bridge({ hosts: [{ name: 'a', url, token: 'gantry_wrong' }] });
+  await using stranger = await fleet.bridge({ hosts: [{ name: 'a', url, token: 'gantry_wrong' }] });
   const answer = await stranger.call('generate_image', { prompt: 'x' });
   expect(answer.text).toMatch(/AUTH_FAILED/);
   expect(answer.text).not.toContain('gantry_wrong');

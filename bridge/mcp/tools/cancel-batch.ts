@@ -1,6 +1,6 @@
 import { z } from 'zod';
 import { AppError } from '../../../shared/errors.ts';
-import { statusOf } from '../answers.ts';
+import { plural, statusOf } from '../answers.ts';
 import type { ToolContext } from '../tool.ts';
 import { defineTool, ENDS } from '../tool.ts';
 
@@ -55,6 +55,7 @@ async function run(args: z.output<typeof input>, context: ToolContext): Promise<
 
 function messageOf(view: { completed: number; cancelled: number; state: string }, stillRunning: number): string {
   if (view.state === 'success') return 'The batch had already ended; nothing was stopped.';
-  const busy = stillRunning === 0 ? '' : ` ${stillRunning} cannot be interrupted and end unseen.`;
-  return `${view.cancelled} images were stopped, ${view.completed} finished ones are kept.${busy}`;
+  const busy =
+    stillRunning === 0 ? '' : ` Still busy with what cannot be interrupted: ${plural(stillRunning, 'engine')}.`;
+  return `${plural(view.cancelled, 'image')} stopped, ${plural(view.completed, 'finished one')} kept.${busy}`;
 }

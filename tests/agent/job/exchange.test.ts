@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto';
-import { cp, readFile, readdir, rm } from 'node:fs/promises';
+import { cp, readFile, readdir, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Readable } from 'node:stream';
@@ -216,7 +216,7 @@ describe('several bridges', () => {
     const { host } = servers;
     const bridges = ['a', 'b'].map((alias) => ({ alias, bridge: host.bridge(`token-${alias}`) }));
     const jobs = bridges.map(({ alias, bridge }) => {
-      const list = Array.from({ length: 12 }, () => jobOf({ model: `test/${alias}` }));
+      const list = Array.from({ length: 6 }, () => jobOf({ model: `test/${alias}` }));
       bridge.work(list, 60);
       return list;
     });
@@ -233,12 +233,12 @@ describe('several bridges', () => {
     const { host } = servers;
     await host.exchange.move('test/b', 'load', never); // now it is known how long that takes
     const bridge = host.bridge();
-    const jobs = Array.from({ length: 20 }, () => jobOf());
+    const jobs = Array.from({ length: 12 }, () => jobOf());
     bridge.work(jobs);
     await bridge.done(jobs[0]?.jobId ?? '');
     const moved = await host.exchange.move('test/b', 'load', never);
     expect(moved).toMatchObject({ state: 'ready' });
-    expect(bridge.of('job.done').length).toBeLessThan(20);
+    expect(bridge.of('job.done').length).toBeLessThan(12);
     for (const job of jobs) await bridge.done(job.jobId);
   }, 30_000);
 
@@ -367,5 +367,42 @@ describe('on a host with a ready model', () => {
     await host.exchange.forget(token);
     expect(host.results.find(token, job.jobId)).toBeUndefined();
     expect(host.bridge(token).session.jobs()).toEqual([]);
+  });
+
+  test('a result that cannot be stored fails the attempt as DISK_FULL, and the host goes on', async () => {
+    const bridge = host.bridge(token);
+    const [lost, next] = [jobOf(), jobOf()];
+    const inTheWay = join(host.directory, 'results', token);
+    await writeFile(inTheWay, 'a file where a directory is needed');
+    bridge.work([lost]);
+    expect((await bridge.failed(lost.jobId)).error).toMatchObject({ code: 'DISK_FULL', retryable: true });
+    await rm(inTheWay);
+    bridge.work([next]);
+    await bridge.done(next.jobId);
+  });
+
+  test('twenty jobs one after another: each once, in order, and progress at most four times a second', async () => {
+    const bridge = host.bridge(token);
+    const jobs = Array.from({ length: 20 }, () => jobOf());
+    const startMs = performance.now();
+    bridge.work(jobs, 60);
+    for (const job of jobs) await bridge.done(job.jobId);
+    expect(bridge.of('job.done').map((each) => each.jobId)).toEqual(jobs.map((job) => job.jobId));
+    expect(bridge.of('job.failed')).toEqual([]);
+    const seconds = (performance.now() - startMs) / 1_000;
+    expect(bridge.of('job.progress').length).toBeLessThanOrEqual(20 + 4 * seconds); // one at each start
+    expect(host.exchange.slots().get('a')).toMatchObject({ phase: 'idle', freeInMs: 0 });
+  });
+
+  test('when the journal cannot be written, a take is refused, the slot is free, and no more is granted', async () => {
+    const bridge = host.bridge(token);
+    bridge.offer('test/a', { count: 2 });
+    const grant = await bridge.grant();
+    await host.journal[Symbol.asyncDispose](); // from here on every line is refused
+    await expect(bridge.take(grant, jobOf())).rejects.toMatchObject({ code: 'DISK_FULL' });
+    expect(host.exchange.slots().get('a')?.phase).toBe('cannot');
+    expect(host.exchange.refusal).toMatch(/cannot write/);
+    expect(bridge.grants).toHaveLength(1);
+    expect(bridge.session.jobs()).toEqual([]);
   });
 });

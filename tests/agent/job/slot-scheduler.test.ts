@@ -548,7 +548,7 @@ test('whatever is offered, every job is served, no GPU is shared, and memory is 
       host.run(); // throws at the first sharing or over-commitment
       expect(host.served).toHaveLength(jobs);
     }),
-    { numRuns: 300 },
+    { numRuns: 150 },
   );
 });
 

@@ -321,6 +321,7 @@ export class ScriptedAgent implements AsyncDisposable {
       service: { fixedMs: 0, unitMs, samples: 3 },
       slots: [slot({ phase, isCancelled })],
     });
+    one.profile.capabilities = ['generate', 'edit'];
     return snapshot({ agentId: this.name, hostname: this.name, models: [one], ...this.script.snap });
   }
 

@@ -1,0 +1,226 @@
+import { performance } from 'node:perf_hooks';
+import { pause } from '../../shared/abort.ts';
+import { AppError, toAppError } from '../../shared/errors.ts';
+import type { Log } from '../../shared/log.ts';
+import { workUnits } from '../../shared/service-time.ts';
+import type { AgentLink } from './agent-link.ts';
+import type { BatchLock } from './batch-lock.ts';
+import type { PlanRules } from './batch-plan.ts';
+import { capableHost } from './host-forecast.ts';
+import type { BridgeTimes, HostView } from './host-view.ts';
+import { enterState } from './job-record.ts';
+import type { Holding, JobRecord } from './job-record.ts';
+import { isOver, placeOf } from './job-state.ts';
+import type { JobState } from './job-state.ts';
+import type { ManifestHeader, ManifestLine } from './manifest-lines.ts';
+import type { Manifest } from './manifest.ts';
+
+/** What a batch needs of its fleet. */
+export type FleetSide = {
+  readonly times: BridgeTimes;
+  readonly log: Log;
+  hosts: () => readonly HostView[];
+  link: (host: string) => AgentLink | undefined;
+  /** This bridge's jobs on slots, of all batches. */
+  holdings: () => readonly Holding[];
+  /** Offers depend on something that changed. */
+  changed: () => void;
+  /** The host refused something for a reason that may pass: no offers to it for a while. */
+  holdOff: (host: string, error: AppError) => void;
+  /** The refusal because of which the host gets no offers now. */
+  heldOff: (host: string) => AppError | undefined;
+};
+
+/** After the disk refused, the next try to save or to take work comes at the latest after this. */
+const PAUSE_MS = 30_000;
+
+/**
+ * The jobs of one batch with what makes their changes durable and known: the manifest, the lock, the listeners, and the
+ * work that runs for them. Only here is a state changed.
+ */
+export class BatchBook implements AsyncDisposable {
+  readonly header: ManifestHeader;
+  readonly directory: string;
+  readonly jobs: readonly JobRecord[];
+  /** The same in the order of the plan. */
+  readonly inOrder: readonly JobRecord[];
+  readonly side: FleetSide;
+  readonly rules: PlanRules;
+  readonly lock: BatchLock;
+  /** What ends a job whose work failed in a way nobody foresaw. */
+  onBroken: (job: JobRecord, error: AppError) => Promise<void> = () => Promise.resolve();
+  readonly #byId: ReadonlyMap<string, JobRecord>;
+  readonly #manifest: Manifest;
+  readonly #startedMs: number;
+  readonly #life = new AbortController();
+  readonly #work = new Set<Promise<void>>();
+  readonly #listeners = new Set<() => void>();
+  #pausedBy: AppError | undefined;
+  #closing: Promise<void> | undefined;
+
+  constructor(o: {
+    directory: string;
+    header: ManifestHeader;
+    jobs: readonly JobRecord[];
+    manifest: Manifest;
+    lock: BatchLock;
+    side: FleetSide;
+    ageMs: number;
+  }) {
+    this.header = o.header;
+    this.directory = o.directory;
+    this.jobs = o.jobs;
+    this.inOrder = o.header.order === 'fifo' ? o.jobs : longestFirst(o.jobs);
+    this.side = o.side;
+    this.rules = { only: o.header.host ?? undefined, avoid: [], spread: o.header.maxConcurrent ?? undefined };
+    this.lock = o.lock;
+    this.#byId = new Map(o.jobs.map((job) => [job.jobId, job]));
+    this.#manifest = o.manifest;
+    this.#startedMs = performance.now() - o.ageMs;
+  }
+
+  /** Aborts when this process lets go of the batch. */
+  get life(): AbortSignal {
+    return this.#life.signal;
+  }
+
+  /** Why no new work is asked for: results cannot be saved, or the manifest cannot be written. */
+  get pausedBy(): AppError | undefined {
+    return this.#pausedBy;
+  }
+
+  get isClosed(): boolean {
+    return this.#closing !== undefined;
+  }
+
+  job(jobId: string): JobRecord | undefined {
+    return this.#byId.get(jobId);
+  }
+
+  /** Time since the batch was started, also by an earlier process. */
+  inMs(): number {
+    return Math.round(performance.now() - this.#startedMs);
+  }
+
+  enter(job: JobRecord, next: JobState): void {
+    const place = placeOf(next) ?? placeOf(job.state);
+    enterState(job, next);
+    if (isOver(next)) job.endedInMs ??= this.inMs();
+    this.changed();
+    const phase = next.kind;
+    if (place === undefined) return;
+    if (phase !== 'accepted' && phase !== 'running' && phase !== 'unsure' && phase !== 'waiting') return;
+    this.note({ type: 'phase', jobId: job.jobId, ...place, phase });
+  }
+
+  /** Names of the hosts that could take the job now. */
+  capableHosts(job: JobRecord): string[] {
+    const { model, kind } = job.request;
+    return this.side.hosts().flatMap((host) => {
+      if (this.rules.only !== undefined && this.rules.only !== host.name) return [];
+      return 'reason' in capableHost(host, { model, class: this.header.class, kind }) ? [] : [host.name];
+    });
+  }
+
+  /** Resolves when the lines are on the disk. */
+  async append(lines: readonly ManifestLine[]): Promise<void> {
+    await this.#manifest.append(lines);
+  }
+
+  /** As `append`, for what is repeated by itself if it is not written: a failure is logged. */
+  async record(lines: readonly ManifestLine[]): Promise<void> {
+    await this.#manifest.append(lines).catch((error: unknown) => this.warn('manifest-not-written', error));
+  }
+
+  /** Tells other processes, in the background. */
+  note(line: ManifestLine): void {
+    this.own(
+      undefined,
+      this.#manifest.note(line).catch((error: unknown) => this.warn('manifest-not-written', error)),
+    );
+  }
+
+  /** No new work until something can be written again; at the latest after a while one more try decides. */
+  pauseBy(error: AppError): void {
+    this.#pausedBy = error;
+    this.changed();
+    this.own(
+      undefined,
+      pause(PAUSE_MS, this.life).then(() => {
+        if (this.#pausedBy === error) this.goOn();
+      }),
+    );
+  }
+
+  goOn(): void {
+    if (this.#pausedBy === undefined) return;
+    this.#pausedBy = undefined;
+    this.changed();
+  }
+
+  changed(): void {
+    this.side.changed();
+    this.notify();
+  }
+
+  notify(): void {
+    for (const listener of [...this.#listeners]) listener();
+  }
+
+  onChange(listener: () => void): () => void {
+    this.#listeners.add(listener);
+    return () => this.#listeners.delete(listener);
+  }
+
+  /** The owner of all that runs for a job. What nobody foresaw ends that job, not the batch. */
+  own(job: JobRecord | undefined, work: Promise<unknown>): void {
+    const owned: Promise<void> = work
+      .then(
+        () => undefined,
+        async (error: unknown) => {
+          if (this.life.aborted) return;
+          this.side.log.error({ event: 'job-work-failed', jobId: job?.jobId, err: error });
+          if (job !== undefined && !isOver(job.state)) await this.onBroken(job, toAppError(error));
+        },
+      )
+      .finally(() => this.#work.delete(owned));
+    this.#work.add(owned);
+  }
+
+  warn(event: string, error: unknown): void {
+    const why = error instanceof Error ? error.message : String(error);
+    this.side.log.warn({ event, batchId: this.header.batchId, why });
+  }
+
+  /** Ends what runs; nothing new is started. */
+  letGo(why: string): void {
+    this.#life.abort(new AppError('INTERRUPTED', why));
+  }
+
+  /** Gives the manifest and the lock back when all that runs has ended. The records stay readable. */
+  async close(): Promise<void> {
+    this.#closing ??= this.#close();
+    await this.#closing;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.letGo('This bridge ends. The batch goes on at the next start; nothing is lost.');
+    await this.close();
+    await this.#idle(); // what a late hello started after the end
+  }
+
+  async #close(): Promise<void> {
+    await this.#idle();
+    await this.#manifest[Symbol.asyncDispose]();
+    await this.lock[Symbol.asyncDispose]();
+  }
+
+  async #idle(): Promise<void> {
+    while (this.#work.size > 0) await Promise.all(this.#work);
+  }
+}
+
+function longestFirst(jobs: readonly JobRecord[]): JobRecord[] {
+  const units = new Map(jobs.map((job) => [job, workUnits(job.request)]));
+  return [...jobs].sort((a, b) => (units.get(b) ?? 0) - (units.get(a) ?? 0) || a.index - b.index);
+}

@@ -1,0 +1,51 @@
+import { AppError, isErrorCode } from '../../shared/errors.ts';
+import { JobError } from '../../shared/job.ts';
+import type { HostConfig } from './host-view.ts';
+
+/** No connection, with the address and what is done about it. */
+export function unreachable(host: HostConfig, why: string): AppError {
+  return new AppError(
+    'AGENT_UNREACHABLE',
+    `No connection to ${host.name} at ${host.url}: ${why}. It is tried again by itself; check that gantry-agent runs there.`,
+  );
+}
+
+/** An HTTP answer in place of the upgrade. */
+export function refused(host: HostConfig, status: number): AppError {
+  if (status === 401 || status === 403) return authFailed(host);
+  if (status === 429) return new AppError('RATE_LIMITED', `${host.name} refused the connection: too many tries.`);
+  return unreachable(host, `it answered HTTP ${status} instead of opening a link`);
+}
+
+/** The token is not known to the agent (any more). It is never part of the message. */
+export function authFailed(host: HostConfig): AppError {
+  return new AppError(
+    'AUTH_FAILED',
+    `${host.name} refused the token of this bridge. Make a new one there with "gantry-agent tokens add" and put it into bridge.yaml.`,
+  );
+}
+
+/** The error that the agent itself put into a body, if it did. */
+export function parseError(body: Buffer): AppError | undefined {
+  const json = parseJson(body.toString('utf8'));
+  const parsed = JobError.safeParse(json);
+  if (!parsed.success || !isErrorCode(parsed.data.code)) return undefined;
+  return new AppError(parsed.data.code, parsed.data.message);
+}
+
+/** Undefined for what is not JSON: it matches no schema, and is treated as an invalid frame or answer. */
+export function parseJson(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return undefined; // as promised above
+  }
+}
+
+/** What a foreign error says, also the empty ones of failed connections. */
+export function textOf(error: unknown): string {
+  if (!(error instanceof Error)) return String(error);
+  if (error instanceof AggregateError && error.message === '') return error.errors.map(textOf).join('; ');
+  return error.message === '' && 'code' in error ? String(error.code) : error.message;
+}
+

@@ -1,0 +1,31 @@
+import { setImmediate } from 'node:timers/promises';
+import { expect, test } from 'vitest';
+import { GpuLocks } from '../../../agent/model/gpu-locks.ts';
+
+test('one at a time per GPU, in the order of asking', async () => {
+  const locks = new GpuLocks();
+  const order: string[] = [];
+  const hold = async (name: string, gpus: readonly string[]): Promise<void> => {
+    using _lock = await locks.acquire(gpus);
+    order.push(`${name} in`);
+    await setImmediate();
+    order.push(`${name} out`);
+  };
+  await Promise.all([hold('a', ['A']), hold('b', ['A']), hold('c', ['A'])]);
+  expect(order).toEqual(['a in', 'a out', 'b in', 'b out', 'c in', 'c out']);
+  expect(locks.isHeld('A')).toBe(false);
+});
+
+test('two that want the same GPUs in another order do not wait for each other', async () => {
+  const locks = new GpuLocks();
+  const both = async (gpus: readonly string[]): Promise<void> => {
+    using _lock = await locks.acquire(gpus);
+    await setImmediate();
+  };
+  await Promise.all([both(['A', 'B']), both(['B', 'A']), both(['B'])]);
+  expect([locks.isHeld('A'), locks.isHeld('B')]).toEqual([false, false]);
+});
+
+test('no GPU needs no lock', async () => {
+  using _lock = await new GpuLocks().acquire([]);
+});

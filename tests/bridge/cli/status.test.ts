@@ -1,0 +1,77 @@
+import { execa } from 'execa';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join, resolve } from 'node:path';
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import { statusLines } from '../../../bridge/cli/status.ts';
+
+const PROGRAM = resolve('dist/gantry.cjs');
+let home: string;
+beforeAll(async () => {
+  home = await mkdtemp(join(tmpdir(), 'gantry-cli-'));
+});
+afterAll(() => rm(home, { recursive: true, force: true }));
+
+function gantry(...args: string[]) {
+  return execa(process.execPath, [PROGRAM, ...args], {
+    reject: false,
+    env: { HOME: home },
+    extendEnv: false,
+    cwd: home,
+  });
+}
+
+async function config(text: string): Promise<string> {
+  const path = join(home, 'bridge.yaml');
+  await writeFile(path, text, { mode: 0o600 });
+  return path;
+}
+
+test('status without a host says how to add one, and that nothing is there', async () => {
+  const { stdout, exitCode } = await gantry('status');
+  expect(stdout).toContain('No host is configured');
+  expect(exitCode).toBe(69);
+});
+
+test('status shows a host that is not there with the reason, as a line and as JSON', async () => {
+  const path = await config('hosts: [{ name: gone, url: "ws://127.0.0.1:9", token: gantry_secret }]\n');
+  const text = await gantry('status', '--config', path);
+  expect(text.stdout).toMatch(/^gone {2}ws:\/\/127\.0\.0\.1:9 {2}AGENT_UNREACHABLE: /);
+  expect(text.exitCode).toBe(69);
+  const json = await gantry('status', '--config', path, '--json');
+  expect(JSON.parse(json.stdout)).toMatchObject({
+    schema: 1,
+    hosts: [{ name: 'gone', link: 'down', error: { code: 'AGENT_UNREACHABLE' } }],
+  });
+  expect(text.stdout + text.stderr + json.stdout + json.stderr).not.toContain('gantry_secret');
+});
+
+test('config check names the file, or every problem in it with exit code 78', async () => {
+  const good = await gantry('config', 'check', '--config', await config('preview: none\n'));
+  expect(good).toMatchObject({ exitCode: 0, stdout: `${join(home, 'bridge.yaml')}: no problem found. Hosts: none.` });
+  const bad = await gantry('config', 'check', '--config', await config('previw: none\nhosts: 3\n'));
+  expect(bad.exitCode).toBe(78);
+  expect(bad.stderr).toMatch(/previw: unknown key\. Did you mean preview\?/);
+  expect(bad.stderr).toMatch(/hosts: /);
+  const started = await gantry('bridge', '--config', join(home, 'none.yaml'));
+  expect(started).toMatchObject({ exitCode: 78, stdout: '' });
+});
+
+test('config schema prints a JSON Schema', async () => {
+  const { stdout } = await gantry('config', 'schema');
+  expect(JSON.parse(stdout)).toMatchObject({ type: 'object', additionalProperties: false });
+});
+
+test('an unknown command is refused on stderr', async () => {
+  const { exitCode, stdout, stderr } = await gantry('statsu');
+  expect(exitCode).not.toBe(0);
+  expect(stdout).toBe('');
+  expect(stderr).toContain('status');
+});
+
+test('a connecting host is a line too', () => {
+  const lines = statusLines([
+    { name: 'a', url: 'ws://a:1', link: { kind: 'connecting' }, snapshot: undefined, statusAgeMs: 0, transferMs: 0 },
+  ]);
+  expect(lines).toEqual(['a  ws://a:1  connecting']);
+});

@@ -1,0 +1,152 @@
+import { mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { describe, expect, test } from 'vitest';
+import type { BatchView, JobView } from '../../../bridge/fleet/batch-view.ts';
+import { activityOf, fractionOf } from '../../../bridge/mcp/activity.ts';
+import {
+  progressJson,
+  resultsFile,
+  resultsJson,
+  runningAnswer,
+  statusOf,
+  throwIfFailed,
+} from '../../../bridge/mcp/answers.ts';
+
+function job(index: number, o: Partial<JobView> = {}): JobView {
+  return {
+    jobId: `job-${index}`,
+    index,
+    prompt: `prompt ${index}`,
+    seed: index,
+    model: 'm',
+    state: 'waiting',
+    attempt: 0,
+    attempts: [],
+    progress: { step: 0, steps: 0, detail: '' },
+    ...o,
+  };
+}
+
+function done(index: number, directory = '/out'): JobView {
+  return job(index, {
+    state: 'done',
+    host: 'a',
+    filePath: join(directory, `${index}.png`),
+    result: { sha256: 'f'.repeat(64), bytes: 1, width: 1, height: 1, format: 'png', runMs: 1_500, gpu: 'g', notes: [] },
+    timings: { startedInMs: 100, endedInMs: 2_000 },
+  });
+}
+
+const failed = (index: number) =>
+  job(index, {
+    state: 'failed',
+    attempts: [{ host: 'a' }, { host: 'b' }],
+    error: { code: 'ENGINE_FAILED', message: 'The engine said no.', retryable: true },
+  });
+
+function batch(jobs: JobView[], o: Partial<BatchView> = {}): BatchView {
+  const count = (state: JobView['state']): number => jobs.filter((each) => each.state === state).length;
+  return {
+    batchId: 'batch-1',
+    kind: 'generate',
+    state: 'running',
+    createdAt: '2026-11-20T00:00:00.000Z',
+    jobs,
+    completed: count('done'),
+    failed: count('failed'),
+    cancelled: count('cancelled'),
+    total: jobs.length,
+    etaMs: null,
+    elapsedMs: 0,
+    isOurs: true,
+    ...o,
+  };
+}
+
+describe('what a call is doing, in words', () => {
+  test.each<[string, Partial<JobView>, string]>([
+    ['waiting', { progress: { step: 0, steps: 0, detail: 'a loads the model' } }, 'a loads the model'],
+    ['waiting without a reason', {}, 'waiting for a free host'],
+    [
+      'loading',
+      { state: 'accepted', host: 'a', progress: { step: 0, steps: 0, detail: 'loading klein' } },
+      'a: loading klein',
+    ],
+    ['running', { state: 'running', host: 'a', progress: { step: 3, steps: 9, detail: '' } }, 'step 3/9 on a'],
+    ['lost', { state: 'unsure', host: 'a' }, 'connection to a lost; waiting for it to come back'],
+    ['saving', { state: 'saving', host: 'a' }, 'fetching the image from a'],
+  ])('%s', (_, o, expected) => {
+    expect(activityOf(batch([job(0, o)]))).toBe(expected);
+  });
+
+  test('a batch counts, and says where it runs and how long it takes', () => {
+    const view = batch([done(0), job(1, { state: 'running', host: 'b' }), failed(2), job(3)], { etaMs: 12_300 });
+    expect(activityOf(view)).toBe('1 of 4 done, 1 failed, about 13 s left; running on b');
+  });
+
+  test('steps of running jobs count as parts of the whole', () => {
+    const half = job(1, { state: 'running', host: 'b', progress: { step: 5, steps: 10, detail: '' } });
+    expect(fractionOf(batch([done(0), half, job(2), job(3)]))).toBe(1.5 / 4);
+  });
+});
+
+describe('answers', () => {
+  test('a running single image is asked for by its job, a batch by its batch', () => {
+    expect(runningAnswer(batch([job(0)]))).toMatchObject({
+      json: { status: 'running', job_id: 'job-0', batch_id: 'batch-1' },
+    });
+    const many = runningAnswer(batch([job(0), job(1)]));
+    expect(many.json).not.toHaveProperty('job_id');
+    expect(many.sentence).toContain('get_job, id batch-1');
+  });
+
+  test('a waiting job knows how many of the batch are before it', () => {
+    const view = batch([job(0, { state: 'running', host: 'a' }), job(1), job(2)]);
+    expect(progressJson(view, view.jobs[2])).toMatchObject({ queue_position: 1, eta_seconds: null });
+    expect(progressJson(view, view.jobs[0])).toMatchObject({ queue_position: null, host: 'a' });
+  });
+
+  test('the first 20 results and the first 20 failures are told, prompts cut to 80 characters', () => {
+    const jobs = Array.from({ length: 60 }, (_, index) => (index % 2 === 0 ? done(index) : failed(index)));
+    const results = resultsJson(batch([...jobs, { ...done(60), prompt: 'x'.repeat(200) }]));
+    expect(results).toHaveLength(40);
+    expect(results.filter((each) => 'error' in each)).toHaveLength(20);
+    const [one] = resultsJson(batch([{ ...done(0), prompt: 'x'.repeat(200) }]));
+    expect(one).toMatchObject({
+      index: 0,
+      seed: 0,
+      host: 'a',
+      file_path: '/out/0.png',
+      generation_time_seconds: 1.5,
+      started_seconds: 0.1,
+      finished_seconds: 2,
+    });
+    expect(String(one?.['prompt'])).toHaveLength(80);
+  });
+
+  test('a large batch leaves a file with every result beside its images, a small one does not', async () => {
+    const directory = await mkdtemp(join(tmpdir(), 'gantry-answers-'));
+    const many = Array.from({ length: 21 }, (_, index) => done(index, directory));
+    expect(await resultsFile(batch(many.slice(1), { state: 'success' }))).toBeUndefined();
+    expect(await resultsFile(batch(many, { state: 'running' }))).toBeUndefined();
+    const path = await resultsFile(batch(many, { state: 'partial' }));
+    expect(await readdir(directory)).toEqual(['batch_batch-1.jsonl']);
+    const lines = (await readFile(String(path), 'utf8')).trim().split('\n');
+    expect(lines.map((line) => (JSON.parse(line) as { index: number }).index)).toEqual(many.map(({ index }) => index));
+    await rm(directory, { recursive: true });
+  });
+
+  test('a batch of which nothing came out is an error that says what was tried', () => {
+    const view = batch([failed(0), failed(1)], { state: 'failed' });
+    expect(() => throwIfFailed(view)).toThrow(
+      expect.objectContaining({
+        code: 'ENGINE_FAILED',
+        message:
+          'The engine said no. Tried on a, b (2 attempts). All 2 images of batch batch-1 failed; this was the first.',
+      }) as Error,
+    );
+    expect(() => throwIfFailed(batch([done(0), failed(1)], { state: 'partial' }))).not.toThrow();
+    expect(statusOf(batch([done(0), failed(1)], { state: 'partial' }))).toBe('partial');
+  });
+});
