@@ -24,6 +24,9 @@ export async function untilAborted<T>(promise: Promise<T>, signal: AbortSignal):
   }
 }
 
+/** A timer knows no longer time than this, 24 days; a longer one would fire at once. */
+const LONGEST_MS = 2 ** 31 - 1;
+
 /** A signal that aborts unless `restart()` is called in time, or when the parent signal aborts. */
 export class Deadline implements Disposable {
   readonly #controller = new AbortController();
@@ -33,7 +36,7 @@ export class Deadline implements Disposable {
   #timer: NodeJS.Timeout | undefined;
 
   constructor({ ms, signal }: { ms: number; signal?: AbortSignal }) {
-    this.#ms = ms;
+    this.#ms = Math.min(ms, LONGEST_MS);
     this.#parent = signal;
     if (signal?.aborted) this.#onParentAbort();
     signal?.addEventListener('abort', this.#onParentAbort, { once: true });

@@ -3,6 +3,7 @@ import { request as httpRequest } from 'node:http';
 import { request as httpsRequest } from 'node:https';
 import { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
+import { Deadline } from './abort.ts';
 
 /** The pinned certificate of a host and the fixed name in it. */
 export type Tls = { ca: string; servername: string };
@@ -28,21 +29,28 @@ export async function openHttp(
   url: string,
   { method = 'GET', headers = {}, body, signal, deadlineMs, tls }: HttpOptions,
 ): Promise<HttpAnswer> {
-  const limited = AbortSignal.any([signal, AbortSignal.timeout(Math.ceil(deadlineMs))]);
-  limited.throwIfAborted();
-  const send = url.startsWith('https:') ? httpsRequest : httpRequest;
-  // agent: false gives each exchange its own connection: none is left open and none is found stale.
-  const request = send(url, { method, headers: sized(headers, body), signal: limited, agent: false, ...tls });
-  const answer = new Promise<IncomingMessage>((resolve, reject) => {
-    request.once('response', resolve);
-    request.on('error', (error) => reject(limited.aborted ? (limited.reason as Error) : error)); // an abort's reason is `any`
-  });
-  if (body instanceof Readable) {
-    // A broken upload also rejects `answer`, which is what the caller sees; a server may also answer before it read all.
-    pipeline(body, request).catch(() => undefined);
-  } else request.end(body);
-  const response = await answer;
-  return { status: response.statusCode ?? 0, headers: response.headers, body: response };
+  // Not AbortSignal.any with a time-out signal: Node 20 may collect that one as garbage, and it never fires.
+  const limit = new Deadline({ ms: deadlineMs, signal });
+  try {
+    limit.signal.throwIfAborted();
+    const send = url.startsWith('https:') ? httpsRequest : httpRequest;
+    // agent: false gives each exchange its own connection: none is left open and none is found stale.
+    const request = send(url, { method, headers: sized(headers, body), signal: limit.signal, agent: false, ...tls });
+    const answer = new Promise<IncomingMessage>((resolve, reject) => {
+      request.once('response', resolve);
+      request.on('error', (error) => reject(limit.signal.aborted ? (limit.signal.reason as Error) : error)); // a reason is `any`
+    });
+    if (body instanceof Readable) {
+      // A broken upload also rejects `answer`, which is what the caller sees; a server may also answer before it read all.
+      pipeline(body, request).catch(() => undefined);
+    } else request.end(body);
+    const response = await answer;
+    response.once('close', () => limit[Symbol.dispose]());
+    return { status: response.statusCode ?? 0, headers: response.headers, body: response };
+  } catch (error) {
+    limit[Symbol.dispose]();
+    throw error;
+  }
 }
 
 /** Reads a whole body of at most `maxBytes`; more is an error, not a cut. */

@@ -1,11 +1,12 @@
 import type { FileHandle } from 'node:fs/promises';
+import { constants } from 'node:fs';
 import { copyFile, mkdir, open, readFile } from 'node:fs/promises';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { z } from 'zod';
 import type { AppError } from '../../shared/errors.ts';
 import { Job, JobError, JobResult } from '../../shared/job.ts';
 import type { Log } from '../../shared/log.ts';
-import { toDiskError, writeDurable } from './durable-file.ts';
+import { syncDirectory, toDiskError, writeDurable } from './durable-file.ts';
 
 const key = { at: z.number(), tokenId: z.string(), jobId: z.string(), attempt: z.int() };
 
@@ -45,12 +46,15 @@ export class Journal implements AsyncDisposable {
   readonly #attempts = new Map<string, Attempt>();
   readonly #warnings: string[] = [];
   #file: FileHandle | undefined;
+  #isClosed = false;
+  /** Length of the file up to its last complete line; what is behind it was never promised to anybody. */
   #goodBytes = 0;
   /** Lines written since the file was last rewritten. */
   #lines = 0;
   #pending: { text: string; line: Line | undefined; resolve: () => void; reject: (error: AppError) => void }[] = [];
   #writing: Promise<void> = Promise.resolve();
   #failure: AppError | undefined;
+  #refusedBytes = 0;
 
   private constructor({ dir, log, keptMs = 72 * 3_600_000 }: JournalOptions) {
     this.#path = join(dir, 'journal.jsonl');
@@ -58,12 +62,20 @@ export class Journal implements AsyncDisposable {
     this.#keptMs = keptMs;
   }
 
+  /**
+   * A full disk does not keep the agent from starting: then `failure` is set, and what was interrupted is known as such
+   * here although the line that says so is still missing. The next start would find the same.
+   */
   static async open(options: JournalOptions): Promise<Journal> {
     await mkdir(options.dir, { recursive: true, mode: 0o700 });
     const journal = new Journal(options);
     await journal.#read();
     journal.#interruptUnended();
-    await journal.#compact();
+    try {
+      await journal.#compact();
+    } catch (error) {
+      journal.#fail(error);
+    }
     return journal;
   }
 
@@ -118,10 +130,13 @@ export class Journal implements AsyncDisposable {
 
   /** Finds out whether the disk takes lines again, and clears `failure` if so. */
   async probe(): Promise<void> {
-    await this.#write('\n').catch(() => undefined); // the failure is kept, and known to whoever asked for `failure`
+    // As much as was refused: a single byte may still fit where no line does. Blank lines are skipped when it is read.
+    const blank = `${' '.repeat(this.#refusedBytes)}\n`;
+    await this.#write(blank).catch(() => undefined); // the failure is kept, and known to whoever asked for `failure`
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
+    this.#isClosed = true;
     await this.#writing;
     await this.#file?.close();
     this.#file = undefined;
@@ -153,9 +168,9 @@ export class Journal implements AsyncDisposable {
     this.#pending = [];
     const bytes = Buffer.from(batch.map((each) => each.text).join(''));
     try {
-      if (this.#file === undefined) throw new Error('the journal is closed');
-      await this.#file.write(bytes, 0, bytes.length, this.#goodBytes);
-      await this.#file.datasync();
+      const file = await this.#opened();
+      await writeFully(file, { bytes, at: this.#goodBytes });
+      await file.datasync();
       this.#goodBytes += bytes.length;
       this.#failure = undefined;
       this.#lines += batch.length;
@@ -164,20 +179,36 @@ export class Journal implements AsyncDisposable {
         resolve();
       }
     } catch (error) {
-      this.#failure = toDiskError(error, this.#path);
+      const failure = this.#fail(error);
+      this.#refusedBytes = bytes.length;
       await this.#file?.truncate(this.#goodBytes).catch(() => undefined); // else the next line overwrites what is there
-      this.#log.error({ event: 'journal-write-failed', reason: this.#failure.message });
-      for (const each of batch) each.reject(this.#failure);
+      for (const each of batch) each.reject(failure);
     }
   }
 
+  #fail(error: unknown): AppError {
+    this.#failure = toDiskError(error, this.#path);
+    this.#log.error({ event: 'journal-write-failed', reason: this.#failure.message });
+    return this.#failure;
+  }
+
+  /** Opened again where that failed before: what it was for may be over. */
+  async #opened(): Promise<FileHandle> {
+    if (this.#isClosed) throw new Error('the journal is closed');
+    if (this.#file !== undefined) return this.#file;
+    this.#file = await open(this.#path, constants.O_RDWR | constants.O_CREAT, 0o600);
+    await syncDirectory(dirname(this.#path)); // it may just have been created
+    return this.#file;
+  }
+
   async #read(): Promise<void> {
-    const text = await readFile(this.#path, 'utf8').catch((error: NodeJS.ErrnoException) => {
-      if (error.code === 'ENOENT') return '';
+    const file = await readFile(this.#path).catch((error: NodeJS.ErrnoException) => {
+      if (error.code === 'ENOENT') return Buffer.alloc(0);
       throw error;
     });
-    const lines = text.split('\n');
-    const last = lines.pop() ?? ''; // what a power cut left of a line nobody was answered for
+    this.#goodBytes = file.lastIndexOf('\n') + 1;
+    const lines = file.toString().split('\n');
+    const last = lines.pop() ?? '';
     let broken = 0;
     for (const line of lines) {
       if (line.trim() === '') continue;
@@ -185,15 +216,22 @@ export class Journal implements AsyncDisposable {
       if (parsed === undefined) broken += 1;
       else this.#apply(parsed);
     }
-    if (last.trim() !== '') this.#log.info({ event: 'journal-last-line-ignored', bytes: last.length });
+    const torn = parseLine(last);
+    if (torn !== undefined)
+      this.#apply(torn); // all of it but its end
+    else if (last.trim() !== '') this.#log.info({ event: 'journal-last-line-ignored', bytes: last.length }); // a power cut: nobody was answered for it
     if (broken > 0) await this.#keepCorrupt(broken);
   }
 
   async #keepCorrupt(lines: number): Promise<void> {
     const kept = `${this.#path}.corrupt-${Date.now()}`;
-    await copyFile(this.#path, kept);
-    this.#warnings.push(`${lines} lines of the journal could not be read; the file was kept as ${kept}.`);
-    this.#log.warn({ event: 'journal-corrupt', lines, kept });
+    try {
+      await copyFile(this.#path, kept);
+      this.#warnings.push(`${lines} lines of the journal could not be read; the file was kept as ${kept}.`);
+    } catch (error) {
+      const why = toDiskError(error, kept).message;
+      this.#warnings.push(`${lines} lines of the journal could not be read, and the file could not be kept: ${why}`);
+    }
   }
 
   #apply(line: Line): void {
@@ -223,14 +261,19 @@ export class Journal implements AsyncDisposable {
     }
     const text = [...this.#attempts.values()].flatMap(linesOf).join('');
     await this.#file?.close(); // Windows does not replace an open file
-    this.#file = undefined;
-    try {
-      await writeDurable(this.#path, text);
-      this.#goodBytes = Buffer.byteLength(text);
-      this.#lines = 0;
-    } finally {
-      this.#file = await open(this.#path, 'r+', 0o600);
-    }
+    this.#file = undefined; // the next line opens it again
+    await writeDurable(this.#path, text);
+    this.#goodBytes = Buffer.byteLength(text);
+    this.#lines = 0;
+  }
+}
+
+/** The last block of a disk takes part of a line and reports success: only the whole line counts. */
+async function writeFully(file: FileHandle, { bytes, at }: { bytes: Buffer; at: number }): Promise<void> {
+  for (let done = 0; done < bytes.length;) {
+    const { bytesWritten } = await file.write(bytes, done, bytes.length - done, at + done);
+    if (bytesWritten === 0) throw new Error('no byte was written');
+    done += bytesWritten;
   }
 }
 

@@ -1,6 +1,7 @@
 import { createHash } from 'node:crypto';
 import { mkdir, readdir, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
+import type { AppError } from '../../shared/errors.ts';
 import type { ImageFormat } from '../../shared/job.ts';
 import type { Log } from '../../shared/log.ts';
 import { toDiskError, writeDurable } from './durable-file.ts';
@@ -30,6 +31,7 @@ const TOKEN_ID = /^[\w-]{1,64}$/;
 export class ResultStore {
   readonly #options: ResultStoreOptions;
   readonly #kept = new Map<string, Kept>();
+  #refused: { error: AppError; bytes: number } | undefined;
 
   private constructor(options: ResultStoreOptions) {
     this.#options = options;
@@ -60,12 +62,38 @@ export class ResultStore {
     });
     const path = join(directory, `${jobId}.${attempt}.${sha256}.${format}`);
     const previewPath = join(directory, `${jobId}.${attempt}.preview.jpg`);
-    // The preview first: whoever finds the image finds its preview too.
-    await writeDurable(previewPath, preview);
-    await writeDurable(path, image);
+    try {
+      // The preview first: whoever finds the image finds its preview too.
+      await writeDurable(previewPath, preview);
+      await writeDurable(path, image);
+    } catch (error) {
+      this.#refused = { error: toDiskError(error, path), bytes: image.length };
+      await rm(previewPath, { force: true });
+      throw error;
+    }
+    this.#refused = undefined;
     const kept = { tokenId, jobId, attempt, path, previewPath, sha256, format, bytes: image.length };
     this.#kept.set(keyOf(tokenId, jobId, attempt), { ...kept, storedAtMs: Date.now() });
     return { sha256, bytes: image.length };
+  }
+
+  /** Set while the last result could not be stored: the next would be made in vain. */
+  get failure(): AppError | undefined {
+    return this.#refused?.error;
+  }
+
+  /** Finds out whether the disk takes a file as large as the one it refused, and clears `failure` if so. */
+  async probe(): Promise<void> {
+    if (this.#refused === undefined) return;
+    const path = join(this.#options.dir, 'probe');
+    try {
+      await writeDurable(path, Buffer.alloc(this.#refused.bytes));
+      this.#refused = undefined;
+    } catch (error) {
+      this.#refused = { ...this.#refused, error: toDiskError(error, path) };
+    } finally {
+      await rm(path, { force: true });
+    }
   }
 
   /** The result of the latest attempt that has one; undefined for an unknown job as for another token's. */

@@ -5,12 +5,11 @@ import type { Log } from '../../shared/log.ts';
 import type { GpuSampler } from '../gpu/gpu-sampler.ts';
 import type { VramMeasure } from '../gpu/vram-measure.ts';
 import { freedMiB } from '../gpu/vram-measure.ts';
-import { childEnvironment } from './child-environment.ts';
 import type { ConfiguredModel } from './configured-model.ts';
 import type { Call, Engine, ServerFacts } from './engines/engine.ts';
 import { HOST } from './engines/engine.ts';
 import { loadedMiB } from './footprint.ts';
-import { freePort } from './free-port.ts';
+import { HeldVram } from './held-vram.ts';
 import type { Learned } from './learned.ts';
 import type { ModelState, ServerRef } from './model-state.ts';
 import { canEnter } from './model-state.ts';
@@ -18,9 +17,11 @@ import { watchPeak } from './peak-watch.ts';
 import { untilReady } from './readiness.ts';
 import type { Failures } from './restart-policy.ts';
 import { afterReady, retryAfter } from './restart-policy.ts';
-import { ServerLog, lastStep } from './server-log.ts';
-import { ServerProcess, describeExit } from './server-process.ts';
+import { lastStep } from './server-log.ts';
+import type { ServerProcess } from './server-process.ts';
+import { describeExit } from './server-process.ts';
 import type { ServerRecords } from './server-records.ts';
+import { startServer } from './server-start.ts';
 import type { VramClaim } from './vram-verifier.ts';
 import { lookAtVram, untilBack, untilSettled } from './vram-verifier.ts';
 
@@ -79,8 +80,7 @@ export class ModelServer {
   #gpus: readonly string[] = [];
   #process: ServerProcess | undefined;
   #facts: ServerFacts | undefined;
-  /** The last look at its VRAM, with what it held then. After a crash it is the only baseline there is. */
-  #seen: { measure: VramMeasure | undefined; heldMiB: number } = { measure: undefined, heldMiB: 0 };
+  readonly #vram: HeldVram;
   #isHeldInFlux = false;
   #inFlight = 0;
   #idleSinceMs = performance.now();
@@ -95,6 +95,7 @@ export class ModelServer {
 
   constructor(options: ModelServerOptions) {
     this.#options = options;
+    this.#vram = new HeldVram(options.sampler);
   }
 
   get state(): ModelState {
@@ -106,7 +107,7 @@ export class ModelServer {
   }
 
   get heldMiB(): number {
-    return this.#seen.heldMiB;
+    return this.#vram.heldMiB;
   }
 
   get inFlight(): number {
@@ -144,12 +145,7 @@ export class ModelServer {
   note(measure: VramMeasure): void {
     if (this.#state.kind === 'released' || this.#state.kind === 'failed' || this.#state.kind === 'releasing') return;
     this.#isHeldInFlux = this.#inFlight > 0;
-    if (measure.isListed) this.#seen = { measure, heldMiB: measure.mineMiB };
-    else if (this.#seen.measure !== undefined) {
-      // No rows: by the difference while nobody else was seen to move.
-      const heldMiB = Math.max(0, this.#seen.heldMiB - freedMiB(this.#seen.measure, measure));
-      this.#seen = { measure, heldMiB };
-    }
+    this.#vram.note(measure);
   }
 
   /** Starts the server on these GPUs and answers when it is ready. */
@@ -242,7 +238,7 @@ export class ModelServer {
     const startMs = performance.now();
     const before = await lookAtVram(sampler, { gpus, pids: [], signal });
     const server = await this.#start(gpus);
-    this.#seen = { measure: before, heldMiB: 0 };
+    this.#vram.begin(before);
     this.#readySinceMs = undefined;
     this.#enter({ kind: 'loading', server });
     using peak = watchPeak(sampler, gpus);
@@ -252,7 +248,7 @@ export class ModelServer {
     } catch (error) {
       throw await this.#buriedFor(toAppError(error, 'MODEL_FAILED'));
     }
-    const after = await this.#look(before);
+    const after = await this.#look();
     this.#enterReady();
     this.#counts.loads += 1;
     const tookMs = performance.now() - startMs;
@@ -278,38 +274,19 @@ export class ModelServer {
   }
 
   async #start(gpus: readonly string[]): Promise<ServerRef> {
-    const { model, engine, slotId, records, logDir } = this.#options;
-    if (model.launch.kind === 'attached') {
-      this.#gpus = [];
-      return { kind: 'attached', url: model.launch.url.replace(/\/$/, '') };
-    }
+    const { model, times } = this.#options;
+    if (model.launch.kind === 'attached') return { kind: 'attached', url: model.launch.url.replace(/\/$/, '') };
     try {
-      const port = await freePort(HOST);
-      const { argv, env } = engine.command({ model, port });
-      const log = await ServerLog.create({ logDir, slotId });
-      // Before the spawn: should we die right after it, the log file still leads to the process.
-      await records.put({ slotId, leader: null, logPath: log.path });
-      const { cwd } = model.launch;
-      this.#lifetime.signal.throwIfAborted();
-      const process = await ServerProcess.start({
-        argv,
-        ...(cwd !== undefined && { cwd }),
-        env: childEnvironment({ gpus, engine: env, model: model.launch.env }),
-        log,
-      });
+      const { stopGraceMs } = times;
+      const started = await startServer({ ...this.#options, gpus, stopGraceMs, signal: this.#lifetime.signal });
+      const { process, port } = started;
       this.#process = process;
       this.#gpus = gpus;
       this.#death = undefined;
       void process.exited.then((exit) => this.#onExit(process, describeExit(exit))); // never rejects; failures end in the state
-      await records.put({ slotId, leader: { pid: process.pid, startTime: process.startTime }, logPath: log.path });
       return { kind: 'owned', pid: process.pid, port };
     } catch (error) {
       const failure = toAppError(error, 'MODEL_FAILED');
-      if (this.#process !== undefined) {
-        await this.#process.stop({ graceMs: this.#options.times.stopGraceMs, signal: this.#lifetime.signal });
-        this.#forget();
-      }
-      await records.remove(slotId).catch(() => undefined); // the disk is what failed; the record names a dead process
       if (this.#state.kind === 'failed') this.#enter({ kind: 'released' });
       this.#enterFailed(failure, { isStart: true, isFatal: false });
       throw failure;
@@ -353,7 +330,7 @@ export class ModelServer {
         new AppError('MODEL_FAILED', `Waking ${model.alias} failed: ${words(error)}`, { cause: error }),
       );
     }
-    const after = await this.#look(before);
+    const after = await this.#look();
     this.#enterReady();
     learned.woken(model.id, { tookMs: performance.now() - startMs });
     return this.#moved('wake', { startMs, before, after, heldBeforeMiB });
@@ -366,7 +343,7 @@ export class ModelServer {
     const { server } = this.#state;
     const startMs = performance.now();
     this.#enter({ kind: 'offloading', server });
-    const before = await this.#look();
+    const before = await this.#lookToMove();
     const heldBeforeMiB = this.heldMiB;
     try {
       await engine.offload(this.#call(server, MOVE_CALL_MS));
@@ -374,16 +351,16 @@ export class ModelServer {
       await this.#recover(server, error);
       throw new AppError('ENGINE_FAILED', `${model.alias} was not offloaded: ${words(error)}`, { cause: error });
     }
-    const claim = before && { gpus: this.#gpus, pids: this.pids(), before, heldMiB: heldBeforeMiB };
+    const claim = before && { gpus: this.#gpusToMove(), pids: this.pids(), before, heldMiB: heldBeforeMiB };
     const verdict =
       claim && (await untilSettled(sampler, claim, { deadlineMs: times.vramBackMs, signal: this.#lifetime.signal }));
-    if (verdict?.after !== undefined) this.note(verdict.after);
+    if (verdict?.after !== undefined && this.#gpus.length > 0) this.note(verdict.after);
     this.#throwIfDead();
     // An engine that wakes by the job keeps no state of its own here: what nvidia-smi shows is what it is.
     const hasMoved = engine.wakesBy === 'call' || verdict === undefined || verdict.isBack;
     this.#enter({ kind: hasMoved ? 'offloaded' : 'ready', server });
     this.#counts.offloads += 1;
-    if (verdict !== undefined) learned.offloaded(model.id, { heldMiB: this.heldMiB });
+    if (verdict !== undefined && this.#gpus.length > 0) learned.offloaded(model.id, { heldMiB: this.heldMiB });
     return this.#moved('offload', { startMs, before, after: verdict?.after, heldBeforeMiB });
   }
 
@@ -462,7 +439,7 @@ export class ModelServer {
     const cause = asked === 'asked' ? asked : withLog(asked, logText);
     if (cause !== 'asked') this.#death = cause;
     if (process !== undefined) {
-      const { measure: before, heldMiB } = this.#seen;
+      const { measure: before, heldMiB } = this.#vram;
       const pids = process.tree();
       const survivors = await process.stop({ graceMs: times.stopGraceMs, signal: this.#lifetime.signal });
       if (survivors.length > 0) log.error({ event: 'server-not-killed', slotId, pids: survivors });
@@ -488,7 +465,7 @@ export class ModelServer {
     this.#process = undefined;
     this.#facts = undefined;
     this.#gpus = [];
-    this.#seen = { measure: undefined, heldMiB: 0 };
+    this.#vram.begin(undefined);
     this.#missedHealth = 0;
   }
 
@@ -566,7 +543,7 @@ export class ModelServer {
       // Never rejects. Meanwhile the next job may have begun.
       if (this.#state.kind !== 'ready' || this.#inFlight > 0 || this.#work !== undefined) return;
       const { model, learned } = this.#options;
-      if (this.#seen.measure === undefined && this.#gpus.length > 0) return;
+      if (this.#vram.measure === undefined && this.#gpus.length > 0) return;
       if (this.heldMiB > GONE_SHARE * loadedMiB(learned.of(model.id), model)) return;
       const { server } = this.#state;
       this.#enter({ kind: 'offloading', server });
@@ -585,17 +562,20 @@ export class ModelServer {
     return { [Symbol.dispose]: () => stop.abort() };
   }
 
-  async #look(before?: VramMeasure): Promise<VramMeasure | undefined> {
-    const measure = await lookAtVram(this.#options.sampler, {
-      gpus: this.#gpus,
-      pids: this.pids(),
-      signal: this.#lifetime.signal,
-    });
-    if (measure === undefined) return undefined;
-    if (!measure.isListed && before !== undefined) {
-      this.#seen = { measure, heldMiB: Math.max(0, this.#seen.heldMiB - freedMiB(before, measure)) };
-    } else this.note(measure);
-    return measure;
+  #look(): Promise<VramMeasure | undefined> {
+    return this.#vram.look({ gpus: this.#gpus, pids: this.pids(), signal: this.#lifetime.signal });
+  }
+
+  /** Where somebody else's server is on the GPUs is not known: so the change on all of them is shown. */
+  #gpusToMove(): readonly string[] {
+    const isOurs = this.#options.model.launch.kind === 'owned';
+    return isOurs ? this.#gpus : this.#options.sampler.readings().map(({ uuid }) => uuid);
+  }
+
+  #lookToMove(): Promise<VramMeasure | undefined> {
+    if (this.#options.model.launch.kind === 'owned') return this.#look();
+    const whose = { gpus: this.#gpusToMove(), pids: [], signal: this.#lifetime.signal };
+    return lookAtVram(this.#options.sampler, whose);
   }
 
   #call(server: ServerRef, deadlineMs: number): Call {

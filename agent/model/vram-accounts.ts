@@ -56,7 +56,8 @@ export class VramAccounts {
       const pids = server.pids();
       for (const pid of pids) ours.add(pid);
       const measure = measureVram(readings, apps, { gpus: server.gpus, pids });
-      if (measure !== undefined) server.note(measure);
+      // Without a live process it is on its way through its death, which needs the look from before.
+      if (measure !== undefined && pids.length > 0) server.note(measure);
     }
     for (const { uuid } of readings) {
       const here = apps.filter(({ gpuUuid }) => gpuUuid === uuid);

@@ -256,4 +256,3 @@ export class AgentLink implements AsyncDisposable {
     return new AppError('AGENT_UNREACHABLE', `${this.name} answered HTTP ${status} to a transfer.`);
   }
 }
-

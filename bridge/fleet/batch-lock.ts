@@ -1,4 +1,4 @@
-import { createHash } from 'node:crypto';
+import { createHash, randomUUID } from 'node:crypto';
 import { once } from 'node:events';
 import { chmodSync, lstatSync, unlinkSync } from 'node:fs';
 import { connect, createServer } from 'node:net';
@@ -11,6 +11,9 @@ import { pause } from '../../shared/abort.ts';
 /** Who holds a batch. */
 export const LockHolder = z.object({ pid: z.int(), client: z.string() });
 export type LockHolder = z.infer<typeof LockHolder>;
+
+const Answer = LockHolder.extend({ nonce: z.string().optional() });
+type Answer = z.infer<typeof Answer>;
 
 /** macOS allows 104 bytes in a socket's path, its closing zero included. */
 const MAX_SOCKET_PATH = 100;
@@ -40,16 +43,11 @@ export class BatchLock implements AsyncDisposable {
       const server = await listen(path, holder);
       if (server !== undefined) return new BatchLock(server, path);
       const other = await probe(path);
-      if (other !== undefined) return other;
+      if (other !== undefined) return { pid: other.pid, client: other.client };
       const taken = await takeOver(path, holder);
       if (taken !== undefined) return taken;
     }
     return { pid: 0, client: 'unknown' };
-  }
-
-  /** Who holds the batch's lock now; undefined when nobody does. */
-  static async holder(directory: string): Promise<LockHolder | undefined> {
-    return await probe(lockPath(directory));
   }
 
   /** False once somebody removed or replaced the socket: then this process is no longer the holder. */
@@ -57,12 +55,14 @@ export class BatchLock implements AsyncDisposable {
     return this.#inode === inodeOf(this.#path);
   }
 
-  /** For `takeOver`: two may have found the lock dead in the same moment; the later one's socket is the one that is left. */
-  static async settled(server: Server, path: string): Promise<BatchLock | undefined> {
-    const lock = new BatchLock(server, path);
+  /** For `takeOver`: several may have found the lock dead in the same moment; the last one's socket is the one that is left. */
+  static async settled(
+    server: Server,
+    { path, nonce }: { path: string; nonce: string },
+  ): Promise<BatchLock | undefined> {
     await pause(SETTLE_MS, new AbortController().signal);
-    if (lock.isHeld) return lock;
-    await close(server);
+    if ((await probe(path))?.nonce === nonce) return new BatchLock(server, path);
+    server.unref(); // closing it would remove the path, which is another's by now
     return undefined;
   }
 
@@ -80,8 +80,9 @@ async function takeOver(path: string, holder: LockHolder): Promise<BatchLock | u
   } catch {
     // Another process was faster; listening tells.
   }
-  const server = await listen(path, holder);
-  return server && (await BatchLock.settled(server, path));
+  const nonce = randomUUID();
+  const server = await listen(path, { ...holder, nonce });
+  return server && (await BatchLock.settled(server, { path, nonce }));
 }
 
 /** Beside the manifest where the path is short enough; else under a name made of it, the same for every process. */
@@ -92,7 +93,7 @@ function lockPath(directory: string): string {
   return Buffer.byteLength(path) <= MAX_SOCKET_PATH ? path : `/tmp/gantry-${userInfo().uid}-${hash}.lock`;
 }
 
-async function listen(path: string, holder: LockHolder): Promise<Server | undefined> {
+async function listen(path: string, holder: Answer): Promise<Server | undefined> {
   const server = createServer((socket) => {
     socket.on('error', () => undefined); // whoever asked is gone; nothing to tell
     socket.end(`${JSON.stringify(holder)}\n`);
@@ -110,7 +111,7 @@ async function listen(path: string, holder: LockHolder): Promise<Server | undefi
 }
 
 /** A holder that does not answer in time lives, but is stopped or busy: it is the holder all the same. */
-async function probe(path: string): Promise<LockHolder | undefined> {
+async function probe(path: string): Promise<Answer | undefined> {
   const socket = connect({ path });
   const chunks: Buffer[] = [];
   try {
@@ -118,7 +119,7 @@ async function probe(path: string): Promise<LockHolder | undefined> {
     for await (const chunk of socket.setTimeout(ANSWER_MS, () => socket.destroy()) as AsyncIterable<Buffer>) {
       chunks.push(chunk);
     }
-    return LockHolder.parse(JSON.parse(Buffer.concat(chunks).toString('utf8')));
+    return Answer.parse(JSON.parse(Buffer.concat(chunks).toString('utf8')));
   } catch (error) {
     const isDead = codeOf(error) === 'ECONNREFUSED' || codeOf(error) === 'ENOENT' || codeOf(error) === 'ENOTSOCK';
     return isDead ? undefined : { pid: 0, client: 'unknown' };

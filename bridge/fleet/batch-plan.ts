@@ -38,8 +38,11 @@ export type PlanAnswer = { kind: 'take'; jobId: string; endsInMs: number } | { k
 const PATIENCE_MS = 10_000;
 /** More jobs than this do not change who gets the next one. */
 const HORIZON_JOBS = 200;
-/** Completions this close are equal: then the slot that is granted now is better than one that may be. */
-const EQUAL = 1 + 1e-9;
+/**
+ * Completions within this share are equal, as no forecast is better: then the slot that is granted now is better than one
+ * that may be, and no host stands idle for the sake of a guess.
+ */
+const EQUAL = 1.03;
 /** For a single interactive job: how much later than the best still counts as equal. */
 const NEAR_MS = 250;
 const NEAR_SHARE = 0.05;

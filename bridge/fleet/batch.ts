@@ -4,9 +4,9 @@ import { join } from 'node:path';
 import { performance } from 'node:perf_hooks';
 import { untilAborted } from '../../shared/abort.ts';
 import { AppError, toAppError } from '../../shared/errors.ts';
-import type { JobError, JobRequest } from '../../shared/job.ts';
+import type { JobRequest } from '../../shared/job.ts';
 import type { AgentJob } from '../../shared/protocol.ts';
-import { estimateMs, workUnits } from '../../shared/service-time.ts';
+import { workUnits } from '../../shared/service-time.ts';
 import { sweepParts } from '../output/image-file.ts';
 import { BatchBook } from './batch-book.ts';
 import type { FleetSide } from './batch-book.ts';
@@ -16,22 +16,19 @@ import type { BatchOrder } from './batch-order.ts';
 import type { PlanJob, PlanRules } from './batch-plan.ts';
 import { batchQuality } from './batch-quality.ts';
 import type { BatchQuality } from './batch-quality.ts';
-import { etaMs, explainer, qualityHosts, serviceOnHost, stillRunningOn } from './batch-report.ts';
+import { etaMs, explainer, qualityHosts, stillRunningOn } from './batch-report.ts';
 import { batchState, countEnds, jobView } from './batch-view.ts';
 import type { BatchView } from './batch-view.ts';
-import { JobFetcher } from './job-fetcher.ts';
-import type { Fetched } from './job-fetcher.ts';
-import { enterState, findAttempt, newRecord, openAttempts } from './job-record.ts';
-import type { Attempt, JobRecord } from './job-record.ts';
-import { JobSettler } from './job-settler.ts';
-import { isAt, isFetching, isInFlight, isOver, placeOf } from './job-state.ts';
-import type { Place } from './job-state.ts';
-import { JobTaker } from './job-taker.ts';
+import { newRecord } from './job-record.ts';
+import type { JobRecord } from './job-record.ts';
+import { isInFlight, isOver } from './job-state.ts';
+import { JobTracker } from './job-tracker.ts';
+import type { Progress } from './job-tracker.ts';
 import type { Taking } from './job-taker.ts';
 import { ManifestState } from './manifest-lines.ts';
 import type { ManifestHeader, ManifestLine } from './manifest-lines.ts';
 import { Manifest } from './manifest.ts';
-import { afterFailure, hostsToAvoid, MAX_FAILURES } from './retry-policy.ts';
+import { hostsToAvoid } from './retry-policy.ts';
 
 /** A timer this late means that the laptop slept: silences are counted anew. */
 const SLEPT_MS = 20_000;
@@ -43,10 +40,7 @@ const LOOK_MS = 1_000;
  */
 export class Batch implements AsyncDisposable {
   readonly #book: BatchBook;
-  readonly #taker: JobTaker;
-  readonly #fetcher: JobFetcher;
-  readonly #settler: JobSettler;
-  readonly #asking = new Set<Attempt>();
+  readonly #tracker: JobTracker;
   readonly #whenEnded: Promise<void>;
   #markEnded: () => void = () => undefined;
   #end: { elapsedMs: number; quality: BatchQuality | undefined } | undefined;
@@ -56,19 +50,7 @@ export class Batch implements AsyncDisposable {
 
   private constructor(book: BatchBook) {
     this.#book = book;
-    this.#settler = new JobSettler(book);
-    this.#taker = new JobTaker(book, {
-      onAgentJob: (host, said) => this.onAgentJob(host, said),
-      onRefused: (job, { place, error }) => this.#onAttemptFailed(job, { place, error: jobError(error) }),
-      onHopeless: (job, error) => this.#fail(job, error),
-    });
-    this.#fetcher = new JobFetcher(book, {
-      onSaved: (job, fetched) => this.#onSaved(job, fetched),
-      onUnsure: (job, place) => this.#makeUnsure(job, place),
-      onLost: (job, place) => this.#lose(job, place),
-      onDamaged: (job, { place, error }) => this.#onAttemptFailed(job, { place, error: damaged(error) }),
-    });
-    book.onBroken = (job, error) => this.#fail(job, error);
+    this.#tracker = new JobTracker(book, { onOver: () => this.#endIfOver() });
     this.#whenEnded = new Promise((resolve) => {
       this.#markEnded = resolve;
     });
@@ -126,7 +108,7 @@ export class Batch implements AsyncDisposable {
     if (lost > 0) side.log.warn({ event: 'manifest-damaged', batchId: header.batchId, lines: lost });
     const ageMs = Math.max(0, Date.now() - Date.parse(header.createdAt));
     const batch = new Batch(new BatchBook({ directory, header, jobs, manifest, lock, side, ageMs }));
-    for (const job of jobs) await batch.#restore(job);
+    for (const job of jobs) await batch.#tracker.restore(job);
     for (const target of new Set(jobs.map((job) => job.directory))) await sweepParts(target);
     side.log.info({ event: 'batch-resumed', batchId: header.batchId, jobs: jobs.length });
     await batch.#endIfOver();
@@ -205,71 +187,25 @@ export class Batch implements AsyncDisposable {
   take(jobId: string, taking: Taking): void {
     const job = this.#book.job(jobId);
     if (job?.state.kind !== 'waiting') throw new Error(`job ${jobId} is not waiting`);
-    this.#taker.take(job, taking);
+    this.#tracker.take(job, taking);
   }
 
   /** What a host has of this batch, as its hello says. Jobs of other batches in it are ignored. */
   onHello(host: string, listed: readonly AgentJob[]): void {
-    const ours = listed.filter(({ jobId }) => this.has(jobId));
-    this.#settler.renew(host);
-    for (const one of ours) this.onAgentJob(host, one);
-    for (const job of this.#book.jobs) {
-      for (const attempt of openAttempts(job)) {
-        if (attempt.host !== host || isFetching(job.state)) continue;
-        if (ours.some((one) => one.jobId === job.jobId && one.attempt === attempt.attempt)) continue;
-        this.#lose(job, attempt);
-      }
-    }
+    this.#tracker.onHello(host, listed);
   }
 
-  /** One job's present state on a host: from a hello, a reply, or a notification. */
+  /** One job's present state on a host, from a notification. */
   onAgentJob(host: string, said: AgentJob): void {
-    const job = this.#book.job(said.jobId);
-    if (job === undefined) return;
-    const place: Place = { host, attempt: said.attempt };
-    const attempt = findAttempt(job, place);
-    if (attempt === undefined || attempt.end !== undefined || isOver(job.state)) {
-      return this.#settler.settle(job, attempt ?? place, said.state);
-    }
-    switch (said.state) {
-      case 'accepted':
-      case 'running':
-        return this.#onUnderWay(job, { place, state: said.state });
-      case 'done':
-        if (said.result === undefined) this.#ask(job, place);
-        else if (!isFetching(job.state)) this.#fetcher.start(job, { place, result: said.result });
-        return;
-      case 'failed':
-        return this.#onAttemptFailed(job, { place, error: said.error ?? UNEXPLAINED });
-      case 'cancelled':
-        return this.#onAttemptFailed(job, { place, error: cancelledThere(host) });
-      case 'unknown':
-        return;
-    }
+    this.#tracker.onAgentJob(host, said);
   }
 
-  onProgress(
-    host: string,
-    said: { jobId: string; attempt: number; step: number; steps: number; detail: string },
-  ): void {
-    const job = this.#book.job(said.jobId);
-    if (job === undefined || !isAt(job.state, { host, attempt: said.attempt })) return;
-    const { step, steps, detail } = said;
-    if (job.progress.steps === 0 && steps > 0 && job.holding !== undefined) {
-      const service = serviceOnHost(this.#book, { host, model: job.request.model });
-      if (service !== undefined) job.holding.endsAtMs = performance.now() + estimateMs(service, job.request);
-    }
-    job.progress = { step, steps, detail };
-    this.#book.notify();
+  onProgress(host: string, said: Progress): void {
+    this.#tracker.onProgress(host, said);
   }
 
-  /** The link to a host is gone: what it has of ours is unsure until its next hello. */
   onDown(host: string): void {
-    for (const job of this.#book.jobs) {
-      const { state } = job;
-      const isThere = state.kind === 'taking' || state.kind === 'accepted' || state.kind === 'running';
-      if (isThere && state.at.host === host) this.#makeUnsure(job, state.at);
-    }
+    this.#tracker.onDown(host);
   }
 
   /** Called a few times a second while the batch is not over. */
@@ -277,7 +213,7 @@ export class Batch implements AsyncDisposable {
     const nowMs = performance.now();
     const hasSlept = nowMs - this.#lastTickMs > SLEPT_MS;
     this.#lastTickMs = nowMs;
-    for (const job of this.#book.jobs) if (job.state.kind === 'unsure') this.#tickUnsure(job, { nowMs, hasSlept });
+    this.#tracker.tick({ nowMs, hasSlept });
     if (nowMs - this.#lastLookMs < LOOK_MS || this.isEnded) return;
     this.#lastLookMs = nowMs;
     this.#book.own(undefined, this.#look());
@@ -319,11 +255,7 @@ export class Batch implements AsyncDisposable {
     const lines: ManifestLine[] = [];
     for (const job of chosen) {
       if (isOver(job.state) || job.state.kind === 'saving') continue; // done wins
-      const wasRunning = job.state.kind === 'running' || job.state.kind === 'unsure';
-      const ranAt = wasRunning ? placeOf(job.state) : undefined;
-      this.#fetcher.stop(job);
-      book.enter(job, { kind: 'cancelled', ranAt });
-      this.#settler.settleAll(job);
+      this.#tracker.cancel(job);
       lines.push({ type: 'cancelled', jobId: job.jobId, endedInMs: job.endedInMs ?? book.inMs() });
     }
     if (lines.length > 0) await book.record(lines);
@@ -339,141 +271,6 @@ export class Batch implements AsyncDisposable {
   /** Lets go: nothing of it runs here afterwards, and another process may resume it. */
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#book[Symbol.asyncDispose]();
-  }
-
-  #onUnderWay(job: JobRecord, o: { place: Place; state: 'accepted' | 'running' }): void {
-    const { state } = job;
-    // Another attempt is under way elsewhere: a race, which the first verified result wins.
-    if (state.kind !== 'waiting' && !isAt(state, o.place)) return;
-    if (isFetching(state) || state.kind === 'running' || state.kind === o.state) return;
-    const isBack = state.kind === 'unsure' || state.kind === 'waiting';
-    this.#book.enter(job, { kind: o.state, at: o.place });
-    if (!isBack) return;
-    job.progress = { ...job.progress, detail: `${o.state} on ${o.place.host}` };
-    if (o.state === 'accepted' && job.missingInputs.length > 0) {
-      this.#book.own(job, this.#taker.upload(job, o.place));
-    }
-  }
-
-  #onAttemptFailed(job: JobRecord, { place, error }: { place: Place; error: JobError }): void {
-    const attempt = findAttempt(job, place);
-    if (attempt === undefined) throw new Error(`job ${job.jobId} has no attempt ${place.attempt} on ${place.host}`);
-    const isCurrent = isAt(job.state, place);
-    // Without a step done, the server died while it was started, and not by this job.
-    const serverDied = error.code === 'MODEL_FAILED' && isCurrent && job.progress.steps > 0;
-    attempt.end = { kind: 'failed', error, serverDied };
-    this.#book.side.log.info({ event: 'attempt-failed', jobId: job.jobId, ...place, code: error.code, serverDied });
-    const lines: ManifestLine[] = [{ type: 'attempt-failed', jobId: job.jobId, ...place, error, serverDied }];
-    if (isCurrent) lines.push(...this.#decideAfterFailure(job, error));
-    this.#book.own(job, this.#concludeFailure(job, { attempt, lines }));
-  }
-
-  #decideAfterFailure(job: JobRecord, error: JobError): ManifestLine[] {
-    const next = afterFailure(job.attempts, this.#book.capableHosts(job));
-    if (next.kind === 'failed') {
-      this.#book.enter(job, { kind: 'failed', error: next.error });
-      return [{ type: 'failed', jobId: job.jobId, error: next.error, endedInMs: job.endedInMs ?? this.#book.inMs() }];
-    }
-    this.#book.enter(job, { kind: 'waiting' });
-    const failures = job.attempts.filter(({ end }) => end?.kind === 'failed').length;
-    const detail = `attempt ${failures + 1} of ${MAX_FAILURES}: ${error.message}`;
-    job.progress = { step: 0, steps: 0, detail };
-    return [];
-  }
-
-  async #concludeFailure(job: JobRecord, o: { attempt: Attempt; lines: ManifestLine[] }): Promise<void> {
-    await this.#book.record(o.lines);
-    this.#settler.settle(job, o.attempt, 'failed');
-    if (isOver(job.state)) this.#settler.settleAll(job);
-    await this.#endIfOver();
-  }
-
-  async #onSaved(job: JobRecord, { place, result, path, previewPath }: Fetched): Promise<void> {
-    // A file found on the disk was saved by an earlier try or process: its job goes the same way, only quicker.
-    if (job.state.kind === 'fetching') enterState(job, { kind: 'saving', at: place, result });
-    this.#book.enter(job, { kind: 'done', at: place, result, path, previewPath });
-    job.progress = { ...job.progress, detail: '' };
-    const attempt = findAttempt(job, place);
-    if (attempt !== undefined) {
-      attempt.end = { kind: 'saved' };
-      this.#settler.settle(job, attempt, 'done');
-    }
-    this.#settler.settleAll(job);
-    await this.#endIfOver();
-  }
-
-  async #fail(job: JobRecord, error: AppError): Promise<void> {
-    this.#book.enter(job, { kind: 'failed', error: jobError(error) });
-    this.#settler.settleAll(job);
-    const endedInMs = job.endedInMs ?? this.#book.inMs();
-    await this.#book.record([{ type: 'failed', jobId: job.jobId, error: jobError(error), endedInMs }]);
-    await this.#endIfOver();
-  }
-
-  #makeUnsure(job: JobRecord, place: Place): void {
-    const sinceMs = this.#book.side.link(place.host)?.lastHeardMs ?? performance.now();
-    this.#book.enter(job, { kind: 'unsure', at: place, sinceMs });
-    const detail = `the link to ${place.host} is lost; waiting to hear what became of it`;
-    job.progress = { ...job.progress, detail };
-  }
-
-  /** After the silence the job may be taken elsewhere; the attempt stays open, because its host may still come back with it. */
-  #tickUnsure(job: JobRecord, { nowMs, hasSlept }: { nowMs: number; hasSlept: boolean }): void {
-    const { state } = job;
-    if (state.kind !== 'unsure') return;
-    const link = this.#book.side.link(state.at.host);
-    if (link?.isUp) return this.#ask(job, state.at);
-    // Nobody could be heard while this machine slept, so the clock of the silence starts anew.
-    if (hasSlept) job.state = { ...state, sinceMs: nowMs };
-    else if (nowMs - Math.max(state.sinceMs, link?.lastHeardMs ?? 0) >= this.#book.side.times.silenceMs) {
-      this.#book.enter(job, { kind: 'waiting' });
-      job.progress = { step: 0, steps: 0, detail: '' };
-    }
-  }
-
-  /** Unsure although the link is up, or a result that was not told. */
-  #ask(job: JobRecord, place: Place): void {
-    const attempt = findAttempt(job, place);
-    const link = this.#book.side.link(place.host);
-    if (attempt === undefined || link === undefined || this.#asking.has(attempt)) return;
-    this.#asking.add(attempt);
-    const asking = link
-      .request('job.get', { jobId: job.jobId }, this.#book.life)
-      .then(
-        (said) => this.onAgentJob(place.host, said),
-        (error: unknown) => {
-          const isGone = toAppError(error).code === 'JOB_NOT_FOUND';
-          if (isGone && attempt.end === undefined && !isFetching(job.state)) this.#lose(job, place);
-        },
-      )
-      .finally(() => this.#asking.delete(attempt));
-    this.#book.own(job, asking);
-  }
-
-  /** The host does not know the attempt (any more). */
-  #lose(job: JobRecord, place: Place): void {
-    const attempt = findAttempt(job, place);
-    if (attempt !== undefined) attempt.end ??= { kind: 'lost' };
-    if (isOver(job.state)) return;
-    if (isAt(job.state, place)) {
-      this.#book.enter(job, { kind: 'waiting' });
-      job.progress = { step: 0, steps: 0, detail: '' };
-    }
-    this.#book.note({ type: 'lost', jobId: job.jobId, host: place.host, attempt: place.attempt });
-  }
-
-  async #restore(job: JobRecord): Promise<void> {
-    if (isOver(job.state)) return;
-    const last = openAttempts(job).at(-1);
-    const place = last && { host: last.host, attempt: last.attempt };
-    const saved = await this.#fetcher.findSaved(job);
-    // Not events, so not by the table: the manifest tells where the job was when the other process ended.
-    if (saved !== undefined) {
-      job.state = { kind: 'saving', at: saved.place, result: saved.result };
-      return await this.#fetcher.finish(job, saved);
-    }
-    job.state = place === undefined ? { kind: 'waiting' } : { kind: 'unsure', at: place, sinceMs: performance.now() };
-    job.missingInputs = job.request.kind === 'edit' ? job.request.inputs : [];
   }
 
   /** Files by which other processes ask for an end, and whether the lock is still ours. */
@@ -507,24 +304,6 @@ export class Batch implements AsyncDisposable {
     this.#markEnded();
     book.changed();
   }
-}
-
-const UNEXPLAINED: JobError = {
-  code: 'ENGINE_FAILED',
-  message: 'The host reported a failure without a reason.',
-  retryable: true,
-};
-
-function cancelledThere(host: string): JobError {
-  return { code: 'INTERRUPTED', message: `The job was cancelled on ${host}.`, retryable: true };
-}
-
-function damaged(error: AppError): JobError {
-  return jobError(new AppError('RESULT_INVALID', `The image arrived damaged again and again. ${error.message}`));
-}
-
-function jobError(error: AppError): JobError {
-  return { code: error.code, message: error.message, retryable: error.retryable };
 }
 
 function jobLine(job: JobRecord): ManifestLine {

@@ -2,28 +2,23 @@ import { appendFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { performance } from 'node:perf_hooks';
 import { Deadline, pause, untilAborted } from '../../shared/abort.ts';
-import { AppError, toAppError } from '../../shared/errors.ts';
+import { AppError } from '../../shared/errors.ts';
 import type { Log } from '../../shared/log.ts';
-import type { AgentJob, Method, Notification, OfferLine, Params, Result } from '../../shared/protocol.ts';
+import type { AgentJob, Method, Notification, Params, Result } from '../../shared/protocol.ts';
 import { AgentLink } from './agent-link.ts';
 import { BatchIndex } from './batch-index.ts';
 import type { BatchOrder } from './batch-order.ts';
-import { answerGrant, mayGo, planOrder } from './batch-plan.ts';
 import { countEnds, jobView } from './batch-view.ts';
 import type { BatchView } from './batch-view.ts';
 import { Batch } from './batch.ts';
 import type { FleetSide } from './batch-book.ts';
-import { serviceOn } from './host-forecast.ts';
 import type { Refusal } from './host-forecast.ts';
 import type { BridgeTimes, HostConfig, HostView } from './host-view.ts';
-import { remainingMs } from './job-record.ts';
-import type { Holding } from './job-record.ts';
 import { isOver } from './job-state.ts';
 import type { ManifestState } from './manifest-lines.ts';
-import { groupWaiting, isOtherOffer, offerLines } from './offers.ts';
-import { expectedFinishes, refusalText, whyHere } from './placement.ts';
+import { expectedFinishes, refusalText } from './placement.ts';
 import type { OwnWork } from './placement.ts';
-import { planSlots } from './plan-slots.ts';
+import { WorkDesk } from './work-desk.ts';
 
 type FleetOptions = {
   hosts: HostConfig[];
@@ -34,17 +29,9 @@ type FleetOptions = {
   log: Log;
 };
 
-type Grant = Extract<Notification, { method: 'slot.grant' }>['params'];
-type SentOffer = { lines: OfferLine[]; sentAtMs: number; hasDeclined: boolean };
-type HoldOff = { untilMs: number; count: number; error: AppError };
-
 const TICK_MS = 250;
 const IDLE_TICK_MS = 1_000;
-/** Changes this close go into one offer; mere counts wait a little longer. */
-const OFFER_SOON_MS = 10;
-const OFFER_COUNTS_MS = 200;
 const RESCAN_MS = 15_000;
-const HOLD_OFF = { firstMs: 1_000, maxMs: 30_000 };
 const DETACH_MS = 1_000;
 /** Ended batches that stay in memory. */
 const ENDED_KEPT = 50;
@@ -61,12 +48,10 @@ export class Fleet implements AsyncDisposable {
   readonly #batches = new Map<string, Batch>();
   readonly #index: BatchIndex;
   readonly #side: FleetSide;
-  readonly #offers = new Map<string, SentOffer>();
-  readonly #holdOffs = new Map<string, HoldOff>();
+  readonly #desk: WorkDesk;
   readonly #changes = new Set<() => void>();
   readonly #work = new Set<Promise<void>>();
   #running: Promise<void> | undefined;
-  #isFlushDue = false;
   #isScanning = false;
   #scannedAtMs = Number.NEGATIVE_INFINITY;
   #detaching: Promise<void> | undefined;
@@ -75,15 +60,23 @@ export class Fleet implements AsyncDisposable {
     this.#options = options;
     this.#root = join(options.stateDir, 'batches');
     this.#index = new BatchIndex(this.#root);
+    this.#desk = new WorkDesk({
+      batches: this.#batches,
+      links: this.#links,
+      hosts: () => this.hosts(),
+      offerEveryMs: options.times.offerEveryMs,
+      log: options.log,
+      signal: this.#stop.signal,
+    });
     this.#side = {
       times: options.times,
       log: options.log,
       hosts: () => this.hosts(),
       link: (host) => this.#links.get(host),
-      holdings: () => this.#holdings(),
+      holdings: () => this.#desk.holdings(),
       changed: () => this.#changed(),
-      holdOff: (host, error) => this.#holdOff(host, error),
-      heldOff: (host) => this.#heldOff(host),
+      holdOff: (host, error) => this.#desk.holdOff(host, error),
+      heldOff: (host) => this.#desk.heldOff(host),
     };
   }
 
@@ -142,16 +135,7 @@ export class Fleet implements AsyncDisposable {
 
   /** This bridge's jobs that the hosts' status does not show yet; for `expectedFinishes`. */
   ownWork(): OwnWork {
-    const nowMs = performance.now();
-    const own = new Map<string, number>();
-    const views = this.hosts();
-    for (const holding of this.#holdings()) {
-      const models = views.find(({ name }) => name === holding.host)?.snapshot?.models ?? [];
-      const slot = models.flatMap(({ slots }) => slots).find(({ slotId }) => slotId === holding.slotId);
-      if (slot?.phase !== 'idle' && slot?.phase !== 'granted') continue;
-      own.set(holding.host, Math.max(own.get(holding.host) ?? 0, remainingMs(holding, nowMs)));
-    }
-    return own;
+    return this.#desk.ownWork();
   }
 
   /** A new batch, durable when this resolves. Refused when it can never run on the hosts as they are. */
@@ -219,13 +203,10 @@ export class Fleet implements AsyncDisposable {
   async #detach(): Promise<void> {
     this.#stop.abort(new AppError('INTERRUPTED', 'This bridge ends.'));
     await this.#running;
-    const limit = AbortSignal.timeout(DETACH_MS);
-    const withdrawals = [...this.#links.values()]
-      .filter((link) => link.isUp && (this.#offers.get(link.name)?.lines.length ?? 0) > 0)
-      .map((link) => link.request('job.offer', { lines: [] }, limit).catch(() => undefined)); // the closing link withdraws too
-    await Promise.all(withdrawals);
+    await this.#desk.withdraw(AbortSignal.timeout(DETACH_MS));
     await Promise.all([...this.#batches.values()].map((batch) => batch[Symbol.asyncDispose]()));
     await Promise.all([...this.#links.values()].map((link) => link[Symbol.asyncDispose]()));
+    await this.#desk.idle();
     while (this.#work.size > 0) await Promise.all(this.#work);
   }
 
@@ -238,7 +219,7 @@ export class Fleet implements AsyncDisposable {
         if (batch.isEnded || batch.isLost) this.#retire(batch);
         else batch.tick();
       }
-      this.#flushOffers();
+      this.#desk.flush();
       this.#rescan(RESCAN_MS);
     }
   }
@@ -255,8 +236,7 @@ export class Fleet implements AsyncDisposable {
   }
 
   #onHello(host: string, jobs: AgentJob[]): void {
-    this.#offers.delete(host);
-    this.#holdOffs.delete(host);
+    this.#desk.forget(host);
     for (const batch of this.#batches.values()) batch.onHello(host, jobs);
     const strangers = jobs.filter(({ jobId }) => this.batch(jobId) === undefined);
     if (strangers.length > 0) this.#own(this.#settleStrangers(host, strangers));
@@ -276,7 +256,7 @@ export class Fleet implements AsyncDisposable {
   }
 
   #onDown(host: string): void {
-    this.#offers.delete(host);
+    this.#desk.forget(host);
     for (const batch of this.#batches.values()) batch.onDown(host);
     this.#changed();
   }
@@ -284,7 +264,7 @@ export class Fleet implements AsyncDisposable {
   #onNotification(host: string, notification: Notification): void {
     switch (notification.method) {
       case 'slot.grant':
-        return this.#onGrant(host, notification.params);
+        return this.#desk.onGrant(host, notification.params);
       case 'job.progress': {
         const { jobId, attempt, state } = notification.params;
         const batch = this.batch(jobId);
@@ -307,20 +287,7 @@ export class Fleet implements AsyncDisposable {
 
   #changed(): void {
     this.#onLinkChange();
-    if (this.#isFlushDue || this.#stop.signal.aborted) return;
-    this.#isFlushDue = true;
-    this.#own(
-      pause(OFFER_SOON_MS, this.#stop.signal).then(() => {
-        this.#isFlushDue = false;
-        this.#flushOffers({ isAfterChange: true });
-      }),
-    );
-  }
-
-  #holdings(): Holding[] {
-    return [...this.#batches.values()].flatMap((batch) =>
-      batch.isEnded ? [] : batch.inFlight.flatMap(({ holding }) => holding ?? []),
-    );
+    this.#desk.changed();
   }
 
   /** Takes up batches nobody works on, at most every `everyMs`. */

@@ -48,4 +48,3 @@ export function textOf(error: unknown): string {
   if (error instanceof AggregateError && error.message === '') return error.errors.map(textOf).join('; ');
   return error.message === '' && 'code' in error ? String(error.code) : error.message;
 }
-

@@ -246,7 +246,6 @@ export class LinkSession {
   }
 }
 
-
 /** Resolves at the abort. */
 async function once(signal: AbortSignal): Promise<void> {
   if (signal.aborted) return;

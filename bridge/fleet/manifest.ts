@@ -1,6 +1,7 @@
-import { open, copyFile, readFile, rename, writeFile } from 'node:fs/promises';
+import { copyFile, open, readFile } from 'node:fs/promises';
 import type { FileHandle } from 'node:fs/promises';
 import { dirname } from 'node:path';
+import { syncDirectory, writeDurable } from '../../shared/durable-file.ts';
 import type { ManifestLine } from './manifest-lines.ts';
 import { readLines } from './manifest-lines.ts';
 
@@ -32,10 +33,7 @@ export class Manifest implements AsyncDisposable {
     const { lines, damaged } = readLines(text);
     if (damaged > 0) {
       await copyFile(path, `${path}.corrupt-${Date.now()}`);
-      const clean = `${path}.clean-${process.pid}`;
-      await writeFile(clean, lines.map(toText).join(''), { mode: 0o600, flush: true });
-      await rename(clean, path);
-      await syncDirectory(dirname(path));
+      await writeDurable(path, lines.map(toText).join(''));
     }
     const manifest = new Manifest(await open(path, 'a', 0o600));
     if (damaged === 0 && text !== '' && !text.endsWith('\n')) await manifest.#file.appendFile('\n');
@@ -80,17 +78,6 @@ export class Manifest implements AsyncDisposable {
     }
     // In the same tick as the last look at the queue: later, a line that came in between would wait for nobody.
     this.#writing = undefined;
-  }
-}
-
-/** Makes names in a directory survive a power cut. Windows has no such call and keeps its own journal. */
-export async function syncDirectory(path: string): Promise<void> {
-  if (process.platform === 'win32') return;
-  const directory = await open(path, 'r');
-  try {
-    await directory.sync();
-  } finally {
-    await directory.close();
   }
 }
 

@@ -4,9 +4,6 @@ import type { BatchView } from '../fleet/batch-view.ts';
 import { activityOf, fractionOf } from './activity.ts';
 import type { ToolContext } from './tool.ts';
 
-/** setTimeout knows no longer time than this, 24 days. */
-const LONGEST_MS = 2 ** 31 - 1;
-
 /** The end of the batch, or its state when the client's patience ends. A call that is taken back takes the batch with it. */
 export async function waitForBatch(
   batch: Batch,
@@ -36,5 +33,5 @@ export async function waitForBatch(
 
 /** What the caller asked for, else what its client is known to wait. */
 export function patienceMs({ syncWaitMs }: Pick<ToolContext, 'syncWaitMs'>, waitSeconds: number | undefined): number {
-  return Math.min(waitSeconds === undefined ? syncWaitMs : waitSeconds * 1_000, LONGEST_MS);
+  return waitSeconds === undefined ? syncWaitMs : waitSeconds * 1_000;
 }

@@ -4,6 +4,7 @@ import type { FileHandle } from 'node:fs/promises';
 import { link, lstat, mkdir, open, readdir, unlink } from 'node:fs/promises';
 import { join } from 'node:path';
 import { pause, untilAborted } from '../../shared/abort.ts';
+import { syncDirectory } from '../../shared/durable-file.ts';
 import { AppError, toAppError } from '../../shared/errors.ts';
 import { numbered } from './file-names.ts';
 import { HEAD_BYTES, imageKind } from './image-bytes.ts';
@@ -152,19 +153,6 @@ async function removePart(part: string): Promise<void> {
       if (!isHeld || attempt >= 5) return;
       await pause(50 * attempt, new AbortController().signal);
     }
-  }
-}
-
-/** Makes the new name survive a power cut. Windows has no such call, and some shares refuse it. */
-async function syncDirectory(directory: string): Promise<void> {
-  if (process.platform === 'win32') return;
-  const handle = await open(directory, 'r');
-  try {
-    await handle.sync();
-  } catch (error) {
-    if (!NO_LINKS.has(codeOf(error))) throw error;
-  } finally {
-    await handle.close();
   }
 }
 

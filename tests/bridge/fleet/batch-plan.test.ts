@@ -27,7 +27,7 @@ test.each<[string, ReturnType<typeof grant>, PlanJob[], PlanSlot[], string]>([
   [
     'a slow host gets what it ends in time',
     grant('slow'),
-    [...Array(10)].map((_, n) => job(`j${n}`, 1_000)),
+    Array.from({ length: 10 }, (_, n) => job(`j${n}`, 1_000)),
     two,
     'j9',
   ],
@@ -69,7 +69,7 @@ test.each<[string, ReturnType<typeof grant>, PlanJob[], PlanSlot[], string]>([
 
 test('one at a time keeps to the fastest slot', () => {
   const rules = { ...ANY, spread: 1 };
-  const jobs = [...Array(40)].map((_, n) => job(`j${n}`, 1_000, { rules }));
+  const jobs = Array.from({ length: 40 }, (_, n) => job(`j${n}`, 1_000, { rules }));
   expect(answerGrant(grant('slow'), jobs, two).kind).toBe('decline');
   expect(answerGrant(grant('fast'), jobs, two)).toMatchObject({ kind: 'take', jobId: 'j0', endsInMs: 100 });
 });
@@ -141,12 +141,15 @@ test('mixed jobs, 40 and more: within 5 % of the lower bound', () => {
 });
 
 test('what one decision costs with 200 jobs x 50 hosts is printed, not judged', () => {
-  const slots = [...Array(50)].map((_, n) => slot(`h${n}`, [1, 1, 1.5, 2, 4][n % 5] ?? 1, { startsInMs: n * 10 }));
-  const jobs = [...Array(200)].map((_, n) => job(`j${n}`, 60_000 - n * 250));
+  const slots = Array.from({ length: 50 }, (_, n) =>
+    slot(`h${n}`, [1, 1, 1.5, 2, 4][n % 5] ?? 1, { startsInMs: n * 10 }),
+  );
+  const jobs = Array.from({ length: 200 }, (_, n) => job(`j${n}`, 60_000 - n * 250));
   const rounds = 200;
   const startedMs = performance.now();
   for (let n = 0; n < rounds; n += 1) answerGrant(grant(`h${n % 50}`), jobs, slots);
   const perDecisionUs = ((performance.now() - startedMs) / rounds) * 1000;
+  // eslint-disable-next-line no-console -- a measurement is for the reader of the test's output
   console.info(`one decision, 200 jobs x 50 hosts: ${perDecisionUs.toFixed(0)} µs`);
   expect(perDecisionUs).toBeGreaterThan(0);
 });
@@ -183,6 +186,6 @@ function simulate(works: readonly number[], speeds: readonly number[], order: re
 }
 
 function optimumMs(n: number, { workMs, speeds }: { workMs: number; speeds: readonly number[] }): number {
-  const ends = speeds.flatMap((speed) => [...Array(n)].map((_, k) => ((k + 1) * workMs) / speed));
+  const ends = speeds.flatMap((speed) => Array.from({ length: n }, (_, k) => ((k + 1) * workMs) / speed));
   return ends.sort((a, b) => a - b)[n - 1] ?? 0;
 }

@@ -21,7 +21,7 @@ export const TIMES: BridgeTimes = {
   reconnectMaxMs: 200,
 };
 
-export const log = pino({ level: process.env.DBG ? 'debug' : 'silent' });
+export const log = pino({ level: 'silent' });
 
 /** A laptop: a state directory and an output directory, on which fleets come and go. */
 export class Laptop implements AsyncDisposable {

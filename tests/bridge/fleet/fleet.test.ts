@@ -1,5 +1,5 @@
 import { createHash, randomUUID } from 'node:crypto';
-import { mkdir, readFile, stat, writeFile } from 'node:fs/promises';
+import { mkdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { performance } from 'node:perf_hooks';
 import { expect, test } from 'vitest';
@@ -186,7 +186,7 @@ test('a silent host: its job is done elsewhere, and what it has later is dropped
   await using laptop = await Laptop.create();
   const fleet = await opened(laptop.fleet([a, b]));
   const slow = await fleet.start(laptop.order(1, { host: 'b' }));
-  await b.until(() => b.runningJob !== undefined);
+  await until(() => slow.view().jobs[0]?.state === 'running', 'running');
   await slow.cancel();
   expect(slow.view().jobs[0]).toMatchObject({ state: 'cancelled', stillRunningOn: 'b' });
 
@@ -268,9 +268,9 @@ test('a directory that cannot be written pauses the batch until it can', async (
   await writeFile(laptop.output, 'in the way');
   const fleet = await opened(laptop.fleet([a]));
   const batch = await fleet.start(laptop.order(3));
-  await until(() => batch.view().jobs.some(({ progress }) => progress.detail.startsWith('paused: ')), 'paused');
+  const isTold = (detail: string): boolean => /could not be saved in .* The host keeps the result/.test(detail);
+  await until(() => batch.view().jobs.some(({ progress }) => isTold(progress.detail)), 'it says so');
   expect(batch.view().state).toBe('running');
-  const { rm } = await import('node:fs/promises');
   await rm(laptop.output);
   await mkdir(laptop.output);
   expect(await ended(batch)).toMatchObject({ state: 'success', completed: 3 });

@@ -9,7 +9,7 @@ function failed(host: string, code = 'ENGINE_FAILED', o: { serverDied?: boolean;
 const died = (host: string): Attempt => failed(host, 'MODEL_FAILED', { serverDied: true });
 const lost = (host: string): Attempt => ({ host, attempt: 1, end: { kind: 'lost' } });
 
-test.each<[string, Attempt[], string[], 'again' | string]>([
+test.each<[string, Attempt[], string[], string]>([
   ['a retryable failure is tried again', [failed('a')], ['a', 'b'], 'again'],
   ['two are tried again', [failed('a'), failed('b')], ['a', 'b'], 'again'],
   ['three are not', [failed('a'), failed('b'), failed('a')], ['a', 'b'], 'ENGINE_FAILED'],

@@ -221,7 +221,9 @@ export class ScriptedAgent implements AsyncDisposable {
       case 'job.ack':
         this.jobs.delete(REQUESTS['job.ack'].params.parse(raw).jobId);
         return {};
-      default:
+      case 'model.load':
+      case 'model.offload':
+      case 'model.release':
         throw new AppError('INVALID_ARGUMENT', `${method} is not in the script`);
     }
   }

@@ -1,0 +1,169 @@
+import { untilAborted } from '../../shared/abort.ts';
+import { AppError } from '../../shared/errors.ts';
+import type { ModelId } from '../../shared/job.ts';
+import type { ModelMove } from '../../shared/protocol.ts';
+import type { GpuReading, GpuSampler } from '../gpu/gpu-sampler.ts';
+import type { VramMeasure } from '../gpu/vram-measure.ts';
+import type { Admission } from './admission.ts';
+import type { Changes } from './changes.ts';
+import type { GpuLocks } from './gpu-locks.ts';
+import type { ModelServer, Moved } from './model-server.ts';
+import { movedMessage, sumVram } from './move-message.ts';
+import type { Slot } from './slot.ts';
+import { isAttached, isIdle, isUp, shouldBeUp } from './slot.ts';
+import type { WorkInHand } from './work-in-hand.ts';
+
+export type Destination = 'load' | 'offload' | 'release';
+
+export type ModelMovesOptions = {
+  admission: Admission;
+  sampler: GpuSampler;
+  locks: GpuLocks;
+  changes: Changes;
+  work: WorkInHand;
+  slots: () => readonly Slot[];
+  /** Expected time until a slot is ready. */
+  readyInMs: (slot: Slot) => number;
+  look: () => void;
+  times: { moveAnswerMs: number; heldAwayMs: number; stopGraceMs: number };
+  signal: AbortSignal;
+};
+
+/** Size of the job that a person's load makes ready for. */
+const MEGAPIXELS = 1;
+
+/** A person's load, offload and release, and how long a model stays away after the latter two. */
+export class ModelMoves {
+  readonly #options: ModelMovesOptions;
+  readonly #heldAwayUntilMs = new Map<ModelId, number>();
+  readonly #moves = new Map<string, Promise<ModelMove>>();
+
+  constructor(options: ModelMovesOptions) {
+    this.#options = options;
+  }
+
+  heldAwayMs(model: ModelId): number {
+    return Math.max(0, (this.#heldAwayUntilMs.get(model) ?? 0) - performance.now());
+  }
+
+  /** Answers after `moveAnswerMs` at the latest; the move goes on, and the same call again joins it. */
+  async move(model: ModelId, to: Destination, signal: AbortSignal): Promise<ModelMove> {
+    const { slots, times, readyInMs } = this.#options;
+    const chosen = slots().filter((slot) => slot.model.id === model || slot.model.alias === model);
+    const [first] = chosen;
+    if (first === undefined) {
+      throw new AppError('MODEL_UNKNOWN', `No model ${model} is configured on this host. See list_models.`);
+    }
+    const { id, alias } = first.model;
+    if (to === 'load') this.#heldAwayUntilMs.delete(id);
+    else this.#holdAway(id);
+    for (const slot of chosen) slot.isWanted = to === 'load' && shouldBeUp(slot.model);
+    const startMs = performance.now();
+    const work = this.#moves.get(`${to} ${id}`) ?? this.#begin(`${to} ${id}`, chosen, to);
+    const limited = AbortSignal.any([signal, AbortSignal.timeout(times.moveAnswerMs)]);
+    try {
+      return await untilAborted(work, limited);
+    } catch (error) {
+      signal.throwIfAborted();
+      if (!limited.aborted || error instanceof AppError) throw error;
+    }
+    return {
+      model: id,
+      state: first.server.state.kind,
+      done: 'nothing',
+      message: `${alias} is still on its way: ${first.detail ?? first.server.state.kind}. Call again to wait for it.`,
+      tookMs: performance.now() - startMs,
+      readyInMs: to === 'load' ? readyInMs(first) : times.stopGraceMs,
+      heldAwayMs: this.heldAwayMs(id),
+    };
+  }
+
+  #begin(key: string, slots: readonly Slot[], to: Destination): Promise<ModelMove> {
+    const work = this.#moveNow(slots, to).finally(() => this.#moves.delete(key));
+    this.#moves.set(key, work);
+    return this.#options.work.hold(work);
+  }
+
+  async #moveNow(slots: readonly Slot[], to: Destination): Promise<ModelMove> {
+    const startMs = performance.now();
+    const [first] = slots;
+    if (first === undefined) throw new Error('a move is of at least one slot');
+    const moved = await Promise.all(
+      slots.map((slot) => (to === 'load' ? this.#loadAsked(slot) : this.#putAway(slot, to))),
+    );
+    if (to !== 'load') this.#holdAway(first.model.id);
+    const vram = sumVram(moved);
+    const heldAwayMs = this.heldAwayMs(first.model.id);
+    return {
+      model: first.model.id,
+      state: first.server.state.kind,
+      done: moved.find(({ done }) => done !== 'nothing')?.done ?? 'nothing',
+      message: movedMessage({ alias: first.model.alias, state: first.server.state.kind, to, moved, vram, heldAwayMs }),
+      tookMs: performance.now() - startMs,
+      ...(vram && { vram }),
+      heldAwayMs,
+    };
+  }
+
+  /** As a job without an image would; where running jobs are in the way, after them. */
+  async #loadAsked(slot: Slot): Promise<Moved> {
+    const signal = this.#options.signal;
+    const { server } = slot;
+    for (;;) {
+      const { state } = server;
+      const startMs = performance.now();
+      const heldBeforeMiB = server.heldMiB;
+      const before = await this.#readings();
+      if (isUp(slot)) return nothing(server);
+      try {
+        await this.#options.admission.bring(slot, { megapixels: MEGAPIXELS, isAsked: true });
+        const isWake = state.kind === 'offloaded';
+        const after = await this.#readings();
+        const measures = { before: freeOn(before, server.gpus), after: freeOn(after, server.gpus) };
+        const tookMs = performance.now() - startMs;
+        const held = { heldBeforeMiB, heldAfterMiB: server.heldMiB, freedMiB: 0 };
+        return { done: isWake ? 'wake' : 'load', tookMs, ...(server.gpus.length > 0 && measures), ...held };
+      } catch (error) {
+        if (!(error instanceof AppError) || error.code !== 'GPU_BUSY' || signal.aborted) throw error;
+        this.#options.admission.say(slot, error.message);
+        await this.#options.changes.next(signal);
+      }
+    }
+  }
+
+  async #putAway(slot: Slot, to: 'offload' | 'release'): Promise<Moved> {
+    const { server, model } = slot;
+    const signal = this.#options.signal;
+    for (;;) {
+      if (slot.bringing !== undefined) await slot.bringing.catch(() => undefined); // whoever asked for it sees the failure
+      while (server.inFlight > 0) await this.#options.changes.next(signal);
+      signal.throwIfAborted();
+      using _lock = await this.#options.locks.acquire(server.gpus);
+      if (!isIdle(slot)) continue;
+      const isRelease = to === 'release' || (model.offload === 'none' && !isAttached(model));
+      const moved = await (isRelease ? server.release() : server.offload());
+      this.#options.look();
+      return moved;
+    }
+  }
+
+  /** Empty where there is no GPU to look at: the server is somebody else's. */
+  #readings(): Promise<GpuReading[]> {
+    const { sampler, signal } = this.#options;
+    return sampler.sampleNow(signal).catch(() => []);
+  }
+
+  #holdAway(model: ModelId): void {
+    this.#heldAwayUntilMs.set(model, performance.now() + this.#options.times.heldAwayMs);
+  }
+}
+
+function nothing(server: ModelServer): Moved {
+  return { done: 'nothing', tookMs: 0, heldBeforeMiB: server.heldMiB, heldAfterMiB: server.heldMiB, freedMiB: 0 };
+}
+
+function freeOn(readings: readonly GpuReading[], gpus: readonly string[]): VramMeasure {
+  const here = readings.filter(({ uuid }) => gpus.includes(uuid));
+  const freeMiB = here.reduce((sum, reading) => sum + (reading.freeMiB ?? 0), 0);
+  return { freeMiB, mineMiB: 0, othersMiB: 0, isListed: false };
+}

@@ -1,0 +1,16 @@
+/** Work that goes on when those who asked for it have left. Its owner waits for the end of all of it. */
+export class WorkInHand {
+  readonly #work = new Set<Promise<unknown>>();
+
+  /** Returns the same promise: who awaits it sees its failure, and nobody has to. */
+  hold<T>(work: Promise<T>): Promise<T> {
+    this.#work.add(work);
+    const forget = (): void => void this.#work.delete(work);
+    work.then(forget, forget);
+    return work;
+  }
+
+  async ended(): Promise<void> {
+    await Promise.allSettled(this.#work);
+  }
+}

@@ -1,0 +1,120 @@
+import { appendFile, mkdir, mkdtemp, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { expect, test } from 'vitest';
+import { BatchIndex } from '../../../bridge/fleet/batch-index.ts';
+import type { JobStateKind } from '../../../bridge/fleet/job-state.ts';
+import { ManifestState, readLines } from '../../../bridge/fleet/manifest-lines.ts';
+import type { ManifestLine } from '../../../bridge/fleet/manifest-lines.ts';
+import { Manifest } from '../../../bridge/fleet/manifest.ts';
+import { request } from './builders.ts';
+
+const batchId = '22222222-2222-4222-8222-222222222222';
+const jobId = '11111111-1111-4111-8111-111111111111';
+const header: ManifestLine = {
+  type: 'batch',
+  version: 1,
+  batchId,
+  kind: 'generate',
+  class: 'batch',
+  order: 'longest-first',
+  maxConcurrent: null,
+  host: null,
+  client: 'test',
+  createdAt: '2026-11-20T12:00:00.000Z',
+  total: 1,
+};
+const job: ManifestLine = {
+  type: 'job',
+  jobId,
+  index: 0,
+  request: request(),
+  inputFiles: [],
+  directory: '/out',
+  name: null,
+};
+const at = { jobId, host: 'a', attempt: 1 };
+const result = {
+  sha256: 'a'.repeat(64),
+  bytes: 1,
+  width: 16,
+  height: 16,
+  format: 'png' as const,
+  runMs: 1,
+  gpu: 'g',
+  notes: [],
+};
+const sent: ManifestLine = { type: 'sent', ...at, sentInMs: 5, routing: 'why' };
+const saving: ManifestLine = { type: 'saving', ...at, name: 'x.png', sha256: result.sha256, result };
+const saved: ManifestLine = { type: 'saved', ...at, path: '/out/x.png', previewPath: null, result, endedInMs: 9 };
+const error = { code: 'ENGINE_FAILED', message: 'no', retryable: true };
+
+async function temporary(): Promise<{ path: string; file: string } & AsyncDisposable> {
+  const path = await mkdtemp(join(tmpdir(), 'gantry-manifest-'));
+  return { path, file: join(path, 'manifest.jsonl'), [Symbol.asyncDispose]: () => rm(path, { recursive: true }) };
+}
+
+test.each<[ManifestLine[], JobStateKind]>([
+  [[], 'waiting'],
+  [[sent], 'taking'],
+  [[sent, { type: 'phase', ...at, phase: 'running' }], 'running'],
+  [[sent, { type: 'refused', ...at, code: 'GRANT_EXPIRED' }], 'waiting'],
+  [[sent, { type: 'lost', ...at }], 'waiting'],
+  [[sent, { type: 'attempt-failed', ...at, error, serverDied: false }], 'waiting'],
+  [[sent, saving], 'saving'],
+  [[sent, saving, saved], 'done'],
+  [[sent, saving, saved, { type: 'cancelled', jobId, endedInMs: 9 }], 'done'],
+  [[sent, { type: 'failed', jobId, error, endedInMs: 9 }], 'failed'],
+  [[{ type: 'cancelled', jobId, endedInMs: 9 }], 'cancelled'],
+])('the lines %# make the job %s', (lines, expected) => {
+  const state = new ManifestState();
+  for (const line of [header, job, ...lines]) state.apply(line);
+  expect(state.isWhole).toBe(true);
+  expect(state.job(jobId)?.state.kind).toBe(expected);
+});
+
+test('lines survive, in order, and a torn last line is not one', async () => {
+  await using directory = await temporary();
+  const manifest = await Manifest.create(directory.file, [header, job]);
+  await Promise.all([manifest.append([sent]), manifest.note({ type: 'phase', ...at, phase: 'running' })]);
+  await manifest[Symbol.asyncDispose]();
+  await appendFile(directory.file, '{"type":"sav');
+  const text = await readFile(directory.file, 'utf8');
+  expect(readLines(text)).toMatchObject({ damaged: 0, lines: [header, job, sent, { type: 'phase' }] });
+  const resumed = await Manifest.resume(directory.file);
+  await resumed.manifest.append([saved]);
+  await resumed.manifest[Symbol.asyncDispose]();
+  expect(readLines(await readFile(directory.file, 'utf8')).lines.at(-1)).toEqual(saved);
+});
+
+test('a damaged manifest is kept aside, and the rest used', async () => {
+  await using directory = await temporary();
+  const text = [header, job, sent].map((line) => JSON.stringify(line)).join('\n');
+  await writeFile(directory.file, `${text.replace('"sent"', '"se\u0000t"')}\n`);
+  const { manifest, lines, damaged } = await Manifest.resume(directory.file);
+  await manifest[Symbol.asyncDispose]();
+  expect([lines.length, damaged]).toEqual([2, 1]);
+  expect((await readdir(directory.path)).some((name) => name.startsWith('manifest.jsonl.corrupt-'))).toBe(true);
+  expect(readLines(await readFile(directory.file, 'utf8'))).toMatchObject({ damaged: 0 });
+});
+
+test('the index follows manifests of others as they grow, and when they are cleaned', async () => {
+  await using directory = await temporary();
+  const index = new BatchIndex(directory.path);
+  expect(index.batches().size).toBe(0);
+  const own = join(directory.path, batchId);
+
+  await mkdir(own);
+  const file = join(own, 'manifest.jsonl');
+  await writeFile(file, `${JSON.stringify(header)}\n`);
+  expect(index.batches().size, 'not whole yet').toBe(0);
+  await appendFile(file, `${JSON.stringify(job)}\n${JSON.stringify(sent).slice(0, 20)}`);
+  expect(index.find(jobId)?.state.job(jobId)?.state.kind).toBe('waiting');
+  await appendFile(file, `${JSON.stringify(sent).slice(20)}\n`);
+  expect(index.find(batchId)?.state.job(jobId)?.state.kind).toBe('taking');
+  await writeFile(`${file}.clean`, [header, job, saved].map((line) => `${JSON.stringify(line)}\n`).join(''));
+  await rename(`${file}.clean`, file);
+  expect(index.find(jobId)?.state.job(jobId)?.state.kind).toBe('done');
+  await rm(own, { recursive: true });
+  expect(index.find(jobId)).toBeUndefined();
+});
