@@ -1,5 +1,5 @@
 import { randomUUID } from 'node:crypto';
-import { mkdir, readFile, writeFile } from 'node:fs/promises';
+import { mkdir, readFile } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { z } from 'zod';
@@ -12,7 +12,9 @@ import type { AgentConfig } from './config.ts';
 import { withServedId } from './config.ts';
 import { GpuSampler } from './gpu/gpu-sampler.ts';
 import type { Readiness } from './http/health.ts';
+import { UPLOAD_PACE } from './http/inputs.ts';
 import { route } from './http/routes.ts';
+import { writeDurable } from './job/durable-file.ts';
 import { Exchange } from './job/exchange.ts';
 import { InputStore } from './job/input-store.ts';
 import { Journal } from './job/journal.ts';
@@ -28,8 +30,9 @@ import { TokenStore } from './tokens.ts';
 const SERVED_ID_MS = 2_000;
 
 /**
- * The daemon: builds every part, and disposes them in reverse. When `start` resolves, what a crashed predecessor left is
- * cleared away and the port is open; models that are to be preloaded are still on their way.
+ * The daemon: builds every part, and disposes them in reverse. When `start` resolves the port is open. The servers that a
+ * crashed predecessor left are ended beside that, and no job is granted and no model moved before they are gone: the agent
+ * answers whatever nvidia-smi does meanwhile.
  */
 export class Agent implements AsyncDisposable {
   readonly #parts: AsyncDisposable[] = [];
@@ -39,6 +42,7 @@ export class Agent implements AsyncDisposable {
   #exchange: Exchange | undefined;
   #residency: Residency | undefined;
   #listener: RpcListener | undefined;
+  #clearing: Promise<void> = Promise.resolve();
 
   private constructor(config: AgentConfig, log: Log) {
     this.#config = config;
@@ -66,6 +70,7 @@ export class Agent implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     if (this.#stop.signal.aborted) return;
     this.#stop.abort();
+    await this.#clearing.catch(() => undefined); // a failure is the process' end, and seen there
     const { jobGraceMs } = this.#config.times;
     await this.#step('jobs', async () => await this.#exchange?.shutdown({ jobGraceMs }));
     await this.#step('servers', async () => await this.#residency?.shutdown());
@@ -96,7 +101,11 @@ export class Agent implements AsyncDisposable {
       keptMs: LIMITS.resultKeptMs.value,
       log,
     });
-    const inputs = await InputStore.open({ dir: join(stateDir, 'inputs'), log });
+    const inputs = await InputStore.open({
+      dir: join(stateDir, 'inputs'),
+      quotaBytes: LIMITS.resultQuotaBytes.value,
+      log,
+    });
     const models = await servedIds(this.#config.models, { signal, log });
 
     const agentId = await agentIdOf(stateDir);
@@ -113,7 +122,7 @@ export class Agent implements AsyncDisposable {
         sampleIntervalMs: gpu.sampleIntervalMs,
         silenceMs: gpu.silenceMs,
         log,
-        onSample: onChange,
+        onSample: onMoved, // what others gave back may be what a line waits for
       }),
     );
     const residency = this.#own(
@@ -127,6 +136,7 @@ export class Agent implements AsyncDisposable {
         results,
         inputs,
         times,
+        isStarting: true,
         isSimulated: () => isSimulated(sampler),
         hostname: hostname(),
         log,
@@ -137,11 +147,16 @@ export class Agent implements AsyncDisposable {
     const host = new HostStatus({ agentId, stateDir, sampler, residency, exchange, log, onChange });
     const status: StatusFeed = this.#own(new StatusFeed({ build: () => host.snapshot() }));
 
-    await residency.start(signal);
-    signal.throwIfAborted();
+    const known = new Set((await tokens.list()).map(({ id }) => id));
+    const owners = new Set([journal, results, inputs].flatMap((store) => [...store.tokenIds()]));
+    // Revoked while no agent was there to see it.
+    for (const tokenId of owners) if (!known.has(tokenId)) await exchange.forget(tokenId);
+    for (const message of journal.warnings) log.warn({ event: 'journal-warning', message });
+
     const parts = {
       inputs,
       results,
+      pace: UPLOAD_PACE,
       inputArrived: (tokenId: string, sha256: string) => exchange.inputArrived(tokenId, sha256),
       readiness: readiness({ exchange, sampler, models }),
     };
@@ -166,6 +181,20 @@ export class Agent implements AsyncDisposable {
         log,
       }),
     );
+    // A failure is a defect: nobody handles it, and main.ts ends the process for that.
+    this.#clearing = this.#clearUp({ residency, exchange, signal });
+  }
+
+  async #clearUp(o: { residency: Residency; exchange: Exchange; signal: AbortSignal }): Promise<void> {
+    const startMs = performance.now();
+    try {
+      await o.residency.start(o.signal);
+    } catch (error) {
+      if (o.signal.aborted) return; // the agent stops already
+      throw error;
+    }
+    o.exchange.begin();
+    this.#log.info({ event: 'started', tookMs: Math.round(performance.now() - startMs) });
   }
 
   /** What a revoked token made goes with it. */
@@ -219,7 +248,7 @@ async function agentIdOf(stateDir: string): Promise<string> {
   const known = Uuid.safeParse((await readFile(path, 'utf8').catch(() => '')).trim()); // absent at the first start
   if (known.success) return known.data;
   const made = randomUUID();
-  await writeFile(path, `${made}\n`, { mode: 0o600 });
+  await writeDurable(path, `${made}\n`);
   return made;
 }
 
@@ -236,7 +265,7 @@ function readiness({
   return () => {
     const reasons: string[] = [];
     if (models.length === 0) reasons.push('No model is configured.');
-    if (exchange.isDraining) reasons.push('The host is draining.');
+    if (exchange.refusal !== undefined) reasons.push(exchange.refusal);
     if (needsGpu && !sampler.readings().some(({ health }) => health === 'ok')) {
       reasons.push(`No GPU can be read: ${sampler.problem?.reason ?? 'nvidia-smi has not answered yet'}.`);
     }

@@ -11,13 +11,38 @@ const EnvValue = z.union([z.string(), z.number(), z.boolean()]).transform(String
 const Argv = z.array(z.string().min(1));
 const OWNED_ONLY = ['command', 'args', 'cwd', 'env', 'replicas', 'preload', 'release_after'] as const;
 
+const profile = ModelProfile.shape;
+
 /** Overrides of the shipped profile, under the names of shared/model-profile.ts. */
-const ProfileOverrides = z.strictObject(ModelProfile.omit({ model: true, sources: true }).partial().shape);
+const ProfileOverrides = z
+  .strictObject({
+    type: profile.type.describe('Few steps without guidance (distilled), or many with it (standard)'),
+    capabilities: profile.capabilities.describe('What it can do: generate, edit, or both'),
+    steps: profile.steps.describe('Steps when the caller does not say'),
+    maxSteps: profile.maxSteps.describe('More steps than this are refused'),
+    guidance: z.strictObject({
+      field: profile.guidance.shape.field.describe('What the engine calls guidance'),
+      value: profile.guidance.shape.value.describe('Guidance when the caller does not say'),
+    }),
+    guidanceOff: profile.guidanceOff.describe('Value of that field that switches guidance off'),
+    supportsNegativePrompt: profile.supportsNegativePrompt.describe('Whether a negative prompt has any effect'),
+    width: profile.width.describe('Width in pixels when the caller does not say'),
+    height: profile.height.describe('Height in pixels when the caller does not say'),
+    multiple: profile.multiple.describe('Width and height must be multiples of so many pixels'),
+    maxMegapixels: profile.maxMegapixels.describe('Larger images are refused'),
+    aspectRatios: profile.aspectRatios.describe("Width and height for each aspect ratio, as in '16:9': [1664, 928]"),
+    maxInputs: profile.maxInputs.describe('How many reference images an edit takes; 0 where it cannot edit'),
+    hasSizeLevel: profile.hasSizeLevel.describe('Whether edits take a size level (512, 768, 1024) instead of a size'),
+    weightsMiB: profile.weightsMiB.describe('VRAM of the weights in MiB, until measured; null where unknown'),
+    peakMiB: profile.peakMiB.describe('Peak VRAM of 1 megapixel in MiB, until measured; null where unknown'),
+    stepMs: profile.stepMs.describe('Time of one step at 1 megapixel in ms, until measured'),
+  } satisfies Record<keyof Omit<ModelProfile, 'model' | 'sources'>, z.ZodType>)
+  .partial();
 
 /** One model of agent.yaml: a server that the agent starts, or with `attach` one that somebody else starts. */
 export const ModelEntry = z
   .strictObject({
-    engine: z.enum(ENGINES),
+    engine: z.enum(ENGINES).describe('The server software'),
     model: z.string().min(1).max(150).optional().describe('Repository, or a path on this host'),
     revision: z
       .string()
@@ -27,20 +52,29 @@ export const ModelEntry = z
       .describe('Commit of the repository'),
     command: Argv.min(1).optional().describe('Program and first arguments; gantry adds its own flags behind them'),
     args: Argv.optional().describe('Further flags for the engine'),
-    cwd: z.string().min(1).optional(),
-    env: z.record(z.string().min(1), EnvValue).optional(),
+    cwd: z.string().min(1).optional().describe('Working directory of the server'),
+    env: z
+      .record(z.string().min(1), EnvValue)
+      .optional()
+      .describe('Environment variables of the server, besides the few that every one gets'),
     attach: z
       .url({ protocol: /^https?$/, error: 'expected a URL like http://127.0.0.1:8000' })
       .optional()
       .describe('URL of a server that somebody else starts'),
-    capabilities: z.array(Capability).min(1).optional(),
+    capabilities: z.array(Capability).min(1).optional().describe('What it is used for, where not for all that it can'),
     gpus: z.int().min(1).max(64).optional().describe('How many GPUs one server spans'),
-    replicas: z.union([z.int().min(1).max(64), z.literal('auto')]).optional(),
+    replicas: z
+      .union([z.int().min(1).max(64), z.literal('auto')])
+      .optional()
+      .describe('How many servers of it; auto: one for each GPU it fits on alone'),
     vram: Size.optional().describe('First guess of the VRAM it needs, until measured'),
-    offload: z.enum(['auto', 'none']).optional(),
+    offload: z
+      .enum(['auto', 'none'])
+      .optional()
+      .describe('auto: to host RAM where the engine can and the RAM suffices; none: it is released instead'),
     offload_after: Duration.optional().describe('Idle time after which the weights move to host RAM'),
     release_after: Duration.optional().describe('Idle time after which the server is ended'),
-    preload: z.boolean().optional(),
+    preload: z.boolean().optional().describe('Loaded when the agent starts'),
     pin: z.boolean().optional().describe('Never evicted'),
     profile: ProfileOverrides.optional().describe('Overrides of the shipped profile'),
   })
@@ -79,9 +113,9 @@ export const AgentFile = z
     listen: z.string().prefault('127.0.0.1:7801').transform(parseListen).describe('Address and port'),
     tls: z.literal('off', { error: "only 'off' is valid" }).optional().describe('Plain traffic on a private network'),
     names: z.array(z.string().min(1)).default([]).describe('Further names by which this host is reached'),
-    state_dir: z.string().min(1).default('/var/lib/gantry'),
+    state_dir: z.string().min(1).default('/var/lib/gantry').describe('Tokens, results, journal, what was measured'),
     log_dir: z.string().min(1).optional().describe('Logs of the model servers; default: logs in state_dir'),
-    log_level: z.enum(['debug', 'info', 'warn', 'error']).default('info'),
+    log_level: z.enum(['debug', 'info', 'warn', 'error']).default('info').describe('What is logged, at least'),
     gpu: z
       .strictObject({
         reserve: Size.prefault('1GiB').describe('VRAM left free on every GPU'),
@@ -89,7 +123,8 @@ export const AgentFile = z
         silence: Duration.prefault('10s').describe('nvidia-smi is restarted when it says nothing for this long'),
         jobs_per_gpu: z
           .literal(1, { error: 'only 1 is possible: two jobs on one GPU slow each other down' })
-          .default(1),
+          .default(1)
+          .describe('Jobs that run on one GPU at the same time'),
         nvidia_smi: z.string().min(1).default('nvidia-smi').describe('The program, by name or path'),
       })
       .prefault({}),

@@ -84,16 +84,12 @@ export function agentFileSchema(): unknown {
 
 /** The model under the id that its attached server gives it, with the profile of that id. */
 export function withServedId(model: ConfiguredModel, id: string): ConfiguredModel {
-  if (model.profileFrom === 'configured') return { ...model, id };
   const { profile, from } = profileFor(id);
-  const isOwnChoice = model.capabilities !== model.profile.capabilities;
-  return {
-    ...model,
-    id,
-    profile,
-    profileFrom: from,
-    capabilities: isOwnChoice ? model.capabilities : profile.capabilities,
-  };
+  if (model.profileFrom === 'configured') return { ...model, id, profile: { ...model.profile, model: profile.model } };
+  // What agent.yaml says of its capabilities stays true under the other name.
+  const isOwnChoice = model.capabilities !== profileFor(model.id).profile.capabilities;
+  const capabilities = isOwnChoice ? model.capabilities : profile.capabilities;
+  return { ...model, id, profile: { ...profile, capabilities }, profileFrom: from, capabilities };
 }
 
 async function readValues(path: string): Promise<Record<string, unknown>> {
@@ -162,14 +158,15 @@ function toConfig(file: AgentFile, baseDir: string): AgentConfig {
 function toModel(alias: string, entry: ModelEntry): ConfiguredModel {
   const id = idOf(alias, entry);
   const shipped = profileFor(id);
-  const profile = { ...shipped.profile, ...withoutUndefined(entry.profile ?? {}) };
+  const overrides = { ...entry.profile, capabilities: entry.capabilities ?? entry.profile?.capabilities };
+  const profile = { ...shipped.profile, ...withoutUndefined(overrides) };
   return {
     alias,
     id,
     engine: entry.engine,
     profile,
     profileFrom: entry.profile === undefined ? shipped.from : 'configured',
-    capabilities: entry.capabilities ?? profile.capabilities,
+    capabilities: profile.capabilities,
     launch: launchOf(entry),
     gpuCount: entry.gpus ?? 1,
     replicas: entry.replicas ?? 1,

@@ -37,7 +37,7 @@ export class SingleInstance implements AsyncDisposable {
     for (;;) {
       const server = createServer((socket) => {
         socket.on('error', () => socket.destroy()); // whoever asked has gone
-        socket.end(`pid ${process.pid}\n`);
+        socket.end(`pid ${process.pid}\n`, () => socket.destroy()); // one that stays would keep us from closing
       });
       if (await listens(server, path)) return new SingleInstance(server);
       const holder = await askHolder(path);

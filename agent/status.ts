@@ -1,4 +1,5 @@
 import { readFileSync } from 'node:fs';
+import { statfs } from 'node:fs/promises';
 import { freemem, hostname, totalmem } from 'node:os';
 import { z } from 'zod';
 import { toAppError } from '../shared/errors.ts';
@@ -60,7 +61,7 @@ export class HostStatus {
     };
   }
 
-  /** RAM and disk change slowly and cost a read of several files and a child: only while somebody looks, and rarely. */
+  /** RAM and disk change slowly and cost a read of several files: only while somebody looks, and rarely. */
   #refreshRarely(): void {
     const nowMs = performance.now();
     if (nowMs - this.#refreshedAtMs < MEMORY_EVERY_MS) return;
@@ -69,15 +70,12 @@ export class HostStatus {
   }
 
   async #refresh(): Promise<void> {
-    const { mem, fsSize } = await import('systeminformation');
+    // Not by systeminformation: it asks every mounted disk, and one dead network share would hold up the answer for all.
+    const { bavail, bsize } = await statfs(this.#options.stateDir);
+    this.#diskFreeMiB = mib(bavail * bsize);
+    const { mem } = await import('systeminformation');
     const memory = await mem();
     this.#memory = { totalMiB: mib(memory.total), freeMiB: mib(memory.available) };
-    this.#options.onChange();
-    const { stateDir } = this.#options;
-    const disk = (await fsSize())
-      .filter(({ mount }) => stateDir === mount || stateDir.startsWith(mount.endsWith('/') ? mount : `${mount}/`))
-      .sort((a, b) => b.mount.length - a.mount.length)[0];
-    this.#diskFreeMiB = disk === undefined ? null : mib(disk.available);
     this.#options.onChange();
   }
 

@@ -6,7 +6,7 @@ import { pause } from '../shared/abort.ts';
 import { AppError } from '../shared/errors.ts';
 import { Uuid } from '../shared/job.ts';
 import { Role } from '../shared/protocol.ts';
-import type { TokenRef } from './job/exchange.ts';
+import type { TokenRef } from './job/session.ts';
 
 const StoredToken = z.object({
   id: Uuid,
@@ -64,10 +64,7 @@ export class TokenStore implements AsyncDisposable {
   async refresh(): Promise<void> {
     const version = await versionOf(this.#path);
     if (version === this.#version) return;
-    const before = this.#tokens;
-    this.#tokens = await this.#read();
-    this.#version = version;
-    for (const { id } of before) if (!this.#tokens.some((token) => token.id === id)) this.#onRevoked(id);
+    this.#adopt(await this.#read(), version);
   }
 
   async list(): Promise<readonly StoredToken[]> {
@@ -128,8 +125,15 @@ export class TokenStore implements AsyncDisposable {
     await writeFile(next, `${JSON.stringify({ tokens }, undefined, 2)}\n`, { mode: 0o600, flush: true });
     await keepOwner(next, this.#dir);
     await rename(next, this.#path);
+    this.#adopt(tokens, await versionOf(this.#path));
+  }
+
+  /** Whatever way the file came to be known: a token that is not in it any more was revoked. */
+  #adopt(tokens: readonly StoredToken[], version: string): void {
+    const before = this.#tokens;
     this.#tokens = tokens;
-    this.#version = await versionOf(this.#path);
+    this.#version = version;
+    for (const { id } of before) if (!tokens.some((token) => token.id === id)) this.#onRevoked(id);
   }
 
   async #read(): Promise<readonly StoredToken[]> {

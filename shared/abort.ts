@@ -1,3 +1,4 @@
+import { setMaxListeners } from 'node:events';
 import { setTimeout as delay } from 'node:timers/promises';
 
 /** Waits `ms`, or returns early, without an error, when the signal aborts. */
@@ -15,7 +16,7 @@ export async function untilAborted<T>(promise: Promise<T>, signal: AbortSignal):
   let onAbort = (): void => undefined;
   const aborted = new Promise<never>((_, reject) => {
     onAbort = () => reject(signal.reason as Error); // an AbortSignal's reason is `any` by its own types
-    signal.addEventListener('abort', onAbort, { once: true });
+    listen(signal, onAbort);
   });
   try {
     return await Promise.race([promise, aborted]);
@@ -39,7 +40,7 @@ export class Deadline implements Disposable {
     this.#ms = Math.min(ms, LONGEST_MS);
     this.#parent = signal;
     if (signal?.aborted) this.#onParentAbort();
-    signal?.addEventListener('abort', this.#onParentAbort, { once: true });
+    else if (signal !== undefined) listen(signal, this.#onParentAbort);
     this.restart();
   }
 
@@ -65,4 +66,13 @@ export class Deadline implements Disposable {
     clearTimeout(this.#timer);
     this.#parent?.removeEventListener('abort', this.#onParentAbort);
   }
+}
+
+/**
+ * As many waits as there are may share the signal of their owner's lifetime, and each takes its listener away when it
+ * ends. So their number says nothing about a leak, and Node must not warn at the eleventh.
+ */
+function listen(signal: AbortSignal, onAbort: () => void): void {
+  setMaxListeners(0, signal);
+  signal.addEventListener('abort', onAbort, { once: true });
 }

@@ -73,6 +73,9 @@ export const ModelStatus = z.object({
   /** VRAM its process tree holds now, by nvidia-smi. */
   heldMiB: MiB,
   isPinned: z.boolean(),
+  /** Idle time after which it is offloaded, and released; null where it is not. Absent from older agents. */
+  offloadAfterMs: z.number().nonnegative().nullable().optional(),
+  releaseAfterMs: z.number().nonnegative().nullable().optional(),
   loadedMiB: MiB,
   peakMiB: MiB,
   isMeasured: z.boolean(),
@@ -85,6 +88,8 @@ export const ModelStatus = z.object({
   heldAwayMs: z.number().nonnegative(),
   jobsDone: z.int().nonnegative(),
   loads: z.int().nonnegative(),
+  /** Times it came back from offloaded. Absent from older agents. */
+  wakes: z.int().nonnegative().optional(),
   offloads: z.int().nonnegative(),
   releases: z.int().nonnegative(),
   version: z.string().optional(),

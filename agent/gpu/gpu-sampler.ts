@@ -7,7 +7,16 @@ import type { Log } from '../../shared/log.ts';
 import { readHostMemory } from './host-memory.ts';
 import { readInventory } from './inventory.ts';
 import type { ComputeApp, Fields, GpuRow, SmiOutput } from './nvidia-smi.ts';
-import { FIELD_LADDER, NvidiaSmi, exitOf, healthOf, isUnknownField, loopArgs, parseGpuLine } from './nvidia-smi.ts';
+import {
+  FIELD_LADDER,
+  NvidiaSmi,
+  exitOf,
+  healthOf,
+  isUnknownField,
+  loopArgs,
+  parseGpuLine,
+  settlesWithin,
+} from './nvidia-smi.ts';
 
 export type { ComputeApp } from './nvidia-smi.ts';
 
@@ -43,6 +52,8 @@ const STALE_FLOOR_MS = 1_000;
 const TERM_MS = 2_000;
 const EXIT_MS = 3_000;
 const INVENTORY_MS = 20_000;
+/** A loop that prints at least this often answers sooner than a new process would. */
+const QUICK_LOOP_MS = 100;
 /** Integrated devices share the host's memory. A lost GPU must never turn into "128 GB free", hence the list. */
 const UNIFIED = /\b(GB10|Thor|Orin|Xavier|Tegra|N1X)\b/i;
 
@@ -72,6 +83,7 @@ export class GpuSampler implements AsyncDisposable {
     this.#stop.abort();
     this.#settleFirst();
     await this.done;
+    await this.#smi[Symbol.asyncDispose]();
   }
 
   /** Calls back at every sample until the returned function is called. */
@@ -101,7 +113,9 @@ export class GpuSampler implements AsyncDisposable {
     return untilAborted(this.#first, signal);
   }
 
+  /** Values of this moment, within 3 s. Throws GPU_LOST where nvidia-smi does not answer or shows no GPU. */
   async sampleNow(signal: AbortSignal): Promise<GpuReading[]> {
+    if (await this.#hasQuickAnswer(signal)) return this.readings();
     const only = this.#alive();
     this.#note(await this.#smi.gpus(signal, { fields: this.#fields, ...(only && { only }) }));
     return this.readings();
@@ -128,6 +142,30 @@ export class GpuSampler implements AsyncDisposable {
     } catch {
       return { driver: null }; // the loop reports why the GPU cannot be read
     }
+  }
+
+  /** Waits for the loop to print again after what it may have printed before the question. False where it does not. */
+  async #hasQuickAnswer(signal: AbortSignal): Promise<boolean> {
+    const { sampleIntervalMs } = this.#options;
+    const readings = this.readings();
+    if (sampleIntervalMs > QUICK_LOOP_MS || readings.length === 0) return false;
+    if (readings.some(({ health }) => health !== 'ok')) return false;
+    using limit = new Deadline({ ms: 2 * STALE_INTERVALS * sampleIntervalMs, signal });
+    for (let rounds = 0; rounds < 2; rounds += 1) {
+      const askedMs = performance.now();
+      const isNew = (): boolean => [...this.#seen.values()].every(({ atMs }) => atMs > askedMs);
+      while (!limit.signal.aborted && !isNew()) await this.#nextReadings(limit.signal);
+    }
+    signal.throwIfAborted();
+    return !limit.signal.aborted;
+  }
+
+  /** Returns early, without an error, when the signal aborts. */
+  async #nextReadings(signal: AbortSignal): Promise<void> {
+    let stop = (): void => undefined;
+    const next = new Promise<void>((resolve) => (stop = this.onReadings(resolve)));
+    await untilAborted(next, signal).catch(() => undefined); // the caller looks at the signal
+    stop();
   }
 
   get #fields(): Fields {
@@ -190,10 +228,7 @@ export class GpuSampler implements AsyncDisposable {
     } catch {
       child.kill('SIGTERM');
       // Not bound to our own stop: the child must be gone when we are.
-      isHanging = !(await Promise.race([
-        ended.then(() => true),
-        pause(TERM_MS + EXIT_MS, AbortSignal.timeout(TERM_MS + EXIT_MS)).then(() => false),
-      ]));
+      isHanging = !(await settlesWithin(ended, TERM_MS + EXIT_MS));
       if (isHanging && child.pid !== undefined) this.#smi.countStuck(child.pid, ended);
     } finally {
       child.stdout.destroy();

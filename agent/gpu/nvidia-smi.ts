@@ -65,9 +65,12 @@ export type ComputeApp = { pid: number; gpuUuid: string; usedMiB: number | null 
 export type SmiOutput = { exitCode: number | undefined; stdout: string; stderr: string };
 
 /** Runs `nvidia-smi` one query at a time, each within 3 s; while one hangs in the driver, no other is started. */
-export class NvidiaSmi {
+export class NvidiaSmi implements AsyncDisposable {
   readonly #path: string;
+  #isStopped = false;
   #last: Promise<unknown> = Promise.resolve();
+  /** Asked for and not started yet: whoever asks the same meanwhile gets the same answer. */
+  readonly #queued = new Map<string, Promise<SmiOutput>>();
   /** A child that outlived SIGKILL. At most one: the next is only started once this one is gone. */
   #stuckPid: number | undefined;
 
@@ -75,8 +78,10 @@ export class NvidiaSmi {
     this.#path = path;
   }
 
-  get isStuck(): boolean {
-    return this.#stuckPid !== undefined;
+  /** No query starts any more; one that runs is given its time, because ending a GPU client by force has frozen GPUs. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#isStopped = true;
+    await this.#last;
   }
 
   /** Counts a child as hanging in the driver until `gone` settles. */
@@ -104,13 +109,22 @@ export class NvidiaSmi {
 
   /** One query after the other, because each one of a hanging driver leaves a process that nothing can end. */
   run(args: readonly string[], signal: AbortSignal): Promise<SmiOutput> {
-    const turn = this.#last.then(() => this.#runNow(args, signal));
-    this.#last = turn.catch(() => undefined); // its caller sees the failure; the next in line does not care
-    return untilAborted(turn, signal);
+    return untilAborted(this.#queued.get(args.join(' ')) ?? this.#enqueue(args), signal);
   }
 
-  async #runNow(args: readonly string[], signal: AbortSignal): Promise<SmiOutput> {
-    signal.throwIfAborted();
+  #enqueue(args: readonly string[]): Promise<SmiOutput> {
+    const key = args.join(' ');
+    const turn = this.#last.then(() => {
+      this.#queued.delete(key);
+      return this.#runNow(args);
+    });
+    this.#queued.set(key, turn);
+    this.#last = turn.catch(() => undefined); // who asked sees the failure; the next in line does not care
+    return turn;
+  }
+
+  async #runNow(args: readonly string[]): Promise<SmiOutput> {
+    if (this.#isStopped) throw new AppError('INTERRUPTED', 'The agent stops.');
     if (this.#stuckPid !== undefined) {
       throw new AppError(
         'GPU_LOST',
@@ -130,12 +144,12 @@ export class NvidiaSmi {
     try {
       const end = await untilAborted(ended, deadline.signal);
       if (end.error !== undefined) return { exitCode: undefined, stdout: '', stderr: end.error };
-      await Promise.race([Promise.all([stdout.ended, stderr.ended]), pause(DRAIN_MS, AbortSignal.timeout(DRAIN_MS))]);
+      await settlesWithin(Promise.all([stdout.ended, stderr.ended]), DRAIN_MS);
       return { exitCode: end.exitCode, stdout: stdout.text(), stderr: stderr.text() };
     } catch (cause) {
       if (!deadline.isExpired) throw cause;
       child.kill('SIGKILL');
-      const isGone = await Promise.race([ended.then(() => true), pause(EXIT_AFTER_KILL_MS, signal).then(() => false)]);
+      const isGone = await settlesWithin(ended, EXIT_AFTER_KILL_MS);
       if (!isGone && child.pid !== undefined) this.countStuck(child.pid, ended);
       throw new AppError('GPU_LOST', `nvidia-smi did not answer within ${ONE_SHOT_MS} ms. The GPU driver may hang.`, {
         cause,
@@ -154,6 +168,20 @@ export function exitOf(child: NodeJS.EventEmitter): Promise<{ exitCode?: number;
     child.once('exit', (code: number | null) => resolve(code === null ? {} : { exitCode: code }));
     child.once('error', (error: Error) => resolve({ error: String(error) }));
   });
+}
+
+/** True where the promise settled in time. */
+export async function settlesWithin(promise: Promise<unknown>, ms: number): Promise<boolean> {
+  const isSettled = new AbortController();
+  const settled = promise.then(
+    () => true,
+    () => true,
+  );
+  try {
+    return await Promise.race([settled, pause(ms, isSettled.signal).then(() => false)]);
+  } finally {
+    isSettled.abort(); // its timer would keep the process alive
+  }
 }
 
 export const COMPUTE_APPS_ARGS = [

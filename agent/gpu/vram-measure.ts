@@ -1,6 +1,9 @@
 import type { GpuReading } from './gpu-sampler.ts';
 import type { ComputeApp } from './nvidia-smi.ts';
 
+/** One look with nvidia-smi: what is free, and who holds what. */
+export type VramLook = { readings: readonly GpuReading[]; apps: readonly ComputeApp[] };
+
 /** VRAM of a set of GPUs at one moment, as nvidia-smi shows it. */
 export type VramMeasure = {
   freeMiB: number;
@@ -13,8 +16,7 @@ export type VramMeasure = {
 
 /** Undefined where a GPU shows no free memory: then nothing can be said. */
 export function measureVram(
-  readings: readonly GpuReading[],
-  apps: readonly ComputeApp[],
+  { readings, apps }: VramLook,
   { gpus, pids }: { gpus: readonly string[]; pids: readonly number[] },
 ): VramMeasure | undefined {
   let freeMiB = 0;

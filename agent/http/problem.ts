@@ -3,8 +3,8 @@ import type { ErrorCode } from '../../shared/errors.ts';
 
 export type Problem = { status: number; code: ErrorCode; message: string };
 
-/** Answers with an error as JSON. What is left of the request's body is not read: the connection ends with the answer. */
+/** Answers with an error as JSON. */
 export function sendProblem(response: ServerResponse, { status, code, message }: Problem): void {
-  response.writeHead(status, { 'content-type': 'application/json', connection: 'close' });
+  response.writeHead(status, { 'content-type': 'application/json' });
   response.end(JSON.stringify({ error: { code, message } }));
 }

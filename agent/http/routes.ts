@@ -1,6 +1,6 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import { Uuid } from '../../shared/job.ts';
-import type { TokenRef } from '../job/exchange.ts';
+import type { TokenRef } from '../job/session.ts';
 import type { ResultStore } from '../job/result-store.ts';
 import type { Readiness } from './health.ts';
 import { sendHealth, sendReadiness } from './health.ts';

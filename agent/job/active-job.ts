@@ -2,7 +2,7 @@ import { performance } from 'node:perf_hooks';
 import type { Job } from '../../shared/job.ts';
 import type { AgentJob, Notification } from '../../shared/protocol.ts';
 import { Alarm } from './alarm.ts';
-import type { Attempt, JobEnd } from './journal.ts';
+import type { Attempt, JobEnd } from './journal-lines.ts';
 
 const PROGRESS_EVERY_MS = 250;
 
@@ -36,6 +36,8 @@ export class ActiveJob {
   journaled: Promise<void> = Promise.resolve();
   /** Settles once the end is known to everybody. */
   ended: Promise<void> = Promise.resolve();
+  /** Settles once the journal line `cancelled` is on disk; at once where there is none. */
+  cancelKept: Promise<void> = Promise.resolve();
   /** Settles when the job before it has left the slot. */
   ahead: Promise<void> = Promise.resolve();
   startedMs: number | undefined;

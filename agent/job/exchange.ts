@@ -1,12 +1,13 @@
-import { randomUUID } from 'node:crypto';
 import { performance } from 'node:perf_hooks';
 import { AppError } from '../../shared/errors.ts';
 import type { OfferedWork, SlotStatus } from '../../shared/host-snapshot.ts';
 import type { Job, ModelId } from '../../shared/job.ts';
 import type { Log } from '../../shared/log.ts';
-import type { AgentJob, ModelMove, Notification, OfferLine, Params, Result, Role } from '../../shared/protocol.ts';
+import type { ModelMove, Notification, OfferLine, Params, Result } from '../../shared/protocol.ts';
 import type { ActiveJob } from './active-job.ts';
 import { Alarm } from './alarm.ts';
+import { DiskWatch } from './disk-watch.ts';
+import { Grants } from './grants.ts';
 import type { InputStore } from './input-store.ts';
 import { JobDesk } from './job-desk.ts';
 import type { Journal } from './journal.ts';
@@ -14,14 +15,14 @@ import { LoadWishes } from './load-wishes.ts';
 import { OfferBook } from './offer-book.ts';
 import type { ResultStore } from './result-store.ts';
 import type { Servers } from './servers.ts';
-import type { OpenGrant } from './slot-board.ts';
+import type { SessionOptions } from './session.ts';
+import { Session } from './session.ts';
 import { SlotBoard } from './slot-board.ts';
-import type { ChoiceView, Grant, LineView } from './slot-scheduler.ts';
+import type { ChoiceView, Grant } from './choice.ts';
+import { choiceView } from './choice-view.ts';
 import { choose } from './slot-scheduler.ts';
 import type { TurnMemory } from './turn-memory.ts';
 import { EMPTY_MEMORY, rememberRefusal, rememberRun, rememberTurn } from './turn-memory.ts';
-
-export type TokenRef = { id: string; role: Role };
 
 export type ExchangeOptions = {
   residency: Servers;
@@ -29,24 +30,19 @@ export type ExchangeOptions = {
   results: ResultStore;
   inputs: InputStore;
   times: { grantMs: number; inputSilenceMs: number; turnMs: number; moveAnswerMs: number };
+  /** The servers are not cleared up yet: no grants and no moves before `begin`. */
+  isStarting?: boolean;
   isSimulated: () => boolean;
   hostname: string;
   log: Log;
   onChange: () => void;
 };
 
-type SessionOptions = {
-  token: TokenRef;
-  bridgeId: string;
-  notify: (notification: Notification) => void;
-  /** A newer session of the same bridge came. */
-  onReplaced: () => void;
-};
-
 /** At most this long before the end of a running job the next one may be granted. */
 const LEAD_MS = 2_000;
 /** How often a disk that refused a line is tried again. */
 const PROBE_EVERY_MS = 2_000;
+const STARTING = 'The agent is starting: it clears up what the last one left, and looks at the GPUs.';
 
 /**
  * Where waiting work meets free slots: sessions' offers in, grants out, accepted jobs run. The only one that writes slots,
@@ -59,12 +55,14 @@ export class Exchange implements AsyncDisposable {
   readonly #wishes: LoadWishes;
   readonly #sessions = new Set<Session>();
   readonly #desk: JobDesk;
+  readonly #grants: Grants;
+  readonly #disk: DiskWatch;
   readonly #closing = new AbortController();
   readonly #alarm = new Alarm();
   #memory: TurnMemory = EMPTY_MEMORY;
   #closed: ReadonlyMap<string, ModelId> = new Map();
   #leadMs = 0;
-  #probing: Promise<void> = Promise.resolve();
+  #isStarting: boolean;
   #isDraining = false;
   #isStopping = false;
   #isChoosing = false;
@@ -72,6 +70,7 @@ export class Exchange implements AsyncDisposable {
 
   constructor(options: ExchangeOptions) {
     this.#options = options;
+    this.#isStarting = options.isStarting ?? false;
     this.#board = new SlotBoard(options.residency);
     this.#wishes = new LoadWishes({
       residency: options.residency,
@@ -92,6 +91,25 @@ export class Exchange implements AsyncDisposable {
       },
       onChange: () => this.kick(),
     });
+    this.#grants = new Grants({
+      board: this.#board,
+      offers: this.#offers,
+      grantMs: options.times.grantMs,
+      log: options.log,
+      onDueRefused: (model) => this.#dueRefused(model),
+      kick: () => this.kick(),
+    });
+    this.#disk = new DiskWatch({
+      stores: [options.journal, options.results],
+      everyMs: PROBE_EVERY_MS,
+      onWritable: () => this.kick(),
+    });
+  }
+
+  /** The servers are cleared up: from now on there are grants. */
+  begin(): void {
+    this.#isStarting = false;
+    this.kick();
   }
 
   /** An older session of the same bridge ends first: it is what is left of a broken link. */
@@ -106,7 +124,7 @@ export class Exchange implements AsyncDisposable {
       close: () => this.#close(session),
       offer: (lines) => this.#offer(session, lines),
       take: (params) => this.#take(session, params),
-      decline: (grantId) => this.#decline(session, grantId),
+      decline: (grantId) => this.#grants.decline(session, grantId),
       kick: () => this.kick(),
     });
     this.#sessions.add(session);
@@ -136,8 +154,9 @@ export class Exchange implements AsyncDisposable {
   /** Why no slot of this host gives grants; undefined when they do. */
   get refusal(): string | undefined {
     if (this.#isStopping) return 'The agent is stopping.';
+    if (this.#isStarting) return STARTING;
     if (this.#isDraining) return 'The host is draining.';
-    return this.#options.journal.failure?.message;
+    return this.#disk.failure?.message;
   }
 
   /** No grants; running jobs end. */
@@ -153,6 +172,7 @@ export class Exchange implements AsyncDisposable {
 
   /** A person's load, offload or release. A load waits for its turn like an interactive job without a job. */
   async move(model: ModelId, to: 'load' | 'offload' | 'release', signal: AbortSignal): Promise<ModelMove> {
+    if (this.#isStarting) throw new AppError('GPU_BUSY', `${STARTING} Ask again in some seconds.`);
     return await this.#wishes.move(model, to, signal);
   }
 
@@ -185,7 +205,7 @@ export class Exchange implements AsyncDisposable {
   /** No grants; running jobs have their grace, then they end as INTERRUPTED. */
   async shutdown(grace: { jobGraceMs: number }): Promise<void> {
     this.#isStopping = true;
-    for (const { slotId, grant } of this.#board.grants()) this.#withdraw(slotId, grant);
+    for (const session of this.#sessions) this.#grants.withdraw(session);
     this.kick();
     await this.#desk.shutdown(grace);
   }
@@ -195,7 +215,7 @@ export class Exchange implements AsyncDisposable {
     this.#closing.abort();
     this.#alarm.clear();
     for (const session of [...this.#sessions]) session.close();
-    await this.#probing;
+    await this.#disk[Symbol.asyncDispose]();
     await this.#desk[Symbol.asyncDispose]();
   }
 
@@ -205,160 +225,66 @@ export class Exchange implements AsyncDisposable {
     this.#memory = memory;
     this.#closed = closed;
     for (const grant of grants) this.#grant(grant);
-    const probeMs = this.#options.journal.failure === undefined ? Infinity : PROBE_EVERY_MS;
-    const againMs = Math.min(againInMs ?? Infinity, probeMs);
-    if (againMs === Infinity) this.#alarm.clear();
-    else this.#alarm.set(Math.max(5, againMs), () => this.#again());
-  }
-
-  #again(): void {
-    const { journal } = this.#options;
-    if (journal.failure === undefined) this.kick();
-    else this.#probing = journal.probe().then(() => this.kick());
+    if (againInMs === undefined) this.#alarm.clear();
+    else this.#alarm.set(Math.max(5, againInMs), () => this.kick());
   }
 
   #view(): ChoiceView {
-    const { times } = this.#options;
-    const nowMs = performance.now();
-    const reason = this.refusal;
-    const lines = [...this.#lines(nowMs), ...this.#wishes.lines(nowMs)];
-    const waiting = lines.filter((line) => !line.isDeclined && line.count > 0);
-    this.#board.offered = new Set(waiting.map((line) => line.model));
-    return {
-      nowMs,
-      slots: this.#board
-        .slotIds()
-        .map((slotId) => this.#board.view(slotId, { reason, isLeaving: this.#wishes.isLeaving(slotId) })),
-      lines,
-      vram: this.#board.vram,
-      leadMs: this.#leadMs,
-      turnMs: times.turnMs,
-    };
-  }
-
-  /** The offers of sessions that may have grants now. */
-  #lines(nowMs: number): LineView[] {
-    const { residency, results } = this.#options;
-    const open = new Set(
-      [...this.#sessions]
-        .filter((each) => !each.isMuted && !results.isFull(each.tokenId))
-        .map((each) => each.sessionId),
-    );
-    return this.#offers
-      .lines()
-      .filter((line) => open.has(line.sessionId))
-      .map(({ lineId, sessionId, tokenId, offer, left, sinceMs, isDeclined }) => ({
-        lineId,
-        sessionId,
-        tokenId,
-        model: offer.model,
-        class: offer.class,
-        count: left,
-        workMs: (offer.workMs * Math.max(0, left)) / offer.count,
-        inFlight: offer.inFlight,
-        waitingMs: nowMs - sinceMs,
-        isDeclined,
-        wants: this.#board.slotIds(offer.model).map((id) => residency.wantFor(id, { megapixels: offer.maxMegapixels })),
-      }));
-  }
-
-  #grant({ slotId, line, gpus, startsInMs, isDue, isLead }: Grant): void {
-    if (this.#wishes.start(line, { slotId, gpus })) return;
-    const session = [...this.#sessions].find((each) => each.sessionId === line.sessionId);
-    if (session === undefined) throw new Error('a grant needs a session');
-    const grant: OpenGrant = {
-      kind: 'grant',
-      grantId: randomUUID(),
-      sessionId: line.sessionId,
-      tokenId: line.tokenId,
-      lineId: line.lineId,
-      model: line.model,
-      class: line.class,
-      gpus,
-      isDue,
-      isLead,
-      bringsModelIn: isDue || startsInMs > 0,
-      grantedMs: performance.now(),
-      expectedMs: line.workMs / Math.max(1, line.count),
-      alarm: new Alarm(),
-    };
-    this.#board.enter(slotId, grant);
-    this.#offers.granted(line.lineId, grant.grantedMs);
-    grant.alarm.set(this.#options.times.grantMs, () => this.#expire(slotId, grant));
-    session.notify({
-      method: 'slot.grant',
-      params: { grantId: grant.grantId, slotId, model: line.model, class: line.class, startsInMs },
+    const { residency, results, times } = this.#options;
+    const view = choiceView({
+      board: this.#board,
+      offers: this.#offers,
+      wishes: this.#wishes,
+      residency,
+      // The sessions that may have grants now.
+      sessions: [...this.#sessions].filter((each) => !each.isMuted && !results.isFull(each.tokenId)),
+      refusal: this.refusal,
     });
+    return { ...view, leadMs: this.#leadMs, turnMs: times.turnMs };
   }
 
-  #expire(slotId: string, grant: OpenGrant): void {
-    this.#options.log.info({ event: 'grant-expired', slotId, grantId: grant.grantId });
-    for (const session of this.#sessions) if (session.sessionId === grant.sessionId) session.isMuted = true;
-    this.#offers.expired(grant.lineId);
-    this.#refused(grant);
-    this.#withdraw(slotId, grant);
-    this.kick();
+  #grant(grant: Grant): void {
+    if (this.#wishes.start(grant.line, grant)) return;
+    const session = [...this.#sessions].find((each) => each.sessionId === grant.line.sessionId);
+    if (session === undefined) throw new Error('a grant needs a session');
+    this.#grants.issue(session, grant);
   }
 
-  /** Takes a grant back and says so. */
-  #withdraw(slotId: string, grant: OpenGrant): void {
-    grant.alarm.clear();
-    this.#board.leave(slotId, grant);
-    for (const session of this.#sessions) {
-      if (session.sessionId !== grant.sessionId) continue;
-      session.notify({ method: 'slot.revoke', params: { grantId: grant.grantId } });
-    }
-  }
-
-  #refused(grant: OpenGrant): void {
-    if (!grant.isDue) return;
+  #dueRefused(model: ModelId): void {
     // 5 s with the standard times.
     const untilMs = performance.now() + this.#options.times.grantMs;
-    this.#memory = rememberRefusal(this.#memory, grant.model, untilMs);
+    this.#memory = rememberRefusal(this.#memory, model, untilMs);
   }
 
   #close(session: Session): void {
     if (!this.#sessions.delete(session)) return;
     this.#offers.remove(session.sessionId);
-    for (const { slotId, grant } of this.#board.grants()) {
-      if (grant.sessionId !== session.sessionId) continue;
-      this.#refused(grant);
-      this.#withdraw(slotId, grant);
-    }
+    this.#grants.withdraw(session);
     this.kick();
   }
 
   #offer(session: Session, lines: readonly OfferLine[]): void {
+    if (!this.#sessions.has(session)) return; // it ended while this was on its way
     this.#offers.replace(session, lines, performance.now());
     this.kick();
   }
 
-  #decline(session: Session, grantId: string): void {
-    const open = this.#openGrant(session, grantId);
-    if (open === undefined) return; // it went back already
-    open.grant.alarm.clear();
-    this.#board.leave(open.slotId, open.grant);
-    this.#offers.declined(open.grant.lineId);
-    this.#refused(open.grant);
-    this.kick();
-  }
-
-  #openGrant(session: Session, grantId: string): { slotId: string; grant: OpenGrant } | undefined {
-    return this.#board.grants().find(({ grant }) => grant.grantId === grantId && grant.sessionId === session.sessionId);
-  }
-
   async #take(session: Session, { grantId, job }: Params<'job.take'>): Promise<Result<'job.take'>> {
     if (this.#desk.isKnown(session.tokenId, job)) {
-      this.#decline(session, grantId);
+      this.#grants.decline(session, grantId);
       return await this.#desk.takeAgain(session.tokenId, job);
     }
-    const open = this.#openGrant(session, grantId);
+    const open = this.#grants.find(session, grantId);
     if (open === undefined) {
       throw new AppError('GRANT_EXPIRED', 'This grant went back before it was taken. The job waits for the next one.');
     }
     const { slotId, grant } = open;
-    this.#checkFits(session, { slotId, grant, job });
-    grant.alarm.clear();
+    const misfit = this.#misfit(open, job);
+    if (misfit !== undefined) {
+      this.#grants.decline(session, grantId);
+      throw new AppError('INVALID_ARGUMENT', `${misfit} The grant went back; the job was not accepted.`);
+    }
+    this.#grants.taken(grant);
     const bind = (active: ActiveJob): void => {
       this.#board.replace(slotId, grant, active);
       active.ahead = this.#board.ahead(slotId, active)?.left ?? Promise.resolve();
@@ -366,16 +292,11 @@ export class Exchange implements AsyncDisposable {
     return await this.#desk.take(slotId, { grant, job, bind });
   }
 
-  #checkFits(session: Session, { slotId, grant, job }: { slotId: string; grant: OpenGrant; job: Job }): void {
+  /** Why the job is not one that this grant is for. */
+  #misfit({ slotId, grant }: { slotId: string; grant: { model: ModelId } }, { request }: Job): string | undefined {
     const model = this.#options.residency.slots.find((slot) => slot.slotId === slotId)?.model;
-    const isCapable = model?.capabilities.includes(job.request.kind) === true;
-    if (job.request.model === grant.model && isCapable) return;
-    this.#decline(session, grant.grantId);
-    const why =
-      job.request.model === grant.model
-        ? `${grant.model} cannot ${job.request.kind}.`
-        : `The grant is for ${grant.model}, the job for ${job.request.model}.`;
-    throw new AppError('INVALID_ARGUMENT', `${why} The grant went back; the job was not accepted.`);
+    if (request.model !== grant.model) return `The grant is for ${grant.model}, the job for ${request.model}.`;
+    return model?.capabilities.includes(request.kind) === true ? undefined : `${grant.model} cannot ${request.kind}.`;
   }
 
   #started(slotId: string, { startedMs = performance.now(), grantedMs, bringsModelIn, isLead }: ActiveJob): void {
@@ -389,75 +310,5 @@ export class Exchange implements AsyncDisposable {
 
   #notify(tokenId: string, notification: Notification): void {
     for (const session of this.#sessions) if (session.tokenId === tokenId) session.notify(notification);
-  }
-}
-
-/** What a session may ask of the exchange. */
-type SessionCalls = {
-  desk: JobDesk;
-  close(): void;
-  offer(lines: readonly OfferLine[]): void;
-  take(params: Params<'job.take'>): Promise<Result<'job.take'>>;
-  decline(grantId: string): void;
-  kick(): void;
-};
-
-/** One connected bridge: its offer and its grants end with it, its accepted jobs do not. Everything is under its token. */
-export class Session {
-  readonly sessionId: string = randomUUID();
-  readonly tokenId: string;
-  readonly bridgeId: string;
-  readonly notify: (notification: Notification) => void;
-  readonly onReplaced: () => void;
-  /** It let a grant expire: none until its next message. */
-  isMuted = false;
-  readonly #calls: SessionCalls;
-
-  constructor({ token, bridgeId, notify, onReplaced }: SessionOptions, calls: SessionCalls) {
-    this.tokenId = token.id;
-    this.bridgeId = bridgeId;
-    this.notify = notify;
-    this.onReplaced = onReplaced;
-    this.#calls = calls;
-  }
-
-  jobs(): AgentJob[] {
-    return this.#calls.desk.jobs(this.tokenId);
-  }
-
-  offer(lines: OfferLine[]): void {
-    this.#calls.offer(lines);
-  }
-
-  async take(params: Params<'job.take'>): Promise<Result<'job.take'>> {
-    return await this.#calls.take(params);
-  }
-
-  decline(grantId: string): void {
-    this.#calls.decline(grantId);
-  }
-
-  async cancel(jobId: string): Promise<AgentJob> {
-    return await this.#calls.desk.cancel(this.tokenId, jobId);
-  }
-
-  get(jobId: string): AgentJob {
-    return this.#calls.desk.get(this.tokenId, jobId);
-  }
-
-  async ack(params: Params<'job.ack'>): Promise<void> {
-    await this.#calls.desk.ack(this.tokenId, params);
-    this.#calls.kick(); // a token over its quota may have grants again
-  }
-
-  /** Any message shows that the bridge is there. */
-  touch(): void {
-    if (!this.isMuted) return;
-    this.isMuted = false;
-    this.#calls.kick();
-  }
-
-  close(): void {
-    this.#calls.close();
   }
 }

@@ -79,7 +79,8 @@ async function encode(decoded: Decoded, answer: Buffer, origin: Origin): Promise
 
 /** The form that Stable Diffusion tools read back: prompt, negative prompt, then one line of settings. */
 function parametersText({ request }: Job, { width, height }: Decoded): string {
-  const negative = request.negativePrompt === undefined ? [] : [`Negative prompt: ${request.negativePrompt}`];
+  const isNegative = (request.negativePrompt ?? '').trim() !== '';
+  const negative = isNegative ? [`Negative prompt: ${request.negativePrompt}`] : [];
   const settings =
     `Steps: ${request.steps}, CFG scale: ${request.guidance.value}, Seed: ${request.seed}, ` +
     `Size: ${width}x${height}, Model: ${request.model}`;

@@ -7,13 +7,14 @@ import type { Readable } from 'node:stream';
 import { Deadline } from '../../shared/abort.ts';
 import { AppError } from '../../shared/errors.ts';
 import type { Log } from '../../shared/log.ts';
+import { cleanPixels } from './clean-pixels.ts';
 import { toDiskError, writeDurable } from './durable-file.ts';
 
-/** Larger pictures are refused before a pixel is decoded: 50 megapixels are 150 MB in memory. */
-const MAX_PIXELS = 50e6;
 const KEPT_MS = 3_600_000;
 
-type Input = { tokenId: string; sha256: string; lastUsedMs: number };
+type Input = { tokenId: string; sha256: string; bytes: number; lastUsedMs: number };
+
+type InputStoreOptions = { dir: string; quotaBytes: number; log: Log };
 
 /**
  * Pictures to edit, below the id of the token that uploaded them and named by the hash of what was uploaded. What is kept
@@ -22,18 +23,20 @@ type Input = { tokenId: string; sha256: string; lastUsedMs: number };
  */
 export class InputStore {
   readonly #dir: string;
+  readonly #quotaBytes: number;
   readonly #log: Log;
   readonly #kept = new Map<string, Input>();
   readonly #holds = new Map<string, number>();
   readonly #arrivals = new EventEmitter().setMaxListeners(0);
   readonly #lastByteMs = new Map<string, number>();
 
-  private constructor(options: { dir: string; log: Log }) {
+  private constructor(options: InputStoreOptions) {
     this.#dir = options.dir;
+    this.#quotaBytes = options.quotaBytes;
     this.#log = options.log;
   }
 
-  static async open(options: { dir: string; log: Log }): Promise<InputStore> {
+  static async open(options: InputStoreOptions): Promise<InputStore> {
     await mkdir(options.dir, { recursive: true, mode: 0o700 });
     const store = new InputStore(options);
     for (const entry of await readdir(options.dir, { withFileTypes: true })) {
@@ -72,6 +75,14 @@ export class InputStore {
     body: Readable,
     { maxBytes, signal }: { maxBytes: number; signal: AbortSignal },
   ): Promise<void> {
+    const usedBytes = this.#usedBytes(tokenId);
+    if (usedBytes >= this.#quotaBytes) {
+      throw new AppError(
+        'QUOTA_EXCEEDED',
+        `This token has ${Math.round(usedBytes / 1024 ** 2)} MiB of input images here, and no more fit into its share. ` +
+          'Each is deleted one hour after the last job that names it; go on then, or edit fewer pictures at once.',
+      );
+    }
     const directory = this.#directory(tokenId);
     await mkdir(directory, { recursive: true, mode: 0o700 }).catch((error: unknown) => {
       throw toDiskError(error, directory);
@@ -79,8 +90,9 @@ export class InputStore {
     const upload = join(directory, `${sha256}.${randomUUID()}.part`);
     try {
       await this.#receive(body, { upload, tokenId, sha256, maxBytes, signal });
-      await writeDurable(join(directory, `${sha256}.png`), await cleanPixels(upload));
-      this.#kept.set(keyOf(tokenId, sha256), { tokenId, sha256, lastUsedMs: Date.now() });
+      const clean = await cleanPixels(upload);
+      await writeDurable(join(directory, `${sha256}.png`), clean);
+      this.#kept.set(keyOf(tokenId, sha256), { tokenId, sha256, bytes: clean.length, lastUsedMs: Date.now() });
     } finally {
       this.#lastByteMs.delete(keyOf(tokenId, sha256));
       await rm(upload, { force: true });
@@ -119,9 +131,17 @@ export class InputStore {
     }
   }
 
+  tokenIds(): Set<string> {
+    return new Set([...this.#kept.values()].map((input) => input.tokenId));
+  }
+
   async deleteToken(tokenId: string): Promise<void> {
     for (const [key, input] of this.#kept) if (input.tokenId === tokenId) this.#kept.delete(key);
     await rm(this.#directory(tokenId), { recursive: true, force: true });
+  }
+
+  #usedBytes(tokenId: string): number {
+    return [...this.#kept.values()].reduce((sum, input) => sum + (input.tokenId === tokenId ? input.bytes : 0), 0);
   }
 
   async #receive(
@@ -170,9 +190,12 @@ export class InputStore {
     for (const name of await readdir(directory)) {
       const sha256 = /^([0-9a-f]{64})\.png$/.exec(name)?.[1];
       const path = join(directory, name);
-      if (sha256 === undefined)
+      if (sha256 === undefined) {
         await rm(path, { force: true }); // half an upload of the process that died
-      else this.#kept.set(keyOf(tokenId, sha256), { tokenId, sha256, lastUsedMs: (await stat(path)).mtimeMs });
+        continue;
+      }
+      const { size, mtimeMs } = await stat(path);
+      this.#kept.set(keyOf(tokenId, sha256), { tokenId, sha256, bytes: size, lastUsedMs: mtimeMs });
     }
   }
 }
@@ -181,47 +204,4 @@ const TOKEN_ID = /^[\w-]{1,64}$/;
 
 function keyOf(tokenId: string, sha256: string): string {
   return `${tokenId}/${sha256}`;
-}
-
-/** Only what sharp decodes from the three formats that every engine reads becomes an input. */
-async function cleanPixels(path: string): Promise<Buffer> {
-  const format = await formatOf(path);
-  if (format !== 'PNG' && format !== 'JPEG' && format !== 'WebP') {
-    throw new AppError(
-      'INPUT_INVALID',
-      `The input is ${format}, which is not supported. Convert it to PNG, JPEG or WebP and send it again.`,
-    );
-  }
-  try {
-    const { default: sharp } = await import('sharp');
-    return await sharp(path, { limitInputPixels: MAX_PIXELS, failOn: 'error' })
-      .autoOrient()
-      .toColourspace('srgb')
-      .png({ compressionLevel: 3 })
-      .toBuffer();
-  } catch (error) {
-    const isTooLarge = error instanceof Error && error.message.includes('exceeds pixel limit');
-    const why = isTooLarge ? `has more than ${MAX_PIXELS / 1e6} megapixels` : 'cannot be decoded; it may be damaged';
-    throw new AppError('INPUT_INVALID', `The ${format} input ${why}. Send another picture.`, { cause: error });
-  }
-}
-
-/** By the first bytes, never by a name or a header somebody else wrote. */
-async function formatOf(path: string): Promise<string> {
-  const head = Buffer.alloc(256);
-  const file = await open(path, 'r');
-  try {
-    await file.read(head, 0, head.length, 0);
-  } finally {
-    await file.close();
-  }
-  const at = (from: number, to: number): string => head.toString('latin1', from, to);
-  if (at(0, 8) === '\x89PNG\r\n\x1a\n') return 'PNG';
-  if (at(0, 3) === '\xff\xd8\xff') return 'JPEG';
-  if (at(0, 4) === 'RIFF' && at(8, 12) === 'WEBP') return 'WebP';
-  if (at(4, 8) === 'ftyp') return /^avi[fs]$/.test(at(8, 12)) ? 'AVIF' : 'HEIC';
-  if (at(0, 4) === 'GIF8') return 'GIF';
-  if (at(0, 4) === 'II*\0' || at(0, 4) === 'MM\0*') return 'TIFF';
-  if (/^\s*(\ufeff|\xef\xbb\xbf)?\s*<(\?xml|svg|!--|!DOCTYPE)/i.test(at(0, 256))) return 'SVG';
-  return 'of an unknown format';
 }

@@ -5,13 +5,16 @@ import type { Job, JobResult } from '../../shared/job.ts';
 import type { Log } from '../../shared/log.ts';
 import type { AgentJob, Notification, Params, Result } from '../../shared/protocol.ts';
 import { estimateMs } from '../../shared/service-time.ts';
-import { ActiveJob, agentJob } from './active-job.ts';
+import { ActiveJob } from './active-job.ts';
+import { Attempts, jobNotFound } from './attempts.ts';
 import type { InputStore } from './input-store.ts';
 import type { JobEvents } from './job-runner.ts';
 import { runJob } from './job-runner.ts';
-import type { JobEnd, Journal } from './journal.ts';
+import type { Journal } from './journal.ts';
+import type { JobEnd } from './journal-lines.ts';
 import type { ResultStore } from './result-store.ts';
 import type { Servers } from './servers.ts';
+import { sweep } from './sweep.ts';
 import type { OpenGrant } from './slot-board.ts';
 
 export type JobDeskOptions = {
@@ -35,7 +38,6 @@ export type JobDeskOptions = {
 
 /** How often a line that a full disk refused is tried again. */
 const RETRY_EVERY_MS = 2_000;
-const SWEEP_EVERY_MS = 60_000;
 
 /**
  * The attempts of this agent: accepted, run, ended, asked for, acknowledged; each known by (token, jobId, attempt).
@@ -43,29 +45,30 @@ const SWEEP_EVERY_MS = 60_000;
  */
 export class JobDesk implements AsyncDisposable {
   readonly #options: JobDeskOptions;
-  readonly #active = new Map<string, ActiveJob>();
+  readonly #attempts: Attempts;
   readonly #background = new Set<Promise<void>>();
   readonly #closing = new AbortController();
   #isStopping = false;
 
   constructor(options: JobDeskOptions) {
     this.#options = options;
-    this.#keep(this.#sweep());
+    this.#attempts = new Attempts(options.journal);
+    this.#keep(sweep(options, this.#closing.signal));
   }
 
   isKnown(tokenId: string, job: Job): boolean {
-    return this.#find(tokenId, job) !== undefined;
+    return this.#attempts.jobOf(tokenId, job) !== undefined;
   }
 
   /** A repeated key is answered with its present state, other parameters with JOB_CONFLICT; it never starts anything. */
   async takeAgain(tokenId: string, job: Job): Promise<Result<'job.take'>> {
-    if (JSON.stringify(this.#find(tokenId, job)) !== JSON.stringify(job)) {
+    if (JSON.stringify(this.#attempts.jobOf(tokenId, job)) !== JSON.stringify(job)) {
       throw new AppError(
         'JOB_CONFLICT',
         `Attempt ${job.attempt} of job ${job.jobId} is known with other parameters. Send what was sent first.`,
       );
     }
-    await this.#active.get(keyOf(tokenId, job))?.journaled;
+    await this.#attempts.activeOf(tokenId, job)?.journaled;
     return this.#taken(tokenId, job);
   }
 
@@ -86,7 +89,7 @@ export class JobDesk implements AsyncDisposable {
       notify: (notification) => this.#options.notify(tokenId, notification),
     });
     bind(active);
-    this.#active.set(keyOf(tokenId, job), active);
+    this.#attempts.add(active);
     active.journaled = journal.taken(tokenId, job);
     active.ended = this.#begin(slotId, active);
     this.#keep(active.ended);
@@ -97,7 +100,7 @@ export class JobDesk implements AsyncDisposable {
 
   /** At once for the bridge; a running engine, which nobody can interrupt, keeps the slot until it ends. */
   async cancel(tokenId: string, jobId: string): Promise<AgentJob> {
-    for (const active of [...this.#active.values()]) {
+    for (const active of this.#attempts.active()) {
       if (active.tokenId === tokenId && active.job.jobId === jobId) await this.#cancelAttempt(active);
     }
     return this.get(tokenId, jobId);
@@ -105,40 +108,42 @@ export class JobDesk implements AsyncDisposable {
 
   /** Present state of the latest attempt. */
   get(tokenId: string, jobId: string): AgentJob {
-    const latest = this.#options.journal
-      .attempts(tokenId)
-      .filter((attempt) => attempt.job.jobId === jobId)
-      .sort((a, b) => b.job.attempt - a.job.attempt)[0];
-    if (latest === undefined) throw notFound();
-    return this.#state(tokenId, latest.job);
+    return this.#attempts.latest(tokenId, jobId);
   }
 
   /** Everything of the token that its bridge has not acknowledged. */
   jobs(tokenId: string): AgentJob[] {
-    const open = this.#options.journal.attempts(tokenId).filter((attempt) => !attempt.isAcked);
-    return open.map(({ job }) => this.#state(tokenId, job));
+    return this.#attempts.unacknowledged(tokenId);
   }
 
-  /** The bridge has what it wants of this attempt: the result is deleted. */
+  /**
+   * The bridge has what it wants of this attempt: once that is journaled, the result is deleted. Where the disk is too full
+   * for the line, the result goes first, which makes room for it.
+   */
   async ack(tokenId: string, { jobId, attempt, sha256 }: Params<'job.ack'>): Promise<void> {
     const { journal, results } = this.#options;
     const known = journal.find(tokenId, jobId, attempt);
-    if (known === undefined) throw notFound();
-    const end = this.#active.get(keyOf(tokenId, known.job))?.end ?? known.end;
+    if (known === undefined) throw jobNotFound();
+    const end = this.#attempts.endOf(tokenId, known.job);
     if (end === undefined) {
       throw new AppError('INVALID_ARGUMENT', 'The job has not ended. Cancel it first, or wait for its result.');
     }
     if (end.state === 'done' && sha256 !== undefined && sha256 !== end.result.sha256) {
       throw new AppError('INVALID_ARGUMENT', 'The SHA-256 is not that of the result. It is kept; fetch it again.');
     }
-    if (!known.isAcked) await journal.acked(tokenId, { jobId, attempt });
+    const line = known.isAcked ? Promise.resolve() : journal.acked(tokenId, { jobId, attempt });
+    const isKept = await line.then(
+      () => true,
+      () => false,
+    );
     await results.delete(tokenId, jobId, attempt);
+    if (!isKept) await journal.acked(tokenId, { jobId, attempt });
   }
 
   /** Ends and deletes everything of a token. */
   async forget(tokenId: string): Promise<void> {
     const { journal, results, inputs } = this.#options;
-    for (const active of [...this.#active.values()]) if (active.tokenId === tokenId) await this.#cancelAttempt(active);
+    for (const active of this.#attempts.active()) if (active.tokenId === tokenId) await this.#cancelAttempt(active);
     await journal.forget(tokenId);
     await results.deleteToken(tokenId);
     await inputs.deleteToken(tokenId);
@@ -147,7 +152,7 @@ export class JobDesk implements AsyncDisposable {
   /** What has not started ends at once, what runs has its grace; both as INTERRUPTED. Nothing runs when it resolves. */
   async shutdown({ jobGraceMs }: { jobGraceMs: number }): Promise<void> {
     this.#isStopping = true;
-    const active = [...this.#active.values()];
+    const active = this.#attempts.active();
     const reason = new AppError('INTERRUPTED', 'The agent is stopping. The job can be taken on another host.');
     for (const each of active) each.stop.abort(reason);
     const grace = new AbortController();
@@ -164,15 +169,16 @@ export class JobDesk implements AsyncDisposable {
   }
 
   async #begin(slotId: string, active: ActiveJob): Promise<void> {
-    const { tokenId, job } = active;
+    const { job } = active;
     try {
       await active.journaled;
       await this.#run(slotId, active);
+      await active.cancelKept;
     } catch (error) {
       // A take that could not be journaled was refused to the bridge; nothing else comes through here but a full disk.
       this.#options.log.warn({ event: 'job-end-not-journaled', ...keyFields(job), reason: toAppError(error).message });
     } finally {
-      this.#active.delete(keyOf(tokenId, job));
+      this.#attempts.remove(active);
       this.#leave(slotId, active);
     }
   }
@@ -252,7 +258,8 @@ export class JobDesk implements AsyncDisposable {
   }
 
   async #cancelAttempt(active: ActiveJob): Promise<void> {
-    await active.journaled;
+    await active.journaled.catch(() => undefined); // its take was refused, and said why
+    if (!this.#attempts.isActive(active)) return;
     if (active.isEnding) return await active.ended; // `done` wins over a later cancel
     if (active.end !== undefined) return;
     const { job, tokenId } = active;
@@ -261,7 +268,9 @@ export class JobDesk implements AsyncDisposable {
     this.#options.notify(tokenId, { method: 'job.cancelled', params: keyFields(job) });
     this.#options.log.info({ event: 'job-cancelled', ...keyFields(job) });
     this.#options.onChange();
-    await this.#journalEnd(active, active.end);
+    // A full disk delays the line, not the answer.
+    active.cancelKept = this.#journalEnd(active, active.end);
+    active.cancelKept.catch(() => undefined); // seen when the job leaves
   }
 
   /** A full disk delays the line; it is not lost while the agent lives. */
@@ -281,38 +290,7 @@ export class JobDesk implements AsyncDisposable {
   #taken(tokenId: string, job: Job): Result<'job.take'> {
     const inputs = job.request.kind === 'edit' ? job.request.inputs : [];
     const missingInputs = inputs.filter((sha256) => !this.#options.inputs.has(tokenId, sha256));
-    return { job: this.#state(tokenId, job), missingInputs };
-  }
-
-  #find(tokenId: string, job: Job): Job | undefined {
-    const journaled = this.#options.journal.find(tokenId, job.jobId, job.attempt);
-    return this.#active.get(keyOf(tokenId, job))?.job ?? journaled?.job;
-  }
-
-  #state(tokenId: string, job: Job): AgentJob {
-    const active = this.#active.get(keyOf(tokenId, job));
-    const end = active?.end ?? this.#options.journal.find(tokenId, job.jobId, job.attempt)?.end;
-    return agentJob({ job, end }, { isRunning: active?.startedMs !== undefined });
-  }
-
-  /** Deletes what is too old, and results whose end was never journaled because the agent died in between. */
-  async #sweep(): Promise<void> {
-    const { journal, results, inputs, log } = this.#options;
-    const { signal } = this.#closing;
-    const isWanted = (tokenId: string, jobId: string, attempt: number): boolean => {
-      const known = journal.find(tokenId, jobId, attempt);
-      return known !== undefined && !known.isAcked && (known.end === undefined || known.end.state === 'done');
-    };
-    while (!signal.aborted) {
-      try {
-        await results.sweep(isWanted);
-        await inputs.sweep();
-        await journal.compact();
-      } catch (error) {
-        log.warn({ event: 'sweep-failed', reason: toAppError(error).message });
-      }
-      await pause(SWEEP_EVERY_MS, signal);
-    }
+    return { job: this.#attempts.stateOf(tokenId, job), missingInputs };
   }
 
   /** Work that goes on beside the next job is awaited at the end. */
@@ -322,10 +300,6 @@ export class JobDesk implements AsyncDisposable {
   }
 }
 
-function keyOf(tokenId: string, job: { jobId: string; attempt: number }): string {
-  return `${tokenId}/${job.jobId}/${job.attempt}`;
-}
-
 function keyFields({ jobId, attempt }: Job): { jobId: string; attempt: number } {
   return { jobId, attempt };
 }
@@ -333,9 +307,4 @@ function keyFields({ jobId, attempt }: Job): { jobId: string; attempt: number } 
 /** An engine's own words may be in it: nothing that a terminal would obey, and no more than a screen of it, leaves. */
 function printable(text: string): string {
   return text.replace(/[^\P{Cc}\n]/gu, ' ').slice(0, 2_000);
-}
-
-/** One text for unknown jobs and for those of another token. */
-function notFound(): AppError {
-  return new AppError('JOB_NOT_FOUND', 'There is no such job here. It was never accepted, or it was long ago.');
 }

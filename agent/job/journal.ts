@@ -2,34 +2,12 @@ import type { FileHandle } from 'node:fs/promises';
 import { constants } from 'node:fs';
 import { copyFile, mkdir, open, readFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
-import { z } from 'zod';
 import type { AppError } from '../../shared/errors.ts';
-import { Job, JobError, JobResult } from '../../shared/job.ts';
+import type { Job } from '../../shared/job.ts';
 import type { Log } from '../../shared/log.ts';
+import type { Attempt, JobEnd, Line, LineKey } from './journal-lines.ts';
+import { endOf, idOf, keyOf, linesOf, parseLine } from './journal-lines.ts';
 import { syncDirectory, toDiskError, writeDurable } from './durable-file.ts';
-
-const key = { at: z.number(), tokenId: z.string(), jobId: z.string(), attempt: z.int() };
-
-/** One line of the journal. `at` is wall time, only ever compared with other wall times of this host, in hours. */
-const Line = z.discriminatedUnion('event', [
-  z.object({ event: z.literal('taken'), ...key, job: Job }),
-  z.object({ event: z.literal('done'), ...key, result: JobResult }),
-  z.object({ event: z.literal('failed'), ...key, error: JobError }),
-  z.object({ event: z.literal('cancelled'), ...key }),
-  z.object({ event: z.literal('acked'), ...key }),
-]);
-type Line = z.infer<typeof Line>;
-
-export type JobEnd =
-  { state: 'done'; result: JobResult } | { state: 'failed'; error: JobError } | { state: 'cancelled' };
-
-/** One attempt as the journal knows it. `end` is there from the moment its line is on disk. */
-export type Attempt = {
-  readonly tokenId: string;
-  readonly job: Job;
-  readonly end: (JobEnd & { atMs: number }) | undefined;
-  readonly isAcked: boolean;
-};
 
 const COMPACT_AFTER_LINES = 10_000;
 
@@ -94,6 +72,10 @@ export class Journal implements AsyncDisposable {
     return [...this.#attempts.values()].filter((attempt) => attempt.tokenId === tokenId);
   }
 
+  tokenIds(): Set<string> {
+    return new Set([...this.#attempts.values()].map((attempt) => attempt.tokenId));
+  }
+
   all(): Attempt[] {
     return [...this.#attempts.values()];
   }
@@ -142,7 +124,7 @@ export class Journal implements AsyncDisposable {
     this.#file = undefined;
   }
 
-  #key(tokenId: string, job: { jobId: string; attempt: number }): z.infer<z.ZodObject<typeof key>> {
+  #key(tokenId: string, job: { jobId: string; attempt: number }): LineKey {
     return { at: Date.now(), tokenId, jobId: job.jobId, attempt: job.attempt };
   }
 
@@ -235,7 +217,7 @@ export class Journal implements AsyncDisposable {
   }
 
   #apply(line: Line): void {
-    const id = keyOf(line.tokenId, line.jobId, line.attempt);
+    const id = idOf(line);
     if (line.event === 'taken') {
       this.#attempts.set(id, { tokenId: line.tokenId, job: line.job, end: undefined, isAcked: false });
       return;
@@ -275,33 +257,4 @@ async function writeFully(file: FileHandle, { bytes, at }: { bytes: Buffer; at: 
     if (bytesWritten === 0) throw new Error('no byte was written');
     done += bytesWritten;
   }
-}
-
-function keyOf(tokenId: string, jobId: string, attempt: number): string {
-  return `${tokenId}/${jobId}/${attempt}`;
-}
-
-function parseLine(text: string): Line | undefined {
-  try {
-    return Line.parse(JSON.parse(text));
-  } catch {
-    return undefined; // counted, and the whole file is kept aside
-  }
-}
-
-function endOf(line: Exclude<Line, { event: 'taken' | 'acked' }>): JobEnd {
-  if (line.event === 'done') return { state: 'done', result: line.result };
-  if (line.event === 'failed') return { state: 'failed', error: line.error };
-  return { state: 'cancelled' };
-}
-
-function linesOf({ tokenId, job, end, isAcked }: Attempt): string[] {
-  const at = end?.atMs ?? Date.now();
-  const key = { at, tokenId, jobId: job.jobId, attempt: job.attempt };
-  const lines: Line[] = [{ event: 'taken', ...key, job }];
-  if (end?.state === 'done') lines.push({ event: 'done', ...key, result: end.result });
-  if (end?.state === 'failed') lines.push({ event: 'failed', ...key, error: end.error });
-  if (end?.state === 'cancelled') lines.push({ event: 'cancelled', ...key });
-  if (isAcked) lines.push({ event: 'acked', ...key });
-  return lines.map((line) => `${JSON.stringify(line)}\n`);
 }

@@ -5,7 +5,7 @@ import type { ModelMove } from '../../shared/protocol.ts';
 import { planVram } from '../gpu/vram-planner.ts';
 import type { Servers } from './servers.ts';
 import type { OpenLoad, SlotBoard } from './slot-board.ts';
-import type { LineView } from './slot-scheduler.ts';
+import type { LineView } from './choice.ts';
 
 type Wish = {
   readonly sinceMs: number;
@@ -36,10 +36,14 @@ export class LoadWishes {
     this.#options = options;
   }
 
-  async move(model: ModelId, to: 'load' | 'offload' | 'release', signal: AbortSignal): Promise<ModelMove> {
+  /** The model by its id or by its alias on this host. */
+  async move(name: string, to: 'load' | 'offload' | 'release', signal: AbortSignal): Promise<ModelMove> {
+    const { slots } = this.#options.residency;
+    const slot = slots.find((each) => each.model.id === name) ?? slots.find((each) => each.model.alias === name);
+    const model = slot?.model.id ?? name; // an unknown one is refused by the owner of the servers
     if (to === 'load') return await this.#load(model, signal);
     const { residency, kick } = this.#options;
-    this.#leaving.add(model);
+    if (slot !== undefined) this.#leaving.add(model);
     kick();
     try {
       const moved = await residency.move(model, to, signal);

@@ -23,6 +23,7 @@ type ResultStoreOptions = { dir: string; quotaBytes: number; keptMs: number; log
 const NAME = /^([0-9a-f-]{36})\.(\d{1,2})\.([0-9a-f]{64})\.(png|jpg|webp)$/;
 
 const TOKEN_ID = /^[\w-]{1,64}$/;
+const PROBE = 'probe';
 
 /**
  * Finished images and their previews, below the id of the token that made them, until they are acknowledged or too old.
@@ -42,6 +43,7 @@ export class ResultStore {
     const store = new ResultStore(options);
     for (const entry of await readdir(options.dir, { withFileTypes: true })) {
       if (entry.isDirectory() && TOKEN_ID.test(entry.name)) await store.#readToken(entry.name);
+      else if (entry.name.startsWith(PROBE)) await rm(join(options.dir, entry.name), { force: true }); // left by a crash
     }
     return store;
   }
@@ -57,19 +59,17 @@ export class ResultStore {
     const sha256 = createHash('sha256').update(image).digest('hex');
     const format = formatOf(image);
     const directory = this.#directory(tokenId);
-    await mkdir(directory, { recursive: true, mode: 0o700 }).catch((error: unknown) => {
-      throw toDiskError(error, directory);
-    });
     const path = join(directory, `${jobId}.${attempt}.${sha256}.${format}`);
     const previewPath = join(directory, `${jobId}.${attempt}.preview.jpg`);
     try {
+      await mkdir(directory, { recursive: true, mode: 0o700 });
       // The preview first: whoever finds the image finds its preview too.
       await writeDurable(previewPath, preview);
       await writeDurable(path, image);
     } catch (error) {
       this.#refused = { error: toDiskError(error, path), bytes: image.length };
-      await rm(previewPath, { force: true });
-      throw error;
+      await rm(previewPath, { force: true }).catch(() => undefined); // the first failure is the one to tell
+      throw this.#refused.error;
     }
     this.#refused = undefined;
     const kept = { tokenId, jobId, attempt, path, previewPath, sha256, format, bytes: image.length };
@@ -85,12 +85,13 @@ export class ResultStore {
   /** Finds out whether the disk takes a file as large as the one it refused, and clears `failure` if so. */
   async probe(): Promise<void> {
     if (this.#refused === undefined) return;
-    const path = join(this.#options.dir, 'probe');
+    const { bytes } = this.#refused;
+    const path = join(this.#options.dir, PROBE);
     try {
-      await writeDurable(path, Buffer.alloc(this.#refused.bytes));
+      await writeDurable(path, Buffer.alloc(bytes));
       this.#refused = undefined;
     } catch (error) {
-      this.#refused = { ...this.#refused, error: toDiskError(error, path) };
+      this.#refused = { error: toDiskError(error, path), bytes };
     } finally {
       await rm(path, { force: true });
     }
@@ -109,6 +110,10 @@ export class ResultStore {
     this.#kept.delete(keyOf(tokenId, jobId, attempt));
     await rm(kept.path, { force: true });
     await rm(kept.previewPath, { force: true });
+  }
+
+  tokenIds(): Set<string> {
+    return new Set([...this.#kept.values()].map((kept) => kept.tokenId));
   }
 
   async deleteToken(tokenId: string): Promise<void> {

@@ -7,7 +7,7 @@ import type { ActiveJob } from './active-job.ts';
 import type { Alarm } from './alarm.ts';
 import type { SlotFacts } from '../model/residency.ts';
 import type { Servers } from './servers.ts';
-import type { SlotView } from './slot-scheduler.ts';
+import type { SlotView } from './choice.ts';
 
 /** A grant nobody has answered yet. */
 export type OpenGrant = {
@@ -153,6 +153,7 @@ export class SlotBoard {
   #shortage(slotId: string): string | undefined {
     const plan = planVram(this.#servers.wantFor(slotId, { megapixels: 1 }), this.vram);
     if (plan.kind !== 'impossible') return undefined;
+    if (this.vram.gpus.length === 0) return 'nvidia-smi has shown no GPU yet.';
     return `It needs ${Math.ceil(plan.shortMiB)} MiB more VRAM than can be freed; ${Math.floor(plan.largestMiB)} MiB is the most there is.`;
   }
 }

@@ -8,7 +8,7 @@ import type { Learned } from './learned.ts';
 import type { ModelServer } from './model-server.ts';
 import type { Room } from './room.ts';
 import type { Slot } from './slot.ts';
-import { isAttached, isUp, refuseFailed, seconds } from './slot.ts';
+import { isAttached, isIdle, isUp, refuseFailed, seconds } from './slot.ts';
 import type { WorkInHand } from './work-in-hand.ts';
 
 export type AdmissionOptions = {
@@ -18,8 +18,6 @@ export type AdmissionOptions = {
   changes: Changes;
   work: WorkInHand;
   slots: () => readonly Slot[];
-  /** Looks at everybody's VRAM in the background. */
-  look: () => void;
   /** Of the residency: a caller that leaves ends nothing. */
   signal: AbortSignal;
   log: Log;
@@ -63,6 +61,7 @@ export class Admission {
    */
   bring(slot: Slot, o: { megapixels: number; isAsked?: boolean }): Promise<void> {
     const { changes, work } = this.#options;
+    if (isIdle(slot)) slot.promisedMiB = 0; // of a job that has ended
     slot.bringing ??= work.hold(
       this.#bringNow(slot, { megapixels: o.megapixels, isAsked: o.isAsked ?? false }).finally(() => {
         slot.bringing = undefined;
@@ -76,7 +75,7 @@ export class Admission {
   /** Makes what room there is on the GPUs of a server that ran out of memory. False where nobody could go. */
   async evictIdleBeside(slot: Slot, signal: AbortSignal): Promise<boolean> {
     const { locks, slots, room } = this.#options;
-    using _lock = await untilAborted(locks.acquire(slot.server.gpus), signal);
+    using _lock = await locks.acquire(slot.server.gpus, signal);
     const idle = slots().filter(
       (other) =>
         other !== slot &&
@@ -107,24 +106,23 @@ export class Admission {
     const plan = room.plan(slot, megapixels);
     if (plan.kind !== 'fits' || plan.evict.length > 0) return undefined;
     server.wakeByJob();
-    if (!isAttached(model)) slot.promisedMiB = Math.max(slot.promisedMiB, room.peakMiB(model, megapixels));
+    const otherMiB = isIdle(slot) ? 0 : slot.promisedMiB;
+    slot.promisedMiB = isAttached(model) ? 0 : Math.max(otherMiB, room.peakMiB(model, megapixels));
     const held = server.lease();
     return {
       [Symbol.dispose]: () => {
         held[Symbol.dispose]();
-        if (server.inFlight === 0) slot.promisedMiB = 0;
         changes.announce();
       },
     };
   }
 
   async #bringNow(slot: Slot, o: { megapixels: number; isAsked: boolean }): Promise<void> {
-    const { room, locks, look, signal } = this.#options;
+    const { room, locks, signal } = this.#options;
     const { server, model } = slot;
     if (!o.isAsked) refuseFailed(slot);
     if (isAttached(model)) {
-      await (server.state.kind === 'offloaded' ? server.wake() : server.load([]));
-      look();
+      await server.load([]);
       return;
     }
     for (let tries = 0; tries < MAX_PLANS; tries += 1) {
@@ -134,8 +132,7 @@ export class Admission {
       if (first.kind !== 'fits') throw room.refusal(slot, o.megapixels, first);
       const gpus = this.#gpusOf(first);
       if (gpus.some((uuid) => locks.isHeld(uuid))) this.say(slot, 'waiting for another model on its way');
-      using _lock = await locks.acquire(gpus);
-      signal.throwIfAborted();
+      using _lock = await locks.acquire(gpus, signal);
       // 2. Meanwhile anything may have happened: only a plan made under the lock is carried out.
       if (await this.#bringLocked(slot, { ...o, gpus })) return;
     }
@@ -147,49 +144,42 @@ export class Admission {
     slot: Slot,
     o: { megapixels: number; isAsked: boolean; gpus: readonly string[] },
   ): Promise<boolean> {
-    const { room, look } = this.#options;
-    try {
-      // What was evicted may free less than was thought, and a victim may have taken a job: so a plan after each round.
-      for (let rounds = 0; rounds < MAX_PLANS; rounds += 1) {
-        const plan = await room.planFresh(slot, o.megapixels);
-        if (plan.kind !== 'fits') throw room.refusal(slot, o.megapixels, plan);
-        if (!this.#gpusOf(plan).every((uuid) => o.gpus.includes(uuid))) return false;
-        if (!o.isAsked) refuseFailed(slot);
-        if (plan.evict.length === 0) {
-          slot.promisedMiB = room.peakMiB(slot.model, o.megapixels);
-          await this.#makeReady(slot, plan.gpus);
-          return true;
-        }
-        for (const eviction of plan.evict) await this.#evict(slot, eviction);
-      }
-      return false;
-    } finally {
-      // A job, if one follows, is promised its memory anew; it comes before anybody else plans.
-      if (slot.server.inFlight === 0) slot.promisedMiB = 0;
-      look();
+    const { room } = this.#options;
+    // What was evicted may free less than was thought, and a victim may have taken a job: so a plan after each round.
+    for (let rounds = 0; rounds < MAX_PLANS; rounds += 1) {
+      await slot.server.settled(); // it may be dying, which no lock prevents
+      const plan = await room.planFresh(slot, o.megapixels);
+      if (plan.kind !== 'fits') throw room.refusal(slot, o.megapixels, plan);
+      if (!this.#gpusOf(plan).every((uuid) => o.gpus.includes(uuid))) return false;
+      if (!o.isAsked) refuseFailed(slot);
+      for (const eviction of plan.evict) await this.#evict(slot, eviction);
+      if (plan.evict.length > 0) continue;
+      slot.promisedMiB = room.peakMiB(slot.model, o.megapixels);
+      if (await this.#makeReady(slot, plan.gpus)) return true;
     }
+    return false;
   }
 
-  async #makeReady(slot: Slot, gpus: readonly string[]): Promise<void> {
-    const { learned, changes, signal } = this.#options;
+  /** False where it has begun to die since the plan: what then fits is another question. */
+  async #makeReady(slot: Slot, gpus: readonly string[]): Promise<boolean> {
+    const { learned, room } = this.#options;
     const { server, model } = slot;
     switch (server.state.kind) {
       case 'offloaded':
         this.say(slot, `waking ${model.alias}, usually ${seconds(learned.wakeMs(model))}`);
         await server.wake();
-        return;
+        return true;
       case 'released':
       case 'failed':
         this.say(slot, `loading ${model.alias}, usually ${seconds(learned.loadMs(model))}`);
-        await server.load(gpus);
-        return;
+        await server.load(gpus, room.measure(gpus));
+        return true;
       case 'ready':
-        return; // only room for its peak was missing
+        return true; // only room for its peak was missing
       case 'loading':
       case 'offloading':
       case 'releasing':
-        // Its death is being settled: who waits looks again.
-        await changes.next(signal);
+        return false;
     }
   }
 

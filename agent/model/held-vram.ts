@@ -1,18 +1,17 @@
-import type { GpuSampler } from '../gpu/gpu-sampler.ts';
 import type { VramMeasure } from '../gpu/vram-measure.ts';
-import { freedMiB } from '../gpu/vram-measure.ts';
-import { lookAtVram } from './vram-verifier.ts';
+import { freedMiB, measureVram } from '../gpu/vram-measure.ts';
+import type { Look } from './vram-verifier.ts';
 
 type Whose = { gpus: readonly string[]; pids: readonly number[]; signal: AbortSignal };
 
 /** What one server holds by the last look at it. After a crash that look is the only baseline there is. */
 export class HeldVram {
-  readonly #sampler: GpuSampler;
+  readonly #look: Look;
   #measure: VramMeasure | undefined;
   #heldMiB = 0;
 
-  constructor(sampler: GpuSampler) {
-    this.#sampler = sampler;
+  constructor(look: Look) {
+    this.#look = look;
   }
 
   get heldMiB(): number {
@@ -30,9 +29,11 @@ export class HeldVram {
   }
 
   /** Looks now. The last look stays where nvidia-smi does not answer, and where no process lives any more. */
-  async look(whose: Whose): Promise<VramMeasure | undefined> {
-    const measure = await lookAtVram(this.#sampler, whose);
-    if (measure !== undefined && whose.pids.length > 0) this.note(measure);
+  async look({ gpus, pids, signal }: Whose): Promise<VramMeasure | undefined> {
+    if (gpus.length === 0) return undefined;
+    const seen = await this.#look(signal);
+    const measure = seen && measureVram(seen, { gpus, pids });
+    if (measure !== undefined && pids.length > 0) this.note(measure);
     return measure;
   }
 

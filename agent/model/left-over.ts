@@ -23,7 +23,7 @@ async function end(
   const pids = tree.scan();
   if (pids.length === 0) return;
   log.warn({ event: 'server-left-over', slotId: record.slotId, pids });
-  const survivors = await tree.stop({ graceMs: times.stopGraceMs, signal });
+  const survivors = await tree.stop({ graceMs: times.stopGraceMs });
   if (survivors.length > 0) log.error({ event: 'server-not-killed', slotId: record.slotId, pids: survivors });
   // What it held before is unknown; that nvidia-smi does not list it any more is what can be waited for.
   const endMs = performance.now() + times.vramBackMs;

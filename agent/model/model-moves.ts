@@ -1,4 +1,4 @@
-import { untilAborted } from '../../shared/abort.ts';
+import { Deadline, untilAborted } from '../../shared/abort.ts';
 import { AppError } from '../../shared/errors.ts';
 import type { ModelId } from '../../shared/job.ts';
 import type { ModelMove } from '../../shared/protocol.ts';
@@ -7,8 +7,9 @@ import type { VramMeasure } from '../gpu/vram-measure.ts';
 import type { Admission } from './admission.ts';
 import type { Changes } from './changes.ts';
 import type { GpuLocks } from './gpu-locks.ts';
-import type { ModelServer, Moved } from './model-server.ts';
 import { movedMessage, sumVram } from './move-message.ts';
+import type { Moved } from './moved.ts';
+import { movedBy, notMoved } from './moved.ts';
 import type { Slot } from './slot.ts';
 import { isAttached, isIdle, isUp, shouldBeUp } from './slot.ts';
 import type { WorkInHand } from './work-in-hand.ts';
@@ -24,7 +25,6 @@ export type ModelMovesOptions = {
   slots: () => readonly Slot[];
   /** Expected time until a slot is ready. */
   readyInMs: (slot: Slot) => number;
-  look: () => void;
   times: { moveAnswerMs: number; heldAwayMs: number; stopGraceMs: number };
   signal: AbortSignal;
 };
@@ -36,7 +36,8 @@ const MEGAPIXELS = 1;
 export class ModelMoves {
   readonly #options: ModelMovesOptions;
   readonly #heldAwayUntilMs = new Map<ModelId, number>();
-  readonly #moves = new Map<string, Promise<ModelMove>>();
+  /** The last one asked for of each model, until it is over. */
+  readonly #moves = new Map<ModelId, { to: Destination; promise: Promise<ModelMove> }>();
 
   constructor(options: ModelMovesOptions) {
     this.#options = options;
@@ -59,13 +60,12 @@ export class ModelMoves {
     else this.#holdAway(id);
     for (const slot of chosen) slot.isWanted = to === 'load' && shouldBeUp(slot.model);
     const startMs = performance.now();
-    const work = this.#moves.get(`${to} ${id}`) ?? this.#begin(`${to} ${id}`, chosen, to);
-    const limited = AbortSignal.any([signal, AbortSignal.timeout(times.moveAnswerMs)]);
+    const work = this.#begin(chosen, { id, to });
+    using limit = new Deadline({ ms: times.moveAnswerMs, signal });
     try {
-      return await untilAborted(work, limited);
+      return await untilAborted(work, limit.signal);
     } catch (error) {
-      signal.throwIfAborted();
-      if (!limited.aborted || error instanceof AppError) throw error;
+      if (!limit.isExpired || error instanceof AppError) throw error;
     }
     return {
       model: id,
@@ -78,10 +78,19 @@ export class ModelMoves {
     };
   }
 
-  #begin(key: string, slots: readonly Slot[], to: Destination): Promise<ModelMove> {
-    const work = this.#moveNow(slots, to).finally(() => this.#moves.delete(key));
-    this.#moves.set(key, work);
-    return this.#options.work.hold(work);
+  /** Joins the same move under way. Another one comes after it, so that the last word is what holds in the end. */
+  #begin(slots: readonly Slot[], { id, to }: { id: ModelId; to: Destination }): Promise<ModelMove> {
+    const last = this.#moves.get(id);
+    if (last?.to === to) return last.promise;
+    const before = last?.promise.catch(() => undefined); // its own callers see the failure
+    const promise = (before ?? Promise.resolve())
+      .then(() => this.#moveNow(slots, to))
+      .finally(() => {
+        if (this.#moves.get(id)?.promise === promise) this.#moves.delete(id);
+      });
+    this.#moves.set(id, { to, promise });
+    this.#options.changes.announce(); // a load that waits for room learns that it is not wanted any more
+    return this.#options.work.hold(promise);
   }
 
   async #moveNow(slots: readonly Slot[], to: Destination): Promise<ModelMove> {
@@ -91,7 +100,8 @@ export class ModelMoves {
     const moved = await Promise.all(
       slots.map((slot) => (to === 'load' ? this.#loadAsked(slot) : this.#putAway(slot, to))),
     );
-    if (to !== 'load') this.#holdAway(first.model.id);
+    // From the end of the move on, unless somebody has asked for the model again.
+    if (to !== 'load' && this.#moves.get(first.model.id)?.to === to) this.#holdAway(first.model.id);
     const vram = sumVram(moved);
     const heldAwayMs = this.heldAwayMs(first.model.id);
     return {
@@ -114,17 +124,21 @@ export class ModelMoves {
       const startMs = performance.now();
       const heldBeforeMiB = server.heldMiB;
       const before = await this.#readings();
-      if (isUp(slot)) return nothing(server);
+      if (isUp(slot)) return notMoved(server.heldMiB);
       try {
         await this.#options.admission.bring(slot, { megapixels: MEGAPIXELS, isAsked: true });
         const isWake = state.kind === 'offloaded';
         const after = await this.#readings();
-        const measures = { before: freeOn(before, server.gpus), after: freeOn(after, server.gpus) };
-        const tookMs = performance.now() - startMs;
-        const held = { heldBeforeMiB, heldAfterMiB: server.heldMiB, freedMiB: 0 };
-        return { done: isWake ? 'wake' : 'load', tookMs, ...(server.gpus.length > 0 && measures), ...held };
+        return movedBy(isWake ? 'wake' : 'load', {
+          startMs,
+          before: freeOn(before, server.gpus),
+          after: freeOn(after, server.gpus),
+          heldBeforeMiB,
+          heldAfterMiB: server.heldMiB,
+        });
       } catch (error) {
-        if (!(error instanceof AppError) || error.code !== 'GPU_BUSY' || signal.aborted) throw error;
+        const isStillWanted = this.#moves.get(slot.model.id)?.to === 'load' && !signal.aborted;
+        if (!(error instanceof AppError) || error.code !== 'GPU_BUSY' || !isStillWanted) throw error;
         this.#options.admission.say(slot, error.message);
         await this.#options.changes.next(signal);
       }
@@ -137,13 +151,11 @@ export class ModelMoves {
     for (;;) {
       if (slot.bringing !== undefined) await slot.bringing.catch(() => undefined); // whoever asked for it sees the failure
       while (server.inFlight > 0) await this.#options.changes.next(signal);
-      signal.throwIfAborted();
-      using _lock = await this.#options.locks.acquire(server.gpus);
-      if (!isIdle(slot)) continue;
+      const { gpus } = server;
+      using _lock = await this.#options.locks.acquire(gpus, signal);
+      if (!isIdle(slot) || server.gpus !== gpus) continue; // meanwhile it was put to use, or elsewhere
       const isRelease = to === 'release' || (model.offload === 'none' && !isAttached(model));
-      const moved = await (isRelease ? server.release() : server.offload());
-      this.#options.look();
-      return moved;
+      return await (isRelease ? server.release() : server.offload());
     }
   }
 
@@ -158,12 +170,10 @@ export class ModelMoves {
   }
 }
 
-function nothing(server: ModelServer): Moved {
-  return { done: 'nothing', tookMs: 0, heldBeforeMiB: server.heldMiB, heldAfterMiB: server.heldMiB, freedMiB: 0 };
-}
-
-function freeOn(readings: readonly GpuReading[], gpus: readonly string[]): VramMeasure {
+/** Free memory is all that is shown of it; undefined where nothing was read. */
+function freeOn(readings: readonly GpuReading[], gpus: readonly string[]): VramMeasure | undefined {
   const here = readings.filter(({ uuid }) => gpus.includes(uuid));
+  if (here.length === 0) return undefined;
   const freeMiB = here.reduce((sum, reading) => sum + (reading.freeMiB ?? 0), 0);
   return { freeMiB, mineMiB: 0, othersMiB: 0, isListed: false };
 }

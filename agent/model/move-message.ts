@@ -1,6 +1,6 @@
 import type { ModelStateKind } from '../../shared/host-snapshot.ts';
 import type { VramChange } from '../../shared/protocol.ts';
-import type { Moved } from './model-server.ts';
+import type { Moved } from './moved.ts';
 
 /** Less than this share of what it held came free: said, because the engine claims success all the same. */
 const POOR_SHARE = 0.5;

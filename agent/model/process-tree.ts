@@ -46,22 +46,22 @@ export class ProcessTree {
 
   /**
    * SIGTERM to the leader; after half the grace SIGTERM and SIGCONT to all; after the grace SIGKILL until a scan finds
-   * none. Returns who could not be killed.
+   * none. Returns who could not be killed. Not bound to a signal: a stop that was begun is never made ruder, nor left off.
    */
-  async stop({ graceMs, signal }: { graceMs: number; signal: AbortSignal }): Promise<number[]> {
+  async stop({ graceMs }: { graceMs: number }): Promise<number[]> {
     const startMs = performance.now();
     const leftMs = (until: number): number => Math.max(0, startMs + until - performance.now());
 
     // 1. The leader takes its workers down in its own order; signalling workers first has hung them for minutes.
     if (this.#isLeaderAlive()) send(this.#leader?.pid, 'SIGTERM');
-    await this.#gone({ ms: leftMs(graceMs / 2), signal, orEarlier: () => !this.#isLeaderAlive() });
+    await this.#gone({ ms: leftMs(graceMs / 2), orEarlier: () => !this.#isLeaderAlive() });
     // 2. Without a leader nobody else tells its members to end.
-    await this.#gone({ ms: Math.min(ORPHAN_MS, leftMs(graceMs / 2)), signal });
+    await this.#gone({ ms: Math.min(ORPHAN_MS, leftMs(graceMs / 2)) });
     for (const pid of this.scan()) {
       send(pid, 'SIGTERM');
       send(pid, 'SIGCONT'); // a stopped process would get the SIGTERM only when continued
     }
-    await this.#gone({ ms: leftMs(graceMs), signal });
+    await this.#gone({ ms: leftMs(graceMs) });
     // 3. Each scan may find children that were born since the last one.
     const killMs = performance.now() + KILL_MS;
     let alive = this.scan();
@@ -74,18 +74,10 @@ export class ProcessTree {
   }
 
   /** Polls, because only one of these processes is our child: the others have no exit event. */
-  async #gone({
-    ms,
-    signal,
-    orEarlier = () => false,
-  }: {
-    ms: number;
-    signal: AbortSignal;
-    orEarlier?: () => boolean;
-  }): Promise<void> {
+  async #gone({ ms, orEarlier = () => false }: { ms: number; orEarlier?: () => boolean }): Promise<void> {
     const endMs = performance.now() + ms;
-    while (performance.now() < endMs && !signal.aborted && !orEarlier() && this.scan().length > 0) {
-      await pause(Math.min(SCAN_MS, ms), signal);
+    while (performance.now() < endMs && !orEarlier() && this.scan().length > 0) {
+      await pause(Math.min(SCAN_MS, ms), NEVER);
     }
   }
 
@@ -152,7 +144,8 @@ function readStat(pid: number): ProcessStat | undefined {
 function writesTo(pid: number, logPath: string): boolean {
   return [1, 2].some((fd) => {
     try {
-      return readlinkSync(`/proc/${pid}/fd/${fd}`) === logPath;
+      const path = readlinkSync(`/proc/${pid}/fd/${fd}`);
+      return path === logPath || path === `${logPath} (deleted)`;
     } catch {
       return false; // closed, ended, or another user's
     }

@@ -1,3 +1,4 @@
+import { Deadline } from '../../shared/abort.ts';
 import { AppError } from '../../shared/errors.ts';
 import type { GpuStatus, ModelStateKind, ModelStatus } from '../../shared/host-snapshot.ts';
 import type { JobRequest, ModelId } from '../../shared/job.ts';
@@ -20,10 +21,10 @@ import { leaseOf } from './lease.ts';
 import { endLeftOver } from './left-over.ts';
 import type { Destination } from './model-moves.ts';
 import { ModelMoves } from './model-moves.ts';
-import type { ModelTimes } from './model-server.ts';
 import { ModelServer } from './model-server.ts';
 import { statusOf } from './model-status.ts';
 import { Room } from './room.ts';
+import type { ModelTimes } from './server-life.ts';
 import { ServerRecords } from './server-records.ts';
 import type { Slot } from './slot.ts';
 import { isAttached, isUp, isWokenByJob, newSlot, reloadMs } from './slot.ts';
@@ -89,6 +90,7 @@ export class Residency implements AsyncDisposable {
   readonly #upkeep: Upkeep;
   #slots: readonly Slot[];
   #upkeepRuns: Promise<void> = Promise.resolve();
+  #stopWatching: () => void = () => undefined;
   #ended: Promise<void> | undefined;
 
   constructor(options: ResidencyOptions) {
@@ -97,12 +99,11 @@ export class Residency implements AsyncDisposable {
     this.#changes = new Changes(options.onChange);
     this.#learned = new Learned({ stateDir, log });
     this.#records = new ServerRecords({ stateDir, log });
-    this.#accounts = new VramAccounts({ sampler, log });
+    this.#accounts = new VramAccounts({ sampler, log, servers: () => this.#servers() });
     const ours = {
       ...{ sampler, log, learned: this.#learned, accounts: this.#accounts, locks: this.#locks },
       ...{ changes: this.#changes, work: this.#work, signal: this.#lifetime.signal },
       slots: () => this.#slots,
-      look: () => this.#look(),
     };
     this.#room = new Room({ ...ours, reserveMiB });
     this.#admission = new Admission({ ...ours, room: this.#room });
@@ -124,26 +125,15 @@ export class Residency implements AsyncDisposable {
     return this.#slots;
   }
 
-  /** Ends what a crashed agent left running before anything is loaded; then preloads in the background. */
+  /** Ends what a crashed agent left running, before anything is loaded. Preloads come later, once the GPUs are known. */
   async start(signal: AbortSignal): Promise<void> {
     const { sampler, log, times } = this.#options;
     await this.#learned.read();
     await endLeftOver(await this.#records.leftOver(), { sampler, times, signal, log });
     await this.#records.clear();
-    try {
-      await sampler.firstSample(AbortSignal.any([signal, AbortSignal.timeout(FIRST_SAMPLE_MS)]));
-    } catch {
-      signal.throwIfAborted();
-      log.warn({ event: 'gpu-no-first-sample' }); // its readings come later, or its health says why not
-    }
-    // Only now is known how many GPUs there are.
-    this.#slots = this.#options.models.flatMap((model) => {
-      const slots = this.#slotsOf(model);
-      if (model.replicas !== 'auto') return slots;
-      return [...slots, ...this.#newSlots(model, { from: slots.length, to: this.#autoReplicas(model) })];
-    });
-    await this.#accounts.look(this.#servers(), signal);
-    this.#upkeepRuns = this.#upkeep.run(this.#lifetime.signal);
+    this.#stopWatching = sampler.onReadings(() => this.#addReplicas());
+    this.#addReplicas();
+    this.#upkeepRuns = this.#keepUp(this.#lifetime.signal);
   }
 
   /** Free now, less what is promised to servers that load or work. */
@@ -172,7 +162,7 @@ export class Residency implements AsyncDisposable {
       loadMs,
       wakeMs,
       idleMs: server.idleMs,
-      heldAwayMs: this.isHeldAway(model.id),
+      heldAwayMs: this.heldAwayMs(model.id),
       service: this.#learned.service(model),
     };
   }
@@ -196,7 +186,7 @@ export class Residency implements AsyncDisposable {
     return leaseOf(slot, {
       ...{ use, sampler, learned: this.#learned, locks: this.#locks, admission: this.#admission },
       slots: () => this.#slots,
-      look: () => this.#look(),
+      look: () => void this.#work.hold(this.#accounts.look(this.#lifetime.signal)), // never rejects
     });
   }
 
@@ -207,7 +197,7 @@ export class Residency implements AsyncDisposable {
 
   modelStatus(): Omit<ModelStatus, 'slots'>[] {
     return this.#options.models.flatMap((model) => {
-      const facts = { learned: this.#learned, room: this.#room, heldAwayMs: this.isHeldAway(model.id) };
+      const facts = { learned: this.#learned, room: this.#room, heldAwayMs: this.heldAwayMs(model.id) };
       return statusOf(this.#slotsOf(model), facts) ?? [];
     });
   }
@@ -228,7 +218,7 @@ export class Residency implements AsyncDisposable {
   }
 
   /** How long batch work still leaves this model away, in ms; 0 when it may come back. */
-  isHeldAway(model: ModelId): number {
+  heldAwayMs(model: ModelId): number {
     return this.#moves.heldAwayMs(model);
   }
 
@@ -242,7 +232,20 @@ export class Residency implements AsyncDisposable {
     await this.shutdown();
   }
 
+  async #keepUp(signal: AbortSignal): Promise<void> {
+    const { sampler, log } = this.#options;
+    try {
+      using limit = new Deadline({ ms: FIRST_SAMPLE_MS, signal });
+      await sampler.firstSample(limit.signal);
+    } catch {
+      if (!signal.aborted) log.warn({ event: 'gpu-no-first-sample' }); // it comes later, or the GPU's health says why not
+    }
+    await this.#accounts.look(signal);
+    await this.#upkeep.run(signal);
+  }
+
   async #end(graceMs: number): Promise<void> {
+    this.#stopWatching();
     this.#lifetime.abort(new AppError('INTERRUPTED', 'The agent stops.'));
     await Promise.all(this.#servers().map((server) => server.shutdown({ graceMs })));
     await this.#work.ended();
@@ -257,11 +260,23 @@ export class Residency implements AsyncDisposable {
       const server = new ModelServer({
         ...{ slotId, model, sampler, logDir, times, log, learned: this.#learned, records: this.#records },
         engine: model.engine === 'vllm-omni' ? vllmOmni() : step1xEdit(),
+        look: (signal) => this.#accounts.look(signal),
         onChange: () => this.#changes.announce(),
         onVramMissing: (claim) => this.#accounts.owe(claim),
       });
       return newSlot(slotId, { model, server });
     });
+  }
+
+  /** How many GPUs there are is known only when they are read; one that was lost may come back. */
+  #addReplicas(): void {
+    const before = this.#slots.length;
+    this.#slots = this.#options.models.flatMap((model) => {
+      const slots = this.#slotsOf(model);
+      if (model.replicas !== 'auto') return slots;
+      return [...slots, ...this.#newSlots(model, { from: slots.length, to: this.#autoReplicas(model) })];
+    });
+    if (this.#slots.length > before) this.#changes.announce();
   }
 
   /** One for each GPU it fits alone. */
@@ -270,10 +285,6 @@ export class Residency implements AsyncDisposable {
     const needMiB = this.#room.peakMiB(model, ONE_MEGAPIXEL) + this.#options.reserveMiB;
     const fitting = this.#options.sampler.readings().filter(({ totalMiB }) => (totalMiB ?? 0) >= needMiB);
     return Math.max(1, fitting.length);
-  }
-
-  #look(): void {
-    void this.#work.hold(this.#accounts.look(this.#servers(), this.#lifetime.signal)); // never rejects
   }
 
   #slotsOf(model: ConfiguredModel): Slot[] {

@@ -2,6 +2,7 @@ import { AppError } from '../../shared/errors.ts';
 import type { ModelId } from '../../shared/job.ts';
 import type { GpuSampler } from '../gpu/gpu-sampler.ts';
 import { readHostMemory } from '../gpu/host-memory.ts';
+import type { VramMeasure } from '../gpu/vram-measure.ts';
 import type { Resident, VramPlan, VramView, VramWant } from '../gpu/vram-planner.ts';
 import { planVram } from '../gpu/vram-planner.ts';
 import type { ConfiguredModel } from './configured-model.ts';
@@ -63,13 +64,15 @@ export class Room {
 
   /** On readings of this moment. Throws GPU_LOST: without a reading nothing is started. */
   async planFresh(slot: Slot, megapixels: number): Promise<VramPlan> {
-    const { sampler, accounts, slots, signal } = this.#options;
-    await sampler.sampleNow(signal);
-    await accounts.look(
-      slots().map(({ server }) => server),
-      signal,
-    );
+    const { sampler, accounts, signal } = this.#options;
+    // Without the list of processes it can be planned; without the readings it cannot.
+    if ((await accounts.look(signal)) === undefined) await sampler.sampleNow(signal);
     return this.plan(slot, megapixels);
+  }
+
+  /** These GPUs as the last plan saw them. */
+  measure(gpus: readonly string[]): VramMeasure | undefined {
+    return this.#options.accounts.measure(gpus);
   }
 
   /** Why a plan cannot be carried out, with numbers and names. */

@@ -1,10 +1,13 @@
-import { constants } from 'node:fs';
-import { copyFile, mkdir, open, readdir, rm, stat, truncate } from 'node:fs/promises';
+import { constants, createReadStream, createWriteStream } from 'node:fs';
+import { mkdir, open, readdir, realpath, rm, stat, truncate } from 'node:fs/promises';
 import { join } from 'node:path';
+import { pipeline } from 'node:stream/promises';
 import { stripVTControlCharacters } from 'node:util';
 import { pause } from '../../shared/abort.ts';
 
-const KEPT_FILES = 5;
+const KEPT_STARTS = 5;
+/** What follows the slot in the name of a log; the older part of a capped one ends with .1. */
+const STAMPED = /^\d{17}\.log(\.1)?$/;
 const MAX_BYTES = 20 * 1024 * 1024;
 const TAIL_BYTES = 64 * 1024;
 const FOLLOW_MS = 250;
@@ -19,16 +22,21 @@ export class ServerLog {
     this.path = path;
   }
 
-  /** A new file for this start; of the older ones of the slot the last few stay. */
+  /** A new file for this start; those of the last few starts of the slot stay. */
   static async create({ logDir, slotId }: { logDir: string; slotId: string }): Promise<ServerLog> {
     await mkdir(logDir, { recursive: true });
+    // The kernel names open files by their real path, and by that the members of the tree are found.
+    const directory = await realpath(logDir);
     const prefix = `${slotId.replace(/[^\w.-]/g, '_')}-`;
     const stamp = new Date().toISOString().replace(/\D/g, '');
-    const older = (await readdir(logDir)).filter(
-      (name) => name.startsWith(prefix) && /^\d{17}\.log/.test(name.slice(prefix.length)),
+    const names = (await readdir(directory)).filter(
+      (name) => name.startsWith(prefix) && STAMPED.test(name.slice(prefix.length)),
     );
-    for (const name of older.sort().slice(0, -(KEPT_FILES - 1))) await rm(join(logDir, name), { force: true });
-    return new ServerLog(join(logDir, `${prefix}${stamp}.log`));
+    const starts = [...new Set(names.map((name) => name.replace(/\.1$/, '')))].sort();
+    for (const name of starts.slice(0, -(KEPT_STARTS - 1))) {
+      for (const part of [name, `${name}.1`]) await rm(join(directory, part), { force: true });
+    }
+    return new ServerLog(join(directory, `${prefix}${stamp}.log`));
   }
 
   /** For the server's stdout and stderr. Appending, so that truncating the file leaves no hole. */
@@ -52,7 +60,7 @@ export class ServerLog {
       .join('\n');
   }
 
-  /** Reads what is appended, every 250 ms until the signal aborts. Survives truncation, and truncates a flood itself. */
+  /** Reads what is appended, every 250 ms until the signal aborts. Survives truncation. */
   async follow({ signal, onText }: { signal: AbortSignal; onText: (text: string) => void }): Promise<void> {
     let at = await this.size();
     while (!signal.aborted) {
@@ -64,10 +72,15 @@ export class ServerLog {
     }
   }
 
-  /** Keeps one older part beside the file. The server goes on writing to the same file. */
+  /**
+   * Moves the end of a file that has grown too large to one older part beside it. The server goes on writing to the same
+   * file; what it writes in this moment is lost.
+   */
   async cap(): Promise<void> {
-    if ((await this.size()) <= MAX_BYTES) return;
-    await copyFile(this.path, `${this.path}.1`);
+    const size = await this.size();
+    if (size <= MAX_BYTES) return;
+    const end = createReadStream(this.path, { start: size - MAX_BYTES, end: size - 1 });
+    await pipeline(end, createWriteStream(`${this.path}.1`, { mode: 0o640 }));
     await truncate(this.path, 0);
   }
 
@@ -84,6 +97,17 @@ export class ServerLog {
       return ''; // removed by someone
     }
   }
+}
+
+/** Reports the steps of the progress bar in a server's log until disposed. */
+export function followSteps(log: ServerLog | undefined, onStep: (step: number, steps: number) => void): Disposable {
+  const stop = new AbortController();
+  const onText = (text: string): void => {
+    const last = lastStep(text);
+    if (last !== undefined) onStep(last.step, last.steps);
+  };
+  void log?.follow({ signal: stop.signal, onText }); // reads what is there; a missing file is no text
+  return { [Symbol.dispose]: () => stop.abort() };
 }
 
 /** Lines without colours, without the overwritten states of a progress bar, without secrets. */

@@ -1,5 +1,5 @@
 import { execa } from 'execa';
-import { realpathSync, writeFileSync } from 'node:fs';
+import { writeFileSync } from 'node:fs';
 import { AppError } from '../../shared/errors.ts';
 import { ProcessTree, startTimeOf } from './process-tree.ts';
 import type { ServerLog } from './server-log.ts';
@@ -32,7 +32,7 @@ export class ServerProcess {
     this.startTime = options.startTime;
     this.log = options.log;
     this.exited = options.exited.then((exit) => (this.#exit = exit));
-    this.#tree = new ProcessTree({ leader: options, logPath: realpathSync(options.log.path) });
+    this.#tree = new ProcessTree({ leader: options, logPath: options.log.path });
   }
 
   /** Starts it in a session of its own, so that no signal of a terminal reaches it and its group can be ended. */
@@ -83,8 +83,8 @@ export class ServerProcess {
   }
 
   /** Ends the whole tree, also after the leader's death. Returns who could not be killed; joins a stop under way. */
-  stop({ graceMs, signal }: { graceMs: number; signal: AbortSignal }): Promise<number[]> {
-    this.#stopping ??= this.#tree.stop({ graceMs, signal });
+  stop({ graceMs }: { graceMs: number }): Promise<number[]> {
+    this.#stopping ??= this.#tree.stop({ graceMs });
     return this.#stopping;
   }
 }

@@ -4,6 +4,7 @@ import type { ConfiguredModel } from './configured-model.ts';
 import type { Engine } from './engines/engine.ts';
 import { HOST } from './engines/engine.ts';
 import { freePort } from './free-port.ts';
+import { words } from './server-failure.ts';
 import { ServerLog } from './server-log.ts';
 import { ServerProcess } from './server-process.ts';
 import type { ServerRecords } from './server-records.ts';
@@ -24,22 +25,23 @@ export async function startServer(o: StartOptions): Promise<{ process: ServerPro
   const { slotId, model, engine, gpus, records, logDir, stopGraceMs, signal } = o;
   const { launch } = model;
   if (launch.kind !== 'owned') throw new Error(`${slotId} is attached: nothing to start`);
-  const port = await freePort(HOST);
-  const { argv, env: engineEnv } = engine.command({ model, port });
-  const log = await ServerLog.create({ logDir, slotId });
-  const env = childEnvironment({ gpus, engine: engineEnv, model: launch.env });
   let process: ServerProcess | undefined;
   try {
+    const port = await freePort(HOST);
+    const { argv, env: engineEnv } = engine.command({ model, port });
+    const log = await ServerLog.create({ logDir, slotId });
+    const env = childEnvironment({ gpus, engine: engineEnv, model: launch.env });
     await records.put({ slotId, leader: null, logPath: log.path });
     signal.throwIfAborted();
     process = await ServerProcess.start({ argv, ...(launch.cwd !== undefined && { cwd: launch.cwd }), env, log });
     await records.put({ slotId, leader: { pid: process.pid, startTime: process.startTime }, logPath: log.path });
     return { process, port };
   } catch (error) {
-    await process?.stop({ graceMs: stopGraceMs, signal });
+    await process?.stop({ graceMs: stopGraceMs });
     await records.remove(slotId).catch(() => undefined); // the disk is what failed, and the record names nobody that lives
     if (error instanceof AppError) throw error;
-    const why = error instanceof Error ? error.message : String(error);
-    throw new AppError('MODEL_FAILED', `The server of ${model.alias} was not started: ${why}`, { cause: error });
+    const isDiskFull = error instanceof Error && 'code' in error && error.code === 'ENOSPC';
+    const message = `The server of ${model.alias} was not started: ${words(error)}`;
+    throw new AppError(isDiskFull ? 'DISK_FULL' : 'MODEL_FAILED', message, { cause: error });
   }
 }

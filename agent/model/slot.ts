@@ -8,7 +8,7 @@ export type Slot = {
   slotId: string;
   model: ConfiguredModel;
   server: ModelServer;
-  /** VRAM it may grow to for what was promised to it: the reading of free memory does not show that yet. */
+  /** VRAM that the present work on it may need: the reading of free memory does not show that yet. */
   promisedMiB: number;
   /** The work of getting it ready, joined by all who want it. */
   bringing: Promise<void> | undefined;
@@ -52,9 +52,10 @@ export function isIdle({ server, bringing }: Slot): boolean {
   return server.inFlight === 0 && bringing === undefined;
 }
 
-/** What it holds or was promised, whichever is more. */
-export function claimedMiB({ server, promisedMiB }: Slot): number {
-  return Math.max(server.heldMiB, server.gpus.length > 0 ? promisedMiB : 0);
+/** What it holds, or was promised for the work on it, whichever is more. */
+export function claimedMiB(slot: Slot): number {
+  const { server, promisedMiB } = slot;
+  return isIdle(slot) || server.gpus.length === 0 ? server.heldMiB : Math.max(server.heldMiB, promisedMiB);
 }
 
 /** Throws for a server that failed and may not be started yet, or not by itself. */

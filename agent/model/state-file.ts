@@ -1,6 +1,6 @@
-import { open, readFile, rename, rm } from 'node:fs/promises';
-import { dirname } from 'node:path';
+import { readFile, rename } from 'node:fs/promises';
 import type { z } from 'zod';
+import { writeDurable } from '../../shared/durable-file.ts';
 import type { Log } from '../../shared/log.ts';
 
 /** One small JSON file of the state directory. What is read back is whole: the old content or the new. */
@@ -36,32 +36,9 @@ export class StateFile<T> {
   /** One write after the other, in the order of the calls. */
   write(value: T): Promise<void> {
     const text = `${JSON.stringify(value, null, 1)}\n`;
-    const written = this.#writing.then(() => this.#replace(text));
+    const written = this.#writing.then(() => writeDurable(this.#path, text));
     this.#writing = written.catch(() => undefined); // its caller sees the failure; the next write does not care
     return written;
-  }
-
-  async #replace(text: string): Promise<void> {
-    const temporary = `${this.#path}.tmp`;
-    try {
-      const file = await open(temporary, 'w', 0o600);
-      try {
-        await file.writeFile(text);
-        await file.sync();
-      } finally {
-        await file.close();
-      }
-      await rename(temporary, this.#path);
-    } catch (error) {
-      await rm(temporary, { force: true });
-      throw error;
-    }
-    const directory = await open(dirname(this.#path), 'r');
-    try {
-      await directory.sync();
-    } finally {
-      await directory.close();
-    }
   }
 }
 

@@ -26,11 +26,12 @@ const ATTRIBUTE_EVERY_MS = 30_000;
 /** While a model loads, or memory is missing, its numbers move. */
 const ATTRIBUTE_MOVING_MS = 1_000;
 const WANTED_RETRY_MS = 10_000;
-const HEALTH_EVERY_PULSES = 10;
+/** Two misses are a death: seen within 10 s at a pulse of 1 s. */
+const HEALTH_EVERY_PULSES = 4;
 /** Size of the job that a preload makes ready for. */
 const MEGAPIXELS = 1;
 
-/** What happens without being asked: preloads, retries, idle policies, health checks and the accounts, in one pulse. */
+/** What happens without being asked: preloads, retries, idle policies, health, logs and the accounts, in one pulse. */
 export class Upkeep {
   readonly #options: UpkeepOptions;
 
@@ -40,18 +41,19 @@ export class Upkeep {
 
   /** Ends with the signal. */
   async run(signal: AbortSignal): Promise<void> {
-    const { slots, accounts, changes, work, pulseMs } = this.#options;
+    const { slots, accounts, changes, work, pulseMs, log } = this.#options;
     let lookedMs = performance.now();
     for (let pulse = 1; !signal.aborted; pulse += 1) {
       this.#keepUp(signal);
       this.#applyIdlePolicy(signal);
       const servers = slots().map(({ server }) => server);
-      if (pulse % HEALTH_EVERY_PULSES === 0) {
-        for (const server of servers) void work.hold(server.checkHealth()); // its failure is in the server's state
+      for (const server of servers) {
+        if (pulse % HEALTH_EVERY_PULSES === 0) void work.hold(server.checkHealth()); // its failure is in the server's state
+        await server.capLog().catch((error: unknown) => log.warn({ event: 'log-not-capped', error: String(error) }));
       }
       const isMoving = servers.some(({ state }) => state.kind === 'loading') || accounts.hasDebts();
       if (performance.now() - lookedMs >= (isMoving ? ATTRIBUTE_MOVING_MS : ATTRIBUTE_EVERY_MS)) {
-        await accounts.look(servers, signal);
+        await accounts.look(signal);
         lookedMs = performance.now();
         changes.announce();
       }
@@ -92,14 +94,17 @@ export class Upkeep {
       });
       // A GPU in transition is left alone: the policy can wait for the next pulse.
       if (action === undefined || server.gpus.some((uuid) => locks.isHeld(uuid))) continue;
-      work.hold(this.#putAway(slot, action)).catch((error: unknown) => {
+      work.hold(this.#putAway(slot, { action, signal })).catch((error: unknown) => {
         if (!signal.aborted) log.warn({ event: 'idle-policy-failed', slotId: slot.slotId, error: String(error) });
       });
     }
   }
 
-  async #putAway(slot: Slot, action: 'offload' | 'release'): Promise<void> {
-    using _lock = await this.#options.locks.acquire(slot.server.gpus);
+  async #putAway(
+    slot: Slot,
+    { action, signal }: { action: 'offload' | 'release'; signal: AbortSignal },
+  ): Promise<void> {
+    using _lock = await this.#options.locks.acquire(slot.server.gpus, signal);
     if (!isIdle(slot)) return;
     await (action === 'offload' ? slot.server.offload() : slot.server.release());
   }

@@ -1,7 +1,7 @@
 import type { ForeignProcess } from '../../shared/host-snapshot.ts';
 import type { Log } from '../../shared/log.ts';
 import type { GpuSampler } from '../gpu/gpu-sampler.ts';
-import type { ComputeApp } from '../gpu/nvidia-smi.ts';
+import type { VramLook, VramMeasure } from '../gpu/vram-measure.ts';
 import { measureVram } from '../gpu/vram-measure.ts';
 import type { ModelServer } from './model-server.ts';
 import { processName } from './process-tree.ts';
@@ -13,17 +13,26 @@ type Account = { oursMiB: number; foreign: ForeignProcess[] };
 /** Whose VRAM is whose: ours by the process tree of each server, all else foreign. And what dead servers still owe. */
 export class VramAccounts {
   readonly #sampler: GpuSampler;
+  readonly #servers: () => readonly ModelServer[];
   readonly #log: Log;
   readonly #byGpu = new Map<string, Account>();
   #debts: VramClaim[] = [];
+  /** Undefined where the driver did not answer the last time. */
+  #last: VramLook | undefined;
 
-  constructor({ sampler, log }: { sampler: GpuSampler; log: Log }) {
+  constructor({ sampler, servers, log }: { sampler: GpuSampler; servers: () => readonly ModelServer[]; log: Log }) {
     this.#sampler = sampler;
+    this.#servers = servers;
     this.#log = log;
   }
 
   of(uuid: string): Account {
     return this.#byGpu.get(uuid) ?? { oursMiB: 0, foreign: [] };
+  }
+
+  /** These GPUs as the last look showed them: what is there before a server starts. */
+  measure(gpus: readonly string[]): VramMeasure | undefined {
+    return this.#last && measureVram(this.#last, { gpus, pids: [] });
   }
 
   hasDebts(): boolean {
@@ -40,40 +49,45 @@ export class VramAccounts {
     this.#log.error({ event: 'gpu-degraded', gpus: claim.gpus, missingMiB: claim.heldMiB, pids: claim.pids });
   }
 
-  /** Reads who holds what. Where the driver does not answer, the last look stays. */
-  async look(servers: readonly ModelServer[], signal: AbortSignal): Promise<void> {
-    if (this.#sampler.readings().length === 0) return;
-    let apps: ComputeApp[];
+  /**
+   * Reads who holds what, now, and tells every server. Whoever looks, looks for all. Undefined where the driver does not
+   * answer: then what was seen before stays.
+   */
+  async look(signal: AbortSignal): Promise<VramLook | undefined> {
+    if (this.#sampler.readings().length === 0 && this.#sampler.problem !== undefined) return undefined;
     try {
-      apps = await this.#sampler.computeApps(signal);
+      const apps = await this.#sampler.computeApps(signal);
+      // Free memory after the list, so that no process can be in one of them only for longer than this takes.
+      const look = { apps, readings: await this.#sampler.sampleNow(signal) };
+      this.#last = look;
+      this.#keep(look);
+      return look;
     } catch (error) {
-      if (!signal.aborted) this.#log.warn({ event: 'compute-apps-unreadable', error: String(error) });
-      return;
+      if (!signal.aborted) this.#log.warn({ event: 'vram-unreadable', error: String(error) });
+      this.#last = undefined;
+      return undefined;
     }
-    const readings = this.#sampler.readings();
+  }
+
+  #keep(look: VramLook): void {
     const ours = new Set<number>();
-    for (const server of servers) {
+    for (const server of this.#servers()) {
       const pids = server.pids();
       for (const pid of pids) ours.add(pid);
-      const measure = measureVram(readings, apps, { gpus: server.gpus, pids });
+      const measure = measureVram(look, { gpus: server.gpus, pids });
       // Without a live process it is on its way through its death, which needs the look from before.
       if (measure !== undefined && pids.length > 0) server.note(measure);
     }
-    for (const { uuid } of readings) {
-      const here = apps.filter(({ gpuUuid }) => gpuUuid === uuid);
+    for (const { uuid } of look.readings) {
+      const here = look.apps.filter(({ gpuUuid }) => gpuUuid === uuid);
       const foreign = here
         .filter(({ pid }) => !ours.has(pid))
         .map(({ pid, usedMiB }) => ({ pid, name: processName(pid), usedMiB: usedMiB ?? 0 }));
       const oursMiB = here.filter(({ pid }) => ours.has(pid)).reduce((sum, { usedMiB }) => sum + (usedMiB ?? 0), 0);
       this.#byGpu.set(uuid, { oursMiB, foreign });
     }
-    this.#settleDebts(apps);
-  }
-
-  #settleDebts(apps: readonly ComputeApp[]): void {
-    const readings = this.#sampler.readings();
     this.#debts = this.#debts.filter((claim) => {
-      const now = measureVram(readings, apps, claim);
+      const now = measureVram(look, claim);
       if (now === undefined || !isBack(claim, now)) return true;
       this.#log.info({ event: 'gpu-recovered', gpus: claim.gpus, freeMiB: now.freeMiB });
       return false;

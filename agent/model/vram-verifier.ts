@@ -1,6 +1,5 @@
 import { pause } from '../../shared/abort.ts';
-import type { GpuSampler } from '../gpu/gpu-sampler.ts';
-import type { VramMeasure } from '../gpu/vram-measure.ts';
+import type { VramLook, VramMeasure } from '../gpu/vram-measure.ts';
 import { freedMiB, measureVram } from '../gpu/vram-measure.ts';
 
 /** Whose memory, and where. `heldMiB` is what it held at `before`. */
@@ -23,19 +22,15 @@ const SETTLED_SAMPLES = 2;
 const HOPELESS_SAMPLES = 8;
 const NOISE_MIB = 64;
 
-/** nvidia-smi now, for these processes. Undefined where it does not answer: then nothing is verified. */
-export async function lookAtVram(
-  sampler: GpuSampler,
-  { gpus, pids, signal }: { gpus: readonly string[]; pids: readonly number[]; signal: AbortSignal },
-): Promise<VramMeasure | undefined> {
-  if (gpus.length === 0) return undefined;
-  try {
-    const apps = await sampler.computeApps(signal);
-    return measureVram(await sampler.sampleNow(signal), apps, { gpus, pids });
-  } catch {
-    return undefined; // the sampler reports why; a transition does not hang on it
-  }
+/** How often to look while VRAM is on its way; tests, which scale all times, look more often. */
+export function pollMsFor({ healthPollMs }: { healthPollMs: number }): number {
+  return Math.min(POLL_MS, healthPollMs);
 }
+
+/** nvidia-smi now. Undefined where it does not answer: then nothing is known, and no transition hangs on it. */
+export type Look = (signal: AbortSignal) => Promise<VramLook | undefined>;
+
+type Limits = { look: Look; deadlineMs: number; pollMs: number; signal: AbortSignal };
 
 /** The memory of dead processes is back: none of them is listed any more, and at least 80 % came free. */
 export function isBack(claim: VramClaim, after: VramMeasure): boolean {
@@ -43,32 +38,29 @@ export function isBack(claim: VramClaim, after: VramMeasure): boolean {
 }
 
 /** Polls until the memory of dead processes is back, or the deadline: then it is missing, and that is the answer. */
-export async function untilBack(
-  sampler: GpuSampler,
-  claim: VramClaim,
-  { deadlineMs, signal }: { deadlineMs: number; signal: AbortSignal },
-): Promise<VramVerdict> {
+export async function untilBack(claim: VramClaim, { look, deadlineMs, pollMs, signal }: Limits): Promise<VramVerdict> {
   const endMs = performance.now() + deadlineMs;
   for (;;) {
-    const after = await lookAtVram(sampler, { ...claim, signal });
+    const seen = await look(signal);
+    const after = seen && measureVram(seen, claim);
     const freed = after === undefined ? 0 : freedMiB(claim.before, after);
     if (after !== undefined && isBack(claim, after)) return { isBack: true, freedMiB: freed, after };
     if (performance.now() >= endMs || signal.aborted) return { isBack: false, freedMiB: freed, after };
-    await pause(Math.min(POLL_MS, deadlineMs), signal);
+    await pause(pollMs, signal);
   }
 }
 
 /** What an offload freed, once the readings settled. The engine's own word has no part in it. */
 export async function untilSettled(
-  sampler: GpuSampler,
   claim: VramClaim,
-  { deadlineMs, signal }: { deadlineMs: number; signal: AbortSignal },
+  { look, deadlineMs, pollMs, signal }: Limits,
 ): Promise<VramVerdict> {
   const endMs = performance.now() + deadlineMs;
   let equal = 0;
   let last = Number.NaN;
   for (;;) {
-    const after = await lookAtVram(sampler, { ...claim, signal });
+    const seen = await look(signal);
+    const after = seen && measureVram(seen, claim);
     const freed = after === undefined ? 0 : freedMiB(claim.before, after);
     equal = Math.abs(freed - last) <= NOISE_MIB ? equal + 1 : 1;
     last = freed;
@@ -78,6 +70,6 @@ export async function untilSettled(
     if (isSettled || after === undefined || performance.now() >= endMs || signal.aborted) {
       return { isBack: share >= OFFLOADED_SHARE, freedMiB: freed, after };
     }
-    await pause(Math.min(POLL_MS, deadlineMs), signal);
+    await pause(pollMs, signal);
   }
 }

@@ -10,7 +10,8 @@ export class WorkInHand {
     return work;
   }
 
+  /** Includes work that is begun meanwhile. */
   async ended(): Promise<void> {
-    await Promise.allSettled(this.#work);
+    while (this.#work.size > 0) await Promise.allSettled(this.#work);
   }
 }

@@ -4,8 +4,10 @@ import { AppError } from '../../shared/errors.ts';
 import type { Log } from '../../shared/log.ts';
 import type { Frame, Notification } from '../../shared/protocol.ts';
 import { CLOSE_CODES, LIMITS, METHOD_NOT_FOUND, PROTOCOL_VERSION, REQUESTS } from '../../shared/protocol.ts';
-import type { Exchange, Session, TokenRef } from '../job/exchange.ts';
+import type { Exchange } from '../job/exchange.ts';
+import type { Session, TokenRef } from '../job/session.ts';
 import { cleaned, closeReason, errorFrame, parseFrame } from './frames.ts';
+import { LinkWatch } from './link-watch.ts';
 import type { BoundMethod } from './method-table.ts';
 import { methodNamed } from './method-table.ts';
 import type { StatusFeed } from './status-feed.ts';
@@ -22,51 +24,39 @@ type CloseReason = keyof typeof CLOSE_CODES;
 
 /** Only the version is read before it is compared: everything else may mean something different in another one. */
 const AnyHello = z.object({ version: z.int() });
-const UNDRAINED_MS = 30_000;
 
 /** One connected bridge: its frames in, replies and notifications out. It ends with its socket, and the socket with it. */
 export class BridgeSession {
   readonly token: TokenRef;
   readonly #socket: WebSocket;
   readonly #parts: SessionParts;
+  readonly #watch: LinkWatch;
   readonly #ended = new AbortController();
   #session: Session | undefined;
   #unsubscribe: () => void = () => undefined;
   #inFlight = 0;
-  #lastSeenMs = performance.now();
-  #lastPingMs = performance.now();
-  #fullSinceMs: number | undefined;
   #hasGap = false;
 
   constructor(socket: WebSocket, { token, parts }: { token: TokenRef; parts: SessionParts }) {
     this.token = token;
     this.#socket = socket;
     this.#parts = parts;
+    this.#watch = new LinkWatch(socket);
     socket.on('message', (data, isBinary) => this.#receive(data, isBinary));
-    socket.on('ping', () => this.#seen());
-    socket.on('pong', () => this.#seen());
     socket.on('error', (error) => parts.log.info({ event: 'link-error', tokenId: token.id, reason: error.message }));
     socket.once('close', (code) => this.#end(code));
   }
 
   /** Called about once a second: pings, and ends a link that is silent or does not read. */
-  tick({ pingEveryMs, silenceMs }: { pingEveryMs: number; silenceMs: number }): void {
-    const nowMs = performance.now();
-    if (nowMs - this.#lastSeenMs > silenceMs) {
-      this.#parts.log.warn({
-        event: 'link-silent',
-        tokenId: this.token.id,
-        silentMs: Math.round(nowMs - this.#lastSeenMs),
-      });
+  tick(times: { pingEveryMs: number; silenceMs: number }): void {
+    const defect = this.#watch.check(times);
+    if (defect !== undefined) {
+      this.#parts.log.warn({ tokenId: this.token.id, ...defect });
+      // No close frame: it would wait behind what the peer does not read.
       this.#socket.terminate();
       return;
     }
-    if (nowMs - this.#lastPingMs >= pingEveryMs && this.#isOpen) {
-      this.#lastPingMs = nowMs;
-      this.#socket.ping();
-    }
-    this.#watchBacklog(nowMs);
-    if (this.#hasGap && this.#socket.bufferedAmount < LIMITS.statusSkipBytes.value) this.#sendSnapshot();
+    if (this.#hasGap && !this.#watch.isFull) this.#sendSnapshot();
   }
 
   close(reason: CloseReason, text?: string): void {
@@ -83,12 +73,7 @@ export class BridgeSession {
     return this.#socket.readyState === this.#socket.OPEN;
   }
 
-  #seen(): void {
-    this.#lastSeenMs = performance.now();
-  }
-
   #receive(data: RawData, isBinary: boolean): void {
-    this.#seen();
     if (!this.#isOpen) return; // frames that were on their way when we closed
     const frame = isBinary ? undefined : parseFrame(data);
     if (frame === undefined || !frame.success) {
@@ -184,26 +169,13 @@ export class BridgeSession {
 
   /** Status is a stream of latest values: a slow reader misses some and gets a whole snapshot when it has caught up. */
   #sendStatus(delta: Buffer): void {
-    if (this.#hasGap || this.#socket.bufferedAmount > LIMITS.statusSkipBytes.value) this.#hasGap = true;
+    if (this.#hasGap || this.#watch.isFull) this.#hasGap = true;
     else if (this.#isOpen) this.#socket.send(delta, { binary: false });
   }
 
   #sendSnapshot(): void {
     this.#hasGap = false;
     if (this.#isOpen) this.#socket.send(this.#parts.status.snapshotFrame(), { binary: false });
-  }
-
-  #watchBacklog(nowMs: number): void {
-    const { bufferedAmount } = this.#socket;
-    if (bufferedAmount <= LIMITS.statusSkipBytes.value) {
-      this.#fullSinceMs = undefined;
-      return;
-    }
-    this.#fullSinceMs ??= nowMs;
-    if (bufferedAmount <= LIMITS.statusEndBytes.value && nowMs - this.#fullSinceMs < UNDRAINED_MS) return;
-    this.#parts.log.warn({ event: 'link-too-slow', tokenId: this.token.id, bufferedBytes: bufferedAmount });
-    // No close frame: it would wait behind what the peer does not read.
-    this.#socket.terminate();
   }
 
   #refuseFrame(what: string, error: z.ZodError | undefined): void {

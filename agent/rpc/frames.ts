@@ -4,13 +4,20 @@ import type { AppError } from '../../shared/errors.ts';
 import type { JobError } from '../../shared/job.ts';
 import { APPLICATION_ERROR, Frame } from '../../shared/protocol.ts';
 
-/** A message as a frame; undefined for what is not even JSON. */
+/**
+ * A message as a frame; undefined for what is not even JSON, and for a request whose id no reply could carry: it must not
+ * pass for a notification, which gets none.
+ */
 export function parseFrame(data: RawData): z.ZodSafeParseResult<Frame> | undefined {
+  let value: unknown;
   try {
-    return Frame.safeParse(JSON.parse((data as Buffer).toString())); // binaryType is nodebuffer: data is one Buffer
+    value = JSON.parse((data as Buffer).toString()); // binaryType is nodebuffer: data is one Buffer
   } catch {
     return undefined;
   }
+  const frame = Frame.safeParse(value);
+  const hasId = typeof value === 'object' && value !== null && 'id' in value;
+  return frame.success && hasId && !('id' in frame.data) ? undefined : frame;
 }
 
 /** The reply to a request that failed. `number` is JSON-RPC's; what it was is in the data. */

@@ -1,7 +1,8 @@
 import type { z } from 'zod';
 import type { Method, Role } from '../../shared/protocol.ts';
 import { REQUESTS } from '../../shared/protocol.ts';
-import type { Exchange, Session } from '../job/exchange.ts';
+import type { Exchange } from '../job/exchange.ts';
+import type { Session } from '../job/session.ts';
 
 /** What a method may use. The signal ends with the link, which ends the waiting and not the work. */
 export type MethodContext = { session: Session; exchange: Exchange; signal: AbortSignal };

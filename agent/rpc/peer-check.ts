@@ -3,7 +3,7 @@ import { isIP } from 'node:net';
 import { hostname, networkInterfaces } from 'node:os';
 import type { ErrorCode } from '../../shared/errors.ts';
 import { AppError } from '../../shared/errors.ts';
-import type { TokenRef } from '../job/exchange.ts';
+import type { TokenRef } from '../job/session.ts';
 
 /** Why a request is turned away, before anything of it is looked at further. */
 export type Refusal = { status: number; code: ErrorCode; message: string };

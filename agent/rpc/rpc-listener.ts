@@ -3,12 +3,13 @@ import type { IncomingMessage, Server, ServerResponse } from 'node:http';
 import { createServer, STATUS_CODES } from 'node:http';
 import type { AddressInfo, Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
+import { finished } from 'node:stream/promises';
 import { WebSocketServer } from 'ws';
 import { Deadline, pause, untilAborted } from '../../shared/abort.ts';
 import { AppError } from '../../shared/errors.ts';
 import type { Log } from '../../shared/log.ts';
 import { LIMITS, SUBPROTOCOL, WS_PATH } from '../../shared/protocol.ts';
-import type { TokenRef } from '../job/exchange.ts';
+import type { TokenRef } from '../job/session.ts';
 import type { SessionParts } from './bridge-session.ts';
 import { BridgeSession } from './bridge-session.ts';
 import type { Authenticate, Refusal } from './peer-check.ts';
@@ -33,6 +34,8 @@ const TICK_MS = 1_000;
 const CLOSE_MS = 1_000;
 /** A connection that sends or reads nothing for this long is ended; links have their own heartbeat. */
 const IDLE_MS = 30_000;
+/** So long a peer may go on sending a body that was refused already. */
+const LATE_BODY_MS = 5_000;
 
 /**
  * The agent's one port. Everything about a peer is checked before the upgrade: path, Host, Origin, token, sub-protocol,
@@ -116,6 +119,8 @@ export class RpcListener implements AsyncDisposable {
       if (request.socket.destroyed) return; // the peer has gone: nobody to tell
       if (!(error instanceof AppError)) log.error({ event: 'request-failed', method: request.method, err: error });
       sendRefusal(response, refusalOf(error));
+    } finally {
+      if (!request.complete && !request.socket.destroyed) await throwAwayBody(request);
     }
   }
 
@@ -203,6 +208,16 @@ const HTTP_STATUS: Partial<Record<AppError['code'], number>> = {
   INTERNAL: 500,
 };
 
+/**
+ * The answer was given before the end of the body. Cutting the connection at once would take the answer with it, so the
+ * rest is read for a while and thrown away.
+ */
+async function throwAwayBody(request: IncomingMessage): Promise<void> {
+  using patience = new Deadline({ ms: LATE_BODY_MS });
+  request.resume();
+  await finished(request, { signal: patience.signal }).catch(() => request.socket.destroy());
+}
+
 function bodyOf({ code, message }: Refusal): string {
   return JSON.stringify({ error: { code, message } });
 }
@@ -213,8 +228,7 @@ function sendRefusal(response: ServerResponse, refusal: Refusal): void {
     return;
   }
   const challenge = refusal.status === 401 ? { 'www-authenticate': 'Bearer' } : {};
-  // The rest of a refused body is not worth reading: the connection ends with the answer.
-  response.writeHead(refusal.status, { 'content-type': 'application/json', connection: 'close', ...challenge });
+  response.writeHead(refusal.status, { 'content-type': 'application/json', ...challenge });
   response.end(bodyOf(refusal));
 }
 

@@ -11,19 +11,19 @@ export async function printStatus(fleet: Fleet, { isJson, columns, write }: Stat
   await fleet.settled({ signal: AbortSignal.timeout(2 * SETTLE_MS), withinMs: SETTLE_MS });
   const hosts = fleet.hosts();
   if (isJson) write(`${JSON.stringify({ schema: 1, hosts: hosts.map(hostJson) }, null, 2)}\n`);
-  else
-    write(
-      `${statusLines(hosts)
-        .map((line) => clip(line, columns))
-        .join('\n')}\n`,
-    );
+  else write(`${statusLines(hosts, columns).join('\n')}\n`);
   return hosts.some(({ link }) => link.kind === 'up');
 }
 
-/** The lines of the screen, uncut. */
-export function statusLines(hosts: readonly HostView[]): string[] {
-  if (hosts.length === 0) return ['No host is configured. Add one under `hosts` in bridge.yaml.'];
-  return hosts.flatMap((host) => [hostLine(host), ...gpuLines(host), ...modelLines(host)]);
+/** The lines of the screen. Where its width is known, sentences are wrapped and the rest is cut, so that no line wraps. */
+export function statusLines(hosts: readonly HostView[], columns?: number): string[] {
+  if (hosts.length === 0) return wrap('No host is configured. Add one under `hosts` in bridge.yaml.', { columns });
+  return hosts.flatMap((host) => [
+    clip(hostLine(host), columns),
+    ...problemLines(host, columns),
+    ...gpuLines(host).map((line) => clip(line, columns)),
+    ...modelLines(host, columns),
+  ]);
 }
 
 function hostLine({ name, url, link, snapshot }: HostView): string {
@@ -31,12 +31,16 @@ function hostLine({ name, url, link, snapshot }: HostView): string {
   const draining = snapshot?.isDraining === true ? ', draining' : '';
   switch (link.kind) {
     case 'up':
-      return `${name}  ${url}  connected, ${link.latencyMs.toFixed(1)} ms${simulated}${draining}`;
+      return `${name}  ${url}  connected, ${link.latencyMs.toFixed(0)} ms${simulated}${draining}`;
     case 'connecting':
       return `${name}  ${url}  connecting`;
     case 'down':
-      return `${name}  ${url}  ${link.error.code}: ${link.error.message}`;
+      return `${name}  ${url}  not connected: ${link.error.code}`;
   }
+}
+
+function problemLines({ link }: HostView, columns: number | undefined): string[] {
+  return link.kind === 'down' ? wrap(link.error.message, { columns, indent: '  ' }) : [];
 }
 
 function gpuLines({ snapshot }: HostView): string[] {
@@ -49,12 +53,12 @@ function gpuLines({ snapshot }: HostView): string[] {
   });
 }
 
-function modelLines({ snapshot }: HostView): string[] {
-  return (snapshot?.models ?? []).map((model) => {
+function modelLines({ snapshot }: HostView, columns: number | undefined): string[] {
+  return (snapshot?.models ?? []).flatMap((model) => {
     const running = model.slots.filter(({ phase }) => phase === 'running').length;
     const jobs = running === 0 ? '' : `, ${running} running`;
-    const detail = model.detail === undefined ? '' : `  ${model.detail}`;
-    return `  ${model.alias}  ${model.model}  ${model.state}${jobs}  ${gib(model.heldMiB)} GiB${detail}`;
+    const line = `  ${model.alias}  ${model.state}${jobs}, ${gib(model.heldMiB)} GiB  ${model.model}`;
+    return [clip(line, columns), ...wrap(model.detail ?? '', { columns, indent: '    ' })];
   });
 }
 
@@ -73,8 +77,26 @@ function gib(mib: number): string {
   return (mib / 1024).toFixed(1);
 }
 
-/** Control characters of a host's text must not move the terminal's cursor; a line must not wrap. */
+/** Words on lines of at most so many columns; a longer word has a line of its own, cut. */
+function wrap(text: string, { columns, indent = '' }: { columns: number | undefined; indent?: string }): string[] {
+  const lines: string[] = [];
+  let line = indent;
+  for (const word of harmless(text).split(/\s+/).filter(Boolean)) {
+    const longer = line === indent ? `${indent}${word}` : `${line} ${word}`;
+    if (columns !== undefined && longer.length > columns && line !== indent) {
+      lines.push(line);
+      line = `${indent}${word}`;
+    } else line = longer;
+  }
+  return [...lines, ...(line === indent ? [] : [line])].map((one) => clip(one, columns));
+}
+
 function clip(line: string, columns: number | undefined): string {
-  const clean = line.replace(/\p{Cc}/gu, ' ');
+  const clean = harmless(line);
   return columns === undefined || clean.length <= columns ? clean : `${clean.slice(0, columns - 1)}…`;
+}
+
+/** Control characters of a host's text must not move the terminal's cursor. */
+function harmless(text: string): string {
+  return text.replace(/\p{Cc}/gu, ' ');
 }

@@ -1,16 +1,12 @@
-import { createReadStream } from 'node:fs';
-import { stat } from 'node:fs/promises';
 import { performance } from 'node:perf_hooks';
 import { pause } from '../../shared/abort.ts';
 import { backoffMs } from '../../shared/backoff.ts';
 import { AppError } from '../../shared/errors.ts';
 import type { HostSnapshot } from '../../shared/host-snapshot.ts';
-import { fetchBody, openHttp, readBody } from '../../shared/http-client.ts';
-import type { HttpAnswer } from '../../shared/http-client.ts';
 import type { Log } from '../../shared/log.ts';
 import type { AgentJob, Method, Notification, Params, Result } from '../../shared/protocol.ts';
+import { AgentTransfers } from './agent-transfers.ts';
 import type { BridgeTimes, HostConfig, HostView, LinkState } from './host-view.ts';
-import { authFailed, parseError, textOf } from './link-errors.ts';
 import { LinkSession } from './link-session.ts';
 
 /** What a link tells its fleet. All calls are made in the order of the frames, one frame at a time. */
@@ -33,34 +29,31 @@ type LinkOptions = {
   listener: LinkListener;
 };
 
-/** The slowest transfer that is waited for. */
-const SLOWEST_BYTES_PER_S = 20_000;
-const MAX_PREVIEW_BYTES = 4 * 1024 * 1024;
-
 /**
  * One agent: connect, hello, snapshot and deltas, heartbeat both ways, and again with back-off, until disposed. With
- * link-session.ts the only part of the bridge that knows that a link is a WebSocket with HTTP beside it.
+ * link-session.ts and agent-transfers.ts the only part of the bridge that knows that a link is a WebSocket with HTTP
+ * beside it.
  */
 export class AgentLink implements AsyncDisposable {
   readonly #options: LinkOptions;
   readonly #stop = new AbortController();
-  readonly #httpUrl: string;
   /** Resolves when the link has ended for good; never rejects. */
   readonly done: Promise<void>;
+  /** Images and inputs, which travel beside the link. */
+  readonly transfers: AgentTransfers;
   #state: LinkState = { kind: 'connecting' };
   #downAtMs = 0;
   #session: LinkSession | undefined;
   #snapshot: HostSnapshot | undefined;
   #snapshotAtMs = 0;
   #lastHeardMs: number;
-  #transferMs = 0;
   #hasSettled = false;
   /** How often in a row the same kind of frame closed the link. */
   #invalidFrames = 0;
 
   constructor(options: LinkOptions) {
     this.#options = options;
-    this.#httpUrl = options.host.url.replace(/^ws/, 'http').replace(/\/$/, '');
+    this.transfers = new AgentTransfers(options.host);
     this.#lastHeardMs = performance.now();
     this.done = this.#run(this.#stop.signal);
   }
@@ -95,7 +88,7 @@ export class AgentLink implements AsyncDisposable {
       link,
       snapshot: this.#snapshot,
       statusAgeMs: this.#snapshot === undefined ? 0 : Math.round(nowMs - this.#snapshotAtMs),
-      transferMs: this.#transferMs,
+      transferMs: this.transfers.usualMs,
     };
   }
 
@@ -108,45 +101,6 @@ export class AgentLink implements AsyncDisposable {
   /** Ends this session and connects anew, so that hello tells what is true. */
   restart(reason: string): void {
     this.#session?.end(new AppError('AGENT_UNREACHABLE', `The link to ${this.name} is set up anew: ${reason}.`));
-  }
-
-  /** The stored image. The caller reads or destroys the body. */
-  async openResult(jobId: string, o: { bytes: number; signal: AbortSignal }): Promise<HttpAnswer> {
-    const answer = await openHttp(`${this.#httpUrl}/v1/results/${jobId}`, {
-      ...this.#httpOptions(o.signal, o.bytes),
-    }).catch((error: unknown) => this.#throwHttp(error, o.signal));
-    if (answer.status !== 200) throw await this.#refusal(answer);
-    return answer;
-  }
-
-  async fetchPreview(jobId: string, signal: AbortSignal): Promise<Buffer> {
-    const answer = await fetchBody(`${this.#httpUrl}/v1/results/${jobId}/preview`, {
-      ...this.#httpOptions(signal, MAX_PREVIEW_BYTES),
-      maxBytes: MAX_PREVIEW_BYTES,
-    }).catch((error: unknown) => this.#throwHttp(error, signal));
-    if (answer.status !== 200) throw this.#httpError(answer.status, answer.body);
-    return answer.body;
-  }
-
-  async uploadInput(sha256: string, o: { path: string; signal: AbortSignal }): Promise<void> {
-    const { size } = await stat(o.path).catch((error: unknown) => {
-      throw new AppError('INPUT_INVALID', `The input image ${o.path} cannot be read: ${textOf(error)}.`, {
-        cause: error,
-      });
-    });
-    const answer = await fetchBody(`${this.#httpUrl}/v1/inputs/${sha256}`, {
-      ...this.#httpOptions(o.signal, size),
-      method: 'PUT',
-      headers: { ...this.#authorization(), 'content-length': size, 'content-type': 'application/octet-stream' },
-      body: createReadStream(o.path),
-      maxBytes: 64 * 1024,
-    }).catch((error: unknown) => this.#throwHttp(error, o.signal));
-    if (answer.status < 200 || answer.status > 299) throw this.#httpError(answer.status, answer.body);
-  }
-
-  /** One more result came: the average follows the network slowly. */
-  noteTransfer(ms: number): void {
-    this.#transferMs = this.#transferMs === 0 ? ms : this.#transferMs * 0.8 + ms * 0.2;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -227,32 +181,5 @@ export class AgentLink implements AsyncDisposable {
   #notUp(): AppError {
     if (this.#state.kind === 'down') return this.#state.error;
     return new AppError('AGENT_UNREACHABLE', `${this.name} is not connected yet. Try again in a moment.`);
-  }
-
-  #authorization(): { authorization: string } {
-    return { authorization: `Bearer ${this.#options.host.token}` };
-  }
-
-  #httpOptions(signal: AbortSignal, bytes: number) {
-    const { tls } = this.#options.host;
-    const deadlineMs = 30_000 + (bytes / SLOWEST_BYTES_PER_S) * 1000;
-    return { headers: this.#authorization(), signal, deadlineMs, ...(tls !== undefined && { tls }) };
-  }
-
-  #throwHttp(error: unknown, signal: AbortSignal): never {
-    if (signal.aborted) throw error;
-    throw new AppError('AGENT_UNREACHABLE', `A transfer with ${this.name} failed: ${textOf(error)}.`, { cause: error });
-  }
-
-  async #refusal(answer: HttpAnswer): Promise<AppError> {
-    return this.#httpError(answer.status, await readBody(answer, { maxBytes: 64 * 1024 }).catch(() => Buffer.alloc(0)));
-  }
-
-  #httpError(status: number, body: Buffer): AppError {
-    const said = parseError(body);
-    if (said !== undefined) return said;
-    if (status === 401) return authFailed(this.#options.host);
-    if (status === 404) return new AppError('JOB_NOT_FOUND', `${this.name} does not have it (any more).`);
-    return new AppError('AGENT_UNREACHABLE', `${this.name} answered HTTP ${status} to a transfer.`);
   }
 }

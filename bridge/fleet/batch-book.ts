@@ -1,3 +1,4 @@
+import { setMaxListeners } from 'node:events';
 import { performance } from 'node:perf_hooks';
 import { pause } from '../../shared/abort.ts';
 import { AppError, toAppError } from '../../shared/errors.ts';
@@ -15,6 +16,9 @@ import type { JobState } from './job-state.ts';
 import type { ManifestHeader, ManifestLine } from './manifest-lines.ts';
 import type { Manifest } from './manifest.ts';
 
+/** A job and where it may go. */
+export type PlannedJob = { job: JobRecord; rules: PlanRules };
+
 /** What a batch needs of its fleet. */
 export type FleetSide = {
   readonly times: BridgeTimes;
@@ -23,6 +27,8 @@ export type FleetSide = {
   link: (host: string) => AgentLink | undefined;
   /** This bridge's jobs on slots, of all batches. */
   holdings: () => readonly Holding[];
+  /** Waiting jobs of other batches of this process that the plan puts before those of this one. */
+  waitingBefore: (batchId: string) => readonly PlannedJob[];
   /** Offers depend on something that changed. */
   changed: () => void;
   /** The host refused something for a reason that may pass: no offers to it for a while. */
@@ -35,8 +41,8 @@ export type FleetSide = {
 const PAUSE_MS = 30_000;
 
 /**
- * The jobs of one batch with what makes their changes durable and known: the manifest, the lock, the listeners, and the
- * work that runs for them. Only here is a state changed.
+ * The jobs of one batch with what makes their changes durable and known: the manifest, the lock, and the work that
+ * runs for them. Only here is a state changed.
  */
 export class BatchBook implements AsyncDisposable {
   readonly header: ManifestHeader;
@@ -54,7 +60,6 @@ export class BatchBook implements AsyncDisposable {
   readonly #startedMs: number;
   readonly #life = new AbortController();
   readonly #work = new Set<Promise<void>>();
-  readonly #listeners = new Set<() => void>();
   #pausedBy: AppError | undefined;
   #closing: Promise<void> | undefined;
 
@@ -77,6 +82,7 @@ export class BatchBook implements AsyncDisposable {
     this.#byId = new Map(o.jobs.map((job) => [job.jobId, job]));
     this.#manifest = o.manifest;
     this.#startedMs = performance.now() - o.ageMs;
+    setMaxListeners(0, this.#life.signal); // one for each result that waits to be fetched: many are no leak
   }
 
   /** Aborts when this process lets go of the batch. */
@@ -160,16 +166,6 @@ export class BatchBook implements AsyncDisposable {
 
   changed(): void {
     this.side.changed();
-    this.notify();
-  }
-
-  notify(): void {
-    for (const listener of [...this.#listeners]) listener();
-  }
-
-  onChange(listener: () => void): () => void {
-    this.#listeners.add(listener);
-    return () => this.#listeners.delete(listener);
   }
 
   /** The owner of all that runs for a job. What nobody foresaw ends that job, not the batch. */

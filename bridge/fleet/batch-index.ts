@@ -1,63 +1,147 @@
-import { closeSync, fstatSync, openSync, readdirSync, readSync } from 'node:fs';
+import { closeSync, fstatSync, openSync, readdirSync, readFileSync, readSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { ManifestState, readLines } from './manifest-lines.ts';
 
-type Entry = { inode: number; readTo: number; state: ManifestState };
+export type Indexed = { batchId: string; state: ManifestState };
+
+/** What was read of one manifest. `state` is dropped for ended batches that nobody asked for lately. */
+type Entry = {
+  inode: number;
+  readTo: number;
+  size: number;
+  changedMs: number;
+  isEnded: boolean;
+  state: ManifestState | undefined;
+};
+
+/** Ended batches whose jobs stay in memory have no more jobs than this together. */
+const JOBS_KEPT = 5_000;
 
 /**
  * All batches in the state directory, whoever works on them, read from their manifests. Only what was appended since the
- * last look is read.
+ * last look is read, and of ended ones only the last asked for are kept.
  */
 export class BatchIndex {
   readonly #directory: string;
+  readonly #jobsKept: number;
+  /** By id; the last asked for are last. */
   readonly #entries = new Map<string, Entry>();
 
-  constructor(directory: string) {
+  constructor(directory: string, { jobsKept = JOBS_KEPT }: { jobsKept?: number } = {}) {
     this.#directory = directory;
+    this.#jobsKept = jobsKept;
   }
 
-  /** Whole batches by id, as of now. */
-  batches(): Map<string, ManifestState> {
-    const ids = new Set(namesIn(this.#directory));
-    for (const id of this.#entries.keys()) if (!ids.has(id)) this.#entries.delete(id);
-    for (const id of ids) this.#refresh(id);
-    return new Map([...this.#entries].flatMap(([id, { state }]) => (state.isWhole ? [[id, state] as const] : [])));
+  /** How many jobs are in memory, for those who want to know what it costs. */
+  get jobsInMemory(): number {
+    return [...this.#entries.values()].reduce((sum, { state }) => sum + (state?.jobs.length ?? 0), 0);
+  }
+
+  /** Whole batches that are not ended, as of now. */
+  unfinished(): Indexed[] {
+    return this.#ids().flatMap((id) => (this.#refresh(id)?.isEnded === false ? (this.#whole(id) ?? []) : []));
+  }
+
+  /** Whole batches, those whose manifests changed last first. */
+  newest(limit: number): Indexed[] {
+    const ids = this.#ids().flatMap((id) => {
+      const entry = this.#refresh(id);
+      return entry === undefined ? [] : [{ id, changedMs: entry.changedMs }];
+    });
+    ids.sort((a, b) => b.changedMs - a.changedMs);
+    return ids.slice(0, limit).flatMap(({ id }) => this.#whole(id) ?? []);
   }
 
   /** By the id of the batch or of one of its jobs. */
-  find(id: string): { batchId: string; state: ManifestState } | undefined {
-    const batches = this.batches();
-    const own = batches.get(id);
-    if (own !== undefined) return { batchId: id, state: own };
-    for (const [batchId, state] of batches) if (state.job(id) !== undefined) return { batchId, state };
-    return undefined;
+  find(id: string): Indexed | undefined {
+    const ids = this.#ids();
+    if (ids.includes(id)) return this.#whole(id);
+    for (const batchId of ids) this.#refresh(batchId);
+    const known = ids.find((batchId) => this.#entries.get(batchId)?.state?.job(id) !== undefined);
+    // Those that are not in memory are searched as text, which is quicker than reading their lines.
+    const found =
+      known ?? ids.find((batchId) => this.#entries.get(batchId)?.state === undefined && this.#has(batchId, id));
+    return found === undefined ? undefined : this.#whole(found);
   }
 
-  #refresh(id: string): void {
+  #ids(): string[] {
+    const ids = namesIn(this.#directory);
+    const there = new Set(ids);
+    for (const id of this.#entries.keys()) if (!there.has(id)) this.#entries.delete(id);
+    return ids;
+  }
+
+  /** The batch with its jobs, read again if they were dropped. */
+  #whole(batchId: string): Indexed | undefined {
+    const entry = this.#refresh(batchId);
+    if (entry === undefined) return undefined;
+    const state = entry.state ?? this.#read(batchId, undefined)?.state;
+    if (state?.isWhole !== true) return undefined;
+    this.#keep(batchId);
+    return { batchId, state };
+  }
+
+  #refresh(id: string): Entry | undefined {
+    const known = this.#entries.get(id);
+    const now = statSync(join(this.#directory, id, 'manifest.jsonl'), { throwIfNoEntry: false });
+    if (now !== undefined && known?.inode === now.ino && known.size === now.size) return known;
+    // A cleaned manifest is another file, and is read from its start.
+    const isSame = now !== undefined && known?.inode === now.ino && known.readTo <= now.size;
+    return this.#read(id, isSame ? known : undefined);
+  }
+
+  #read(id: string, known: Entry | undefined): Entry | undefined {
     let file: number;
     try {
       file = openSync(join(this.#directory, id, 'manifest.jsonl'), 'r');
     } catch {
       this.#entries.delete(id); // no manifest yet, or no more
-      return;
+      return undefined;
     }
     try {
-      const { size, ino } = fstatSync(file);
-      const known = this.#entries.get(id);
-      // A cleaned manifest is another file, and is read from its start.
-      const entry =
-        known !== undefined && known.inode === ino && known.readTo <= size
-          ? known
-          : { inode: ino, readTo: 0, state: new ManifestState() };
-      this.#entries.set(id, entry);
-      if (size === entry.readTo) return;
-      const bytes = Buffer.alloc(size - entry.readTo);
-      const read = readSync(file, bytes, 0, bytes.length, entry.readTo);
+      const { size, ino, mtimeMs } = fstatSync(file);
+      const state = known?.state ?? new ManifestState();
+      const from = known?.state === undefined ? 0 : known.readTo;
+      const bytes = Buffer.alloc(Math.max(0, size - from));
+      const read = readSync(file, bytes, 0, bytes.length, from);
       const end = bytes.subarray(0, read).lastIndexOf(10) + 1; // only whole lines
-      for (const line of readLines(bytes.subarray(0, end).toString('utf8')).lines) entry.state.apply(line);
-      entry.readTo += end;
+      for (const line of readLines(bytes.subarray(0, end).toString('utf8')).lines) state.apply(line);
+      const entry: Entry = {
+        inode: ino,
+        readTo: from + end,
+        size: from + read,
+        changedMs: mtimeMs,
+        isEnded: state.ended !== undefined,
+        state,
+      };
+      this.#entries.set(id, entry);
+      this.#keep(id);
+      return entry;
     } finally {
       closeSync(file);
+    }
+  }
+
+  /** This one was asked for last; the jobs of those asked for longest ago are dropped when there are too many. */
+  #keep(id: string): void {
+    const entry = this.#entries.get(id);
+    if (entry === undefined) return;
+    this.#entries.delete(id);
+    this.#entries.set(id, entry);
+    let jobs = 0;
+    for (const one of [...this.#entries.values()].reverse()) {
+      if (!one.isEnded || one.state === undefined) continue;
+      jobs += one.state.jobs.length;
+      if (jobs > this.#jobsKept && one !== entry) one.state = undefined;
+    }
+  }
+
+  #has(batchId: string, text: string): boolean {
+    const path = join(this.#directory, batchId, 'manifest.jsonl');
+    try {
+      return readFileSync(path).includes(`"jobId":"${text}"`);
+    } catch {
+      return false; // removed meanwhile
     }
   }
 }

@@ -1,6 +1,6 @@
-import { createHash, randomUUID } from 'node:crypto';
+import { createHash, randomBytes } from 'node:crypto';
 import { once } from 'node:events';
-import { chmodSync, lstatSync, unlinkSync } from 'node:fs';
+import { chmodSync, lstatSync, renameSync, rmSync } from 'node:fs';
 import { connect, createServer } from 'node:net';
 import type { Server } from 'node:net';
 import { userInfo } from 'node:os';
@@ -12,11 +12,9 @@ import { pause } from '../../shared/abort.ts';
 export const LockHolder = z.object({ pid: z.int(), client: z.string() });
 export type LockHolder = z.infer<typeof LockHolder>;
 
-const Answer = LockHolder.extend({ nonce: z.string().optional() });
-type Answer = z.infer<typeof Answer>;
-
-/** macOS allows 104 bytes in a socket's path, its closing zero included. */
+/** macOS allows 104 bytes in a socket's path, its closing zero included; `#` and eight more are for a lock in waiting. */
 const MAX_SOCKET_PATH = 100;
+const WAITING_CHARACTERS = 9;
 const ANSWER_MS = 1_000;
 /** Longer than the moment between another process finding the lock dead and taking it. */
 const SETTLE_MS = 100;
@@ -42,10 +40,11 @@ export class BatchLock implements AsyncDisposable {
     for (let attempt = 1; attempt <= 3; attempt += 1) {
       const server = await listen(path, holder);
       if (server !== undefined) return new BatchLock(server, path);
+      const inode = inodeOf(path);
       const other = await probe(path);
       if (other !== undefined) return { pid: other.pid, client: other.client };
-      const taken = await takeOver(path, holder);
-      if (taken !== undefined) return taken;
+      const taken = await takeOver(path, { holder, deadInode: inode });
+      if (taken !== undefined) return new BatchLock(taken, path);
     }
     return { pid: 0, client: 'unknown' };
   }
@@ -55,34 +54,38 @@ export class BatchLock implements AsyncDisposable {
     return this.#inode === inodeOf(this.#path);
   }
 
-  /** For `takeOver`: several may have found the lock dead in the same moment; the last one's socket is the one that is left. */
-  static async settled(
-    server: Server,
-    { path, nonce }: { path: string; nonce: string },
-  ): Promise<BatchLock | undefined> {
-    await pause(SETTLE_MS, new AbortController().signal);
-    if ((await probe(path))?.nonce === nonce) return new BatchLock(server, path);
-    server.unref(); // closing it would remove the path, which is another's by now
-    return undefined;
-  }
-
   async [Symbol.asyncDispose](): Promise<void> {
-    // Closing removes the path, also when it is another's by now; hence the check.
-    if (this.isHeld) await close(this.#server);
-    else this.#server.unref();
+    // Closing removes the name the socket was made under. It may be another's by now: then the socket is kept to the end.
+    const inode = inodeOf(this.#path);
+    const isOurs = inode === this.#inode;
+    if (inode !== undefined && !isOurs) {
+      this.#server.unref();
+      return;
+    }
+    if (isOurs && process.platform !== 'win32') rmSync(this.#path, { force: true });
+    await close(this.#server);
   }
 }
 
-async function takeOver(path: string, holder: LockHolder): Promise<BatchLock | undefined> {
+/**
+ * Puts a socket of ours in the place of a dead one. Several may have found it dead in the same moment: only who still
+ * finds the same dead one goes on, and after a moment the one whose socket is left has the lock.
+ */
+async function takeOver(
+  path: string,
+  { holder, deadInode }: { holder: LockHolder; deadInode: number | undefined },
+): Promise<Server | undefined> {
   if (process.platform === 'win32') return undefined; // a dead holder's pipe is gone: just try again
-  try {
-    unlinkSync(path);
-  } catch {
-    // Another process was faster; listening tells.
-  }
-  const nonce = randomUUID();
-  const server = await listen(path, { ...holder, nonce });
-  return server && (await BatchLock.settled(server, { path, nonce }));
+  const waiting = `${path}#${randomBytes(4).toString('hex')}`;
+  const server = await listen(waiting, holder);
+  if (server === undefined) return undefined;
+  const inode = inodeOf(waiting);
+  // In one tick, so that nothing but another process can come between the look and the rename.
+  if (inodeOf(path) === deadInode && deadInode !== undefined) renameSync(waiting, path);
+  await pause(SETTLE_MS, new AbortController().signal);
+  if (inodeOf(path) === inode) return server;
+  await close(server); // removes the name `waiting`, which nobody else has
+  return undefined;
 }
 
 /** Beside the manifest where the path is short enough; else under a name made of it, the same for every process. */
@@ -90,10 +93,12 @@ function lockPath(directory: string): string {
   const hash = createHash('sha256').update(directory).digest('hex').slice(0, 20);
   if (process.platform === 'win32') return `\\\\.\\pipe\\gantry-batch-${hash}`;
   const path = join(directory, 'lock');
-  return Buffer.byteLength(path) <= MAX_SOCKET_PATH ? path : `/tmp/gantry-${userInfo().uid}-${hash}.lock`;
+  return Buffer.byteLength(path) + WAITING_CHARACTERS <= MAX_SOCKET_PATH
+    ? path
+    : `/tmp/gantry-${userInfo().uid}-${hash}.lock`;
 }
 
-async function listen(path: string, holder: Answer): Promise<Server | undefined> {
+async function listen(path: string, holder: LockHolder): Promise<Server | undefined> {
   const server = createServer((socket) => {
     socket.on('error', () => undefined); // whoever asked is gone; nothing to tell
     socket.end(`${JSON.stringify(holder)}\n`);
@@ -111,7 +116,7 @@ async function listen(path: string, holder: Answer): Promise<Server | undefined>
 }
 
 /** A holder that does not answer in time lives, but is stopped or busy: it is the holder all the same. */
-async function probe(path: string): Promise<Answer | undefined> {
+async function probe(path: string): Promise<LockHolder | undefined> {
   const socket = connect({ path });
   const chunks: Buffer[] = [];
   try {
@@ -119,7 +124,7 @@ async function probe(path: string): Promise<Answer | undefined> {
     for await (const chunk of socket.setTimeout(ANSWER_MS, () => socket.destroy()) as AsyncIterable<Buffer>) {
       chunks.push(chunk);
     }
-    return Answer.parse(JSON.parse(Buffer.concat(chunks).toString('utf8')));
+    return LockHolder.parse(JSON.parse(Buffer.concat(chunks).toString('utf8')));
   } catch (error) {
     const isDead = codeOf(error) === 'ECONNREFUSED' || codeOf(error) === 'ENOENT' || codeOf(error) === 'ENOTSOCK';
     return isDead ? undefined : { pid: 0, client: 'unknown' };

@@ -42,7 +42,7 @@ const HORIZON_JOBS = 200;
  * Completions within this share are equal, as no forecast is better: then the slot that is granted now is better than one
  * that may be, and no host stands idle for the sake of a guess.
  */
-const EQUAL = 1.03;
+const EQUAL = 1.1;
 /** For a single interactive job: how much later than the best still counts as equal. */
 const NEAR_MS = 250;
 const NEAR_SHARE = 0.05;
@@ -81,16 +81,13 @@ export function answerGrant(grant: PlanGrant, jobs: readonly PlanJob[], slots: r
   };
 }
 
-/** Time until all jobs are done by the same plan, and until each slot is; undefined when one has nowhere to go. */
-export function forecastMs(jobs: readonly PlanJob[], slots: readonly PlanSlot[]): number | undefined {
+/** Time until each job is done by the same plan; undefined for one that has nowhere to go. */
+export function forecastEnds(jobs: readonly PlanJob[], slots: readonly PlanSlot[]): (number | undefined)[] {
   const plan = new Plan(slots);
-  let lastMs = 0;
-  for (const job of jobs) {
+  return jobs.map((job) => {
     const best = plan.best(job, -1);
-    if (best === -1) return undefined;
-    lastMs = Math.max(lastMs, plan.put(job, best));
-  }
-  return lastMs;
+    return best === -1 ? undefined : plan.put(job, best);
+  });
 }
 
 /** Interactive jobs first; then batch after batch as they were started, each longest first or in the order given. */

@@ -8,7 +8,6 @@ export type BatchQuality = {
   lowerBoundMs: number;
   ratio: number;
   jobsByHost: Record<string, number>;
-  swaps?: number;
 };
 
 /** A host that ran, or could have run, jobs of the batch. `service` is what its agent learned for the model. */

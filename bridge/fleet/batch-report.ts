@@ -1,13 +1,14 @@
 import { performance } from 'node:perf_hooks';
+import type { JobClass } from '../../shared/job.ts';
 import type { ServiceTime } from '../../shared/service-time.ts';
 import { workUnits } from '../../shared/service-time.ts';
-import type { BatchBook } from './batch-book.ts';
-import { forecastMs } from './batch-plan.ts';
+import type { BatchBook, PlannedJob } from './batch-book.ts';
+import { forecastEnds } from './batch-plan.ts';
 import type { PlanJob } from './batch-plan.ts';
 import type { QualityHost } from './batch-quality.ts';
 import { capableHost, serviceOn } from './host-forecast.ts';
 import type { JobRecord } from './job-record.ts';
-import { isInFlight } from './job-state.ts';
+import { isFetching, isInFlight, isOver } from './job-state.ts';
 import { expectedFinishes, refusalText } from './placement.ts';
 import { planSlots } from './plan-slots.ts';
 
@@ -27,23 +28,35 @@ export function explainer(book: BatchBook): (job: JobRecord) => string | undefin
   };
 }
 
-/** Expected time until the last job is done; null where a host or its jobs are out of reach. */
-export function etaMs(book: BatchBook): number | null {
+/** When a job is expected to be done, and how many of this bridge's jobs come before it. Null: cannot be said. */
+export type Outlook = { etaMs: number | null; ahead: number | null };
+
+/** For each job that is not over; nothing of it is known while the batch is paused. */
+export function outlooks(book: BatchBook): Map<JobRecord, Outlook> {
+  const found = new Map<JobRecord, Outlook>();
   const nowMs = performance.now();
-  const hosts = book.side.hosts();
-  let lastMs = 0;
-  for (const { holding, state } of book.jobs) {
-    if (state.kind === 'unsure') return null;
-    if (holding !== undefined) lastMs = Math.max(lastMs, holding.endsAtMs - nowMs);
+  const waiting: JobRecord[] = [];
+  for (const job of book.inOrder) {
+    const { state, holding } = job;
+    if (isOver(state)) continue;
+    if (state.kind === 'waiting') waiting.push(job);
+    else if (isFetching(state)) found.set(job, { etaMs: book.pausedBy === undefined ? 0 : null, ahead: null });
+    else found.set(job, { etaMs: holding === undefined ? null : Math.max(0, holding.endsAtMs - nowMs), ahead: null });
   }
-  const waiting = book.inOrder.filter(({ state }) => state.kind === 'waiting');
-  for (const model of new Set(waiting.map(({ request }) => request.model))) {
-    const want = { model, class: book.header.class };
-    const slots = planSlots(want, { hosts, holdings: book.side.holdings(), nowMs });
-    const jobs = waiting.filter(({ request }) => request.model === model).map((job) => planJob(book, job));
-    const ms = forecastMs(jobs, slots);
-    if (ms === undefined) return null;
-    lastMs = Math.max(lastMs, ms);
+  const before = waiting.length === 0 ? [] : book.side.waitingBefore(book.header.batchId);
+  const ends = book.pausedBy === undefined ? waitingEnds(book, { before, waiting, nowMs }) : undefined;
+  for (const [index, job] of waiting.entries()) {
+    found.set(job, { etaMs: ends?.get(job) ?? null, ahead: before.length + index });
+  }
+  return found;
+}
+
+/** Expected time until the last job is done; null where one of them cannot be foreseen. */
+export function lastEndMs(found: ReadonlyMap<JobRecord, Outlook>): number | null {
+  let lastMs = 0;
+  for (const { etaMs } of found.values()) {
+    if (etaMs === null) return null;
+    lastMs = Math.max(lastMs, etaMs);
   }
   return Math.round(lastMs);
 }
@@ -97,12 +110,28 @@ function whyWaiting(book: BatchBook, job: JobRecord): string {
   return `waiting for a slot, most likely on ${best.host}`;
 }
 
-function planJob(book: BatchBook, job: JobRecord): PlanJob {
-  return {
-    jobId: job.jobId,
-    class: book.header.class,
-    units: workUnits(job.request),
-    rules: book.rules,
-    declinedForMs: 0,
-  };
+/** By the plan, model by model: what one model waits for does not hold another up, as far as can be foreseen. */
+function waitingEnds(
+  book: BatchBook,
+  { before, waiting, nowMs }: { before: readonly PlannedJob[]; waiting: readonly JobRecord[]; nowMs: number },
+): Map<JobRecord, number> {
+  const hosts = book.side.hosts();
+  const holdings = book.side.holdings();
+  const ends = new Map<JobRecord, number>();
+  for (const model of new Set(waiting.map(({ request }) => request.model))) {
+    const jobs = [...before, ...waiting.map((job) => ({ job, rules: book.rules }))].filter(
+      ({ job }) => job.request.model === model,
+    );
+    const slots = planSlots({ model, class: book.header.class }, { hosts, holdings, nowMs });
+    const planned = jobs.map((one) => planJob(one, book.header.class));
+    for (const [index, ms] of forecastEnds(planned, slots).entries()) {
+      const job = jobs[index]?.job;
+      if (job !== undefined && ms !== undefined) ends.set(job, ms);
+    }
+  }
+  return ends;
+}
+
+function planJob({ job, rules }: PlannedJob, jobClass: JobClass): PlanJob {
+  return { jobId: job.jobId, class: jobClass, units: workUnits(job.request), rules, declinedForMs: 0 };
 }

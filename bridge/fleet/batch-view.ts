@@ -4,6 +4,7 @@ import type { BatchQuality } from './batch-quality.ts';
 import type { JobRecord } from './job-record.ts';
 import { isOver } from './job-state.ts';
 import type { JobStateKind } from './job-state.ts';
+import type { ManifestState } from './manifest-lines.ts';
 
 export type JobView = {
   jobId: string;
@@ -16,6 +17,10 @@ export type JobView = {
   attempt: number;
   attempts: { host: string; error?: JobError }[];
   progress: { step: number; steps: number; detail: string };
+  /** Expected time until it is done; null where that cannot be said. */
+  etaMs: number | null;
+  /** How many of this bridge's jobs come before it, while it waits. */
+  ahead: number | null;
   filePath?: string;
   previewPath?: string;
   result?: JobResult;
@@ -41,6 +46,8 @@ export type BatchView = {
   cancelled: number;
   total: number;
   etaMs: number | null;
+  /** Why no new work is taken at the moment: the images cannot be saved. */
+  pausedBy?: string;
   elapsedMs: number;
   quality?: BatchQuality;
   isOurs: boolean;
@@ -65,11 +72,34 @@ export function countEnds(jobs: readonly JobRecord[]): { completed: number; fail
   return counts;
 }
 
-/** One job as tools and commands show it. `detail` says why a waiting job waits. */
-export function jobView(
-  record: JobRecord,
-  extra: { detail: string | undefined; stillRunningOn: string | undefined },
-): JobView {
+/** A batch of another process, or of an earlier one, as its manifest tells. */
+export function manifestView({ header, ended, jobs }: ManifestState): BatchView | undefined {
+  if (header === undefined) return undefined;
+  return {
+    batchId: header.batchId,
+    kind: header.kind,
+    state: ended?.state ?? 'running',
+    createdAt: header.createdAt,
+    jobs: jobs.map((job) => jobView(job)),
+    ...countEnds(jobs),
+    total: jobs.length,
+    etaMs: ended === undefined ? null : 0,
+    elapsedMs: ended?.elapsedMs ?? Math.max(0, Date.now() - Date.parse(header.createdAt)),
+    ...(ended?.quality && { quality: ended.quality }),
+    isOurs: false,
+  };
+}
+
+/** What only the process that works on a job knows of it. `detail` says why a waiting job waits. */
+export type JobOutlook = {
+  detail?: string | undefined;
+  stillRunningOn?: string | undefined;
+  etaMs?: number | null;
+  ahead?: number | null;
+};
+
+/** One job as tools and commands show it. */
+export function jobView(record: JobRecord, extra: JobOutlook = {}): JobView {
   const { state } = record;
   const last = record.attempts.at(-1);
   const host = isOver(state) && state.kind !== 'done' ? last?.host : 'at' in state ? state.at.host : undefined;
@@ -87,6 +117,8 @@ export function jobView(
       ...(attempt.end?.kind === 'failed' && { error: attempt.end.error }),
     })),
     progress: { ...record.progress, ...(extra.detail !== undefined && { detail: extra.detail }) },
+    etaMs: isOver(state) ? 0 : (extra.etaMs ?? null),
+    ahead: extra.ahead ?? null,
     ...(state.kind === 'done' && { filePath: state.path, result: state.result }),
     ...(state.kind === 'done' && state.previewPath !== undefined && { previewPath: state.previewPath }),
     ...(state.kind === 'failed' && { error: state.error }),

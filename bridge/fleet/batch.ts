@@ -1,33 +1,25 @@
-import { randomUUID } from 'node:crypto';
-import { mkdir, readFile, stat } from 'node:fs/promises';
-import { join } from 'node:path';
 import { performance } from 'node:perf_hooks';
 import { untilAborted } from '../../shared/abort.ts';
-import { AppError, toAppError } from '../../shared/errors.ts';
 import type { JobRequest } from '../../shared/job.ts';
 import type { AgentJob } from '../../shared/protocol.ts';
 import { workUnits } from '../../shared/service-time.ts';
 import { sweepParts } from '../output/image-file.ts';
-import { BatchBook } from './batch-book.ts';
-import type { FleetSide } from './batch-book.ts';
-import { BatchLock } from './batch-lock.ts';
+import type { BatchBook, FleetSide, PlannedJob } from './batch-book.ts';
+import { createBook, readWishes, resumeBook } from './batch-directory.ts';
 import type { LockHolder } from './batch-lock.ts';
 import type { BatchOrder } from './batch-order.ts';
 import type { PlanJob, PlanRules } from './batch-plan.ts';
 import { batchQuality } from './batch-quality.ts';
 import type { BatchQuality } from './batch-quality.ts';
-import { etaMs, explainer, qualityHosts, stillRunningOn } from './batch-report.ts';
+import { explainer, lastEndMs, outlooks, qualityHosts, stillRunningOn } from './batch-report.ts';
 import { batchState, countEnds, jobView } from './batch-view.ts';
 import type { BatchView } from './batch-view.ts';
-import { newRecord } from './job-record.ts';
 import type { JobRecord } from './job-record.ts';
 import { isInFlight, isOver } from './job-state.ts';
 import { JobTracker } from './job-tracker.ts';
 import type { Progress } from './job-tracker.ts';
 import type { Taking } from './job-taker.ts';
-import { ManifestState } from './manifest-lines.ts';
 import type { ManifestHeader, ManifestLine } from './manifest-lines.ts';
-import { Manifest } from './manifest.ts';
 import { hostsToAvoid } from './retry-policy.ts';
 
 /** A timer this late means that the laptop slept: silences are counted anew. */
@@ -57,36 +49,8 @@ export class Batch implements AsyncDisposable {
   }
 
   /** A new batch. When this resolves it is durable: it survives this process. */
-  static async create(order: BatchOrder, { root, side }: { root: string; side: FleetSide }): Promise<Batch> {
-    const batchId = randomUUID();
-    const directory = join(root, batchId);
-    const header: ManifestHeader = {
-      type: 'batch',
-      version: 1,
-      batchId,
-      kind: order.kind,
-      class: order.class,
-      order: order.order,
-      maxConcurrent: order.maxConcurrent ?? null,
-      host: order.host ?? null,
-      client: order.client,
-      createdAt: new Date().toISOString(),
-      total: order.jobs.length,
-    };
-    const jobs = order.jobs.map((job) => newRecord({ ...job, jobId: randomUUID(), inputFiles: job.inputFiles ?? [] }));
-    try {
-      await mkdir(directory, { recursive: true, mode: 0o700 });
-      const lock = await BatchLock.acquire(directory, { pid: process.pid, client: order.client });
-      if (!(lock instanceof BatchLock)) throw new Error(`the lock of the new batch ${batchId} is taken`);
-      const lines = [header, ...jobs.map(jobLine)];
-      const manifest = await Manifest.create(join(directory, 'manifest.jsonl'), lines).catch(async (error: unknown) => {
-        await lock[Symbol.asyncDispose]();
-        throw error;
-      });
-      return new Batch(new BatchBook({ directory, header, jobs, manifest, lock, side, ageMs: 0 }));
-    } catch (error) {
-      throw notWritten(directory, error);
-    }
+  static async create(order: BatchOrder, o: { root: string; side: FleetSide }): Promise<Batch> {
+    return new Batch(await createBook(order, o));
   }
 
   /** Goes on with a batch nobody works on. What is done is not done again. Undefined when another process has its lock. */
@@ -94,23 +58,12 @@ export class Batch implements AsyncDisposable {
     directory: string,
     { side, holder }: { side: FleetSide; holder: LockHolder },
   ): Promise<Batch | undefined> {
-    const lock = await BatchLock.acquire(directory, holder);
-    if (!(lock instanceof BatchLock)) return undefined;
-    const { manifest, lines, damaged: lost } = await Manifest.resume(join(directory, 'manifest.jsonl'));
-    const state = new ManifestState();
-    for (const line of lines) state.apply(line);
-    const { header, jobs } = state;
-    if (header === undefined || state.ended !== undefined) {
-      await manifest[Symbol.asyncDispose]();
-      await lock[Symbol.asyncDispose]();
-      return undefined;
-    }
-    if (lost > 0) side.log.warn({ event: 'manifest-damaged', batchId: header.batchId, lines: lost });
-    const ageMs = Math.max(0, Date.now() - Date.parse(header.createdAt));
-    const batch = new Batch(new BatchBook({ directory, header, jobs, manifest, lock, side, ageMs }));
-    for (const job of jobs) await batch.#tracker.restore(job);
-    for (const target of new Set(jobs.map((job) => job.directory))) await sweepParts(target);
-    side.log.info({ event: 'batch-resumed', batchId: header.batchId, jobs: jobs.length });
+    const book = await resumeBook(directory, { side, holder });
+    if (book === undefined) return undefined;
+    const batch = new Batch(book);
+    for (const job of book.jobs) await batch.#tracker.restore(job);
+    for (const target of new Set(book.jobs.map((job) => job.directory))) await sweepParts(target);
+    side.log.info({ event: 'batch-resumed', batchId: batch.id, jobs: book.jobs.length });
     await batch.#endIfOver();
     return batch;
   }
@@ -150,6 +103,14 @@ export class Batch implements AsyncDisposable {
     const waiting = this.#book.inOrder.filter(({ state }) => state.kind === 'waiting');
     const { maxConcurrent } = this.header;
     return maxConcurrent === null ? waiting : waiting.slice(0, Math.max(0, maxConcurrent - this.inFlight.length));
+  }
+
+  /** All that waits, max_concurrent or not, with where it may go; nothing while saving is impossible. */
+  get planned(): PlannedJob[] {
+    if (this.#book.pausedBy !== undefined || this.isEnded) return [];
+    return this.#book.inOrder
+      .filter(({ state }) => state.kind === 'waiting')
+      .map((job) => ({ job, rules: this.rulesOf(job) }));
   }
 
   get inFlight(): readonly JobRecord[] {
@@ -222,15 +183,19 @@ export class Batch implements AsyncDisposable {
   view(): BatchView {
     const book = this.#book;
     const explain = explainer(book);
+    const outlook = outlooks(book);
     return {
       batchId: this.id,
       kind: this.header.kind,
       state: this.isEnded ? batchState(book.jobs) : 'running',
       createdAt: this.header.createdAt,
-      jobs: book.jobs.map((job) => jobView(job, { detail: explain(job), stillRunningOn: stillRunningOn(book, job) })),
+      jobs: book.jobs.map((job) =>
+        jobView(job, { detail: explain(job), stillRunningOn: stillRunningOn(book, job), ...outlook.get(job) }),
+      ),
       ...countEnds(book.jobs),
       total: book.jobs.length,
-      etaMs: this.isEnded ? 0 : etaMs(book),
+      etaMs: lastEndMs(outlook),
+      ...(book.pausedBy !== undefined && !this.isEnded && { pausedBy: book.pausedBy.message }),
       elapsedMs: this.#end?.elapsedMs ?? book.inMs(),
       ...(this.#end?.quality !== undefined && { quality: this.#end.quality }),
       isOurs: true,
@@ -241,11 +206,6 @@ export class Batch implements AsyncDisposable {
   async wait(signal: AbortSignal): Promise<BatchView> {
     if (!this.isEnded) await untilAborted(untilAborted(this.#whenEnded, this.#book.life), signal);
     return this.view();
-  }
-
-  /** Called after each change; returns how to stop that. */
-  onChange(listener: () => void): () => void {
-    return this.#book.onChange(listener);
   }
 
   /** Ends the batch, or the named jobs of it. At once here; a running engine finishes first, and its result is dropped. */
@@ -282,13 +242,9 @@ export class Batch implements AsyncDisposable {
       this.#book.letGo('Another process works on this batch now.');
       return;
     }
-    if ((await stat(join(directory, 'cancel')).catch(() => undefined)) !== undefined) {
-      await this.cancel();
-      return;
-    }
-    const text = await readFile(join(directory, 'cancel-jobs'), 'utf8').catch(() => '');
-    const jobIds = text.slice(0, text.lastIndexOf('\n') + 1).split('\n');
-    if (jobIds.some((id) => this.has(id))) await this.cancel(jobIds);
+    const wishes = await readWishes(directory);
+    if (wishes === 'cancel all') await this.cancel();
+    else if (wishes.some((id) => this.has(id))) await this.cancel(wishes);
   }
 
   async #endIfOver(): Promise<void> {
@@ -304,16 +260,4 @@ export class Batch implements AsyncDisposable {
     this.#markEnded();
     book.changed();
   }
-}
-
-function jobLine(job: JobRecord): ManifestLine {
-  const { jobId, index, request, inputFiles, directory, name } = job;
-  return { type: 'job', jobId, index, request, inputFiles: [...inputFiles], directory, name: name ?? null };
-}
-
-function notWritten(directory: string, error: unknown): AppError {
-  const { message } = toAppError(error);
-  const isFull = error instanceof Error && 'code' in error && (error.code === 'ENOSPC' || error.code === 'EDQUOT');
-  const why = `The batch could not be written to ${directory}: ${message}. Nothing was started; free some space or mend the directory.`;
-  return new AppError(isFull ? 'DISK_FULL' : 'SAVE_FAILED', why, { cause: error });
 }

@@ -91,10 +91,11 @@ export function freeVramMiB(snapshot: HostSnapshot): number {
   return snapshot.gpus.reduce((most, gpu) => Math.max(most, gpu.freeMiB ?? 0), 0);
 }
 
-/** For sentences: people read seconds. */
+/** For sentences: people read seconds, and minutes above two. */
 export function seconds(ms: number): string {
-  const value = ms / 1000;
-  return `${value < 10 ? value.toFixed(1) : value.toFixed(0)} s`;
+  if (ms < 100) return '0.1 s';
+  if (ms < 9_950) return `${(ms / 1_000).toFixed(1)} s`;
+  return ms < 120_000 ? `${Math.round(ms / 1_000)} s` : `${Math.round(ms / 60_000)} min`;
 }
 
 function serviceIn(host: HostView, model: string): ServiceTime | undefined {
@@ -124,7 +125,11 @@ function vramRefusal(snapshot: HostSnapshot, model: ModelStatus): string | undef
   const totalMiB = totals.reduce<number>((sum, total) => sum + (total ?? 0), 0);
   const needMiB = Math.max(model.loadedMiB, model.peakMiB);
   if (needMiB <= totalMiB) return undefined;
-  return `${model.alias} needs ${Math.round(needMiB)} MiB of VRAM and its GPUs have ${Math.round(totalMiB)} MiB`;
+  return `${model.alias} needs ${gbText(needMiB)} of VRAM and its GPUs have ${gbText(totalMiB)}`;
+}
+
+function gbText(mib: number): string {
+  return `${(mib / 1024).toFixed(1)} GB`;
 }
 
 function brokenGpu(snapshot: HostSnapshot, model: ModelStatus): string | undefined {

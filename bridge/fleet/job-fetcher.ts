@@ -110,7 +110,6 @@ export class JobFetcher {
         if (kind === 'disk') this.#book.pauseBy(failure);
         else if (!link.isUp) return this.#events.onUnsure(job, place);
         job.progress = { ...job.progress, detail: failure.message };
-        this.#book.notify();
         await pause(backoffMs(tries, { ...RETRY, random: Math.random() }), signal);
       }
     }

@@ -129,7 +129,7 @@ export class JobTaker {
       if (life.aborted || link?.isUp !== true || !isAt(job.state, o.place)) return false;
       job.progress = { ...job.progress, detail: `sending an input image to ${o.place.host}` };
       try {
-        await link.uploadInput(o.sha256, { path: o.path, signal: life });
+        await link.transfers.uploadInput(o.sha256, { path: o.path, signal: life });
         return true;
       } catch (error) {
         if (life.aborted || !isAt(job.state, o.place)) return false;

@@ -1,5 +1,5 @@
 import { performance } from 'node:perf_hooks';
-import { AppError, toAppError } from '../../shared/errors.ts';
+import { AppError } from '../../shared/errors.ts';
 import type { JobError } from '../../shared/job.ts';
 import type { AgentJob } from '../../shared/protocol.ts';
 import { estimateMs } from '../../shared/service-time.ts';
@@ -16,6 +16,7 @@ import { JobTaker } from './job-taker.ts';
 import type { Taking } from './job-taker.ts';
 import type { ManifestLine } from './manifest-lines.ts';
 import { afterFailure, MAX_FAILURES } from './retry-policy.ts';
+import { UnsureJobs } from './unsure-jobs.ts';
 
 export type Progress = { jobId: string; attempt: number; step: number; steps: number; detail: string };
 
@@ -28,7 +29,7 @@ export class JobTracker {
   readonly #taker: JobTaker;
   readonly #fetcher: JobFetcher;
   readonly #settler: JobSettler;
-  readonly #asking = new Set<Attempt>();
+  readonly #unsure: UnsureJobs;
   /** One more job is over. */
   readonly #onOver: () => Promise<void>;
 
@@ -36,6 +37,7 @@ export class JobTracker {
     this.#book = book;
     this.#onOver = onOver;
     this.#settler = new JobSettler(book);
+    this.#unsure = new UnsureJobs(book, { onAgentJob: (host, said) => this.onAgentJob(host, said) });
     this.#taker = new JobTaker(book, {
       onAgentJob: (host, said) => this.onAgentJob(host, said),
       onRefused: (job, { place, error }) => this.#onAttemptFailed(job, { place, error: jobError(error) }),
@@ -43,8 +45,8 @@ export class JobTracker {
     });
     this.#fetcher = new JobFetcher(book, {
       onSaved: (job, fetched) => this.#onSaved(job, fetched),
-      onUnsure: (job, place) => this.#makeUnsure(job, place),
-      onLost: (job, place) => this.#lose(job, place),
+      onUnsure: (job, place) => this.#unsure.enter(job, place),
+      onLost: (job, place) => this.#unsure.lose(job, place),
       onDamaged: (job, { place, error }) => this.#onAttemptFailed(job, { place, error: damaged(error) }),
     });
     book.onBroken = (job, error) => this.#fail(job, error);
@@ -87,7 +89,7 @@ export class JobTracker {
       for (const attempt of openAttempts(job)) {
         if (attempt.host !== host || isFetching(job.state)) continue;
         if (ours.some((one) => one.jobId === job.jobId && one.attempt === attempt.attempt)) continue;
-        this.#lose(job, attempt);
+        this.#unsure.lose(job, attempt);
       }
     }
   }
@@ -106,7 +108,7 @@ export class JobTracker {
       case 'running':
         return this.#onUnderWay(job, { place, state: said.state });
       case 'done':
-        if (said.result === undefined) this.#ask(job, place);
+        if (said.result === undefined) this.#unsure.ask(job, place);
         else if (!isFetching(job.state)) this.#fetcher.start(job, { place, result: said.result });
         return;
       case 'failed':
@@ -127,7 +129,6 @@ export class JobTracker {
       if (service !== undefined) job.holding.endsAtMs = performance.now() + estimateMs(service, job.request);
     }
     job.progress = { step, steps, detail };
-    this.#book.notify();
   }
 
   /** The link to a host is gone: what it has of ours is unsure until its next hello. */
@@ -135,12 +136,12 @@ export class JobTracker {
     for (const job of this.#book.jobs) {
       const { state } = job;
       const isThere = state.kind === 'taking' || state.kind === 'accepted' || state.kind === 'running';
-      if (isThere && state.at.host === host) this.#makeUnsure(job, state.at);
+      if (isThere && state.at.host === host) this.#unsure.enter(job, state.at);
     }
   }
 
   tick(now: { nowMs: number; hasSlept: boolean }): void {
-    for (const job of this.#book.jobs) if (job.state.kind === 'unsure') this.#tickUnsure(job, now);
+    for (const job of this.#book.jobs) if (job.state.kind === 'unsure') this.#unsure.tick(job, now);
   }
 
   #onUnderWay(job: JobRecord, o: { place: Place; state: 'accepted' | 'running' }): void {
@@ -151,7 +152,7 @@ export class JobTracker {
     const isBack = state.kind === 'unsure' || state.kind === 'waiting';
     this.#book.enter(job, { kind: o.state, at: o.place });
     if (!isBack) return;
-    job.progress = { ...job.progress, detail: `${o.state} on ${o.place.host}` };
+    job.progress = { ...job.progress, detail: 'the link was lost and is back' };
     if (o.state === 'accepted' && job.missingInputs.length > 0) {
       this.#book.own(job, this.#taker.upload(job, o.place));
     }
@@ -210,58 +211,6 @@ export class JobTracker {
     const endedInMs = job.endedInMs ?? this.#book.inMs();
     await this.#book.record([{ type: 'failed', jobId: job.jobId, error: jobError(error), endedInMs }]);
     await this.#onOver();
-  }
-
-  #makeUnsure(job: JobRecord, place: Place): void {
-    const sinceMs = this.#book.side.link(place.host)?.lastHeardMs ?? performance.now();
-    this.#book.enter(job, { kind: 'unsure', at: place, sinceMs });
-    const detail = `the link to ${place.host} is lost; waiting to hear what became of it`;
-    job.progress = { ...job.progress, detail };
-  }
-
-  /** After the silence the job may be taken elsewhere; the attempt stays open, because its host may still come back with it. */
-  #tickUnsure(job: JobRecord, { nowMs, hasSlept }: { nowMs: number; hasSlept: boolean }): void {
-    const { state } = job;
-    if (state.kind !== 'unsure') return;
-    const link = this.#book.side.link(state.at.host);
-    if (link?.isUp) return this.#ask(job, state.at);
-    // Nobody could be heard while this machine slept, so the clock of the silence starts anew.
-    if (hasSlept) job.state = { ...state, sinceMs: nowMs };
-    else if (nowMs - Math.max(state.sinceMs, link?.lastHeardMs ?? 0) >= this.#book.side.times.silenceMs) {
-      this.#book.enter(job, { kind: 'waiting' });
-      job.progress = { step: 0, steps: 0, detail: '' };
-    }
-  }
-
-  /** Unsure although the link is up, or a result that was not told. */
-  #ask(job: JobRecord, place: Place): void {
-    const attempt = findAttempt(job, place);
-    const link = this.#book.side.link(place.host);
-    if (attempt === undefined || link === undefined || this.#asking.has(attempt)) return;
-    this.#asking.add(attempt);
-    const asking = link
-      .request('job.get', { jobId: job.jobId }, this.#book.life)
-      .then(
-        (said) => this.onAgentJob(place.host, said),
-        (error: unknown) => {
-          const isGone = toAppError(error).code === 'JOB_NOT_FOUND';
-          if (isGone && attempt.end === undefined && !isFetching(job.state)) this.#lose(job, place);
-        },
-      )
-      .finally(() => this.#asking.delete(attempt));
-    this.#book.own(job, asking);
-  }
-
-  /** The host does not know the attempt (any more). */
-  #lose(job: JobRecord, place: Place): void {
-    const attempt = findAttempt(job, place);
-    if (attempt !== undefined) attempt.end ??= { kind: 'lost' };
-    if (isOver(job.state)) return;
-    if (isAt(job.state, place)) {
-      this.#book.enter(job, { kind: 'waiting' });
-      job.progress = { step: 0, steps: 0, detail: '' };
-    }
-    this.#book.note({ type: 'lost', jobId: job.jobId, host: place.host, attempt: place.attempt });
   }
 }
 

@@ -1,6 +1,6 @@
 import type { JobClass, JobRequest, ModelId } from '../../shared/job.ts';
 import { estimateMs } from '../../shared/service-time.ts';
-import { capableHost, freeVramMiB, seconds, serviceOn, slotFreeMs, swapOf } from './host-forecast.ts';
+import { capableHost, freeVramMiB, serviceOn, slotFreeMs, swapOf } from './host-forecast.ts';
 import type { Capable, Refusal, Swap } from './host-forecast.ts';
 import type { HostView } from './host-view.ts';
 
@@ -19,8 +19,8 @@ export type Finish = {
   isMeasured: boolean;
 };
 
-/** `ranked` is best first; `why` says in one sentence why the first, or why none. */
-export type Placement = { ranked: Finish[]; refused: Refusal[]; why: string };
+/** `ranked` is best first. */
+export type Placement = { ranked: Finish[]; refused: Refusal[] };
 
 /** This bridge's jobs on each host that its status does not show yet, as work in ms. */
 export type OwnWork = ReadonlyMap<string, number>;
@@ -46,33 +46,13 @@ export function expectedFinishes(
     else ranked.push(finishOn(capable, { request, hosts: o.hosts, ownMs: o.own?.get(host.name) ?? 0 }));
   }
   ranked.sort(byFinish(Math.min(...ranked.map(({ finishMs }) => finishMs))));
-  return { ranked, refused, why: whyFirst(ranked, refused) };
+  return { ranked, refused };
 }
 
 /** One sentence that lists what each host says, for NO_HOST and for jobs that wait. */
 export function refusalText(model: ModelId, refused: readonly Refusal[]): string {
   if (refused.length === 0) return `No host is configured, so nothing can run ${model}.`;
   return `No host can run ${model} now: ${refused.map(({ host, reason }) => `${host}: ${stripStop(reason)}`).join('; ')}.`;
-}
-
-/** Why a job went to this host: what it is compared with is the best of the others. */
-export function whyHere(placement: Placement, taken: { host: string; endsInMs: number }): string {
-  const here = placement.ranked.find(({ host }) => host === taken.host);
-  const others = placement.ranked.filter(({ host }) => host !== taken.host);
-  const other = others.reduce<Finish | undefined>(
-    (best, one) => (best === undefined || one.finishMs < best.finishMs ? one : best),
-    undefined,
-  );
-  const verb = here?.isMeasured === false ? 'should finish' : 'finishes';
-  const finishes = `${verb} in about ${seconds(taken.endsInMs)}`;
-  if (other === undefined) {
-    const [first] = placement.refused;
-    return `only host that can now: ${finishes}${first === undefined ? '' : `; ${first.host}: ${stripStop(first.reason)}`}`;
-  }
-  const would = `${other.host} would need ${seconds(other.finishMs)}${whySlower(other)}`;
-  return other.finishMs >= taken.endsInMs
-    ? `fastest: ${finishes}; ${would}`
-    : `its slot was free first: ${finishes}; ${would}`;
 }
 
 function finishOn(
@@ -111,32 +91,8 @@ function byFinish(bestMs: number): (a: Finish, b: Finish) => number {
   };
 }
 
-function whyFirst(ranked: readonly Finish[], refused: readonly Refusal[]): string {
-  const [first, second] = ranked;
-  if (first === undefined) return refused.map(({ host, reason }) => `${host}: ${stripStop(reason)}`).join('; ');
-  const finishes = `${first.isMeasured ? 'finishes' : 'should finish'} in about ${seconds(first.finishMs)}`;
-  if (second === undefined) {
-    const [other] = refused;
-    return `only host that can now: ${finishes}${other === undefined ? '' : `; ${other.host}: ${stripStop(other.reason)}`}`;
-  }
-  const reason = whySlower(second);
-  if (second.finishMs < first.finishMs) {
-    const better = first.isResident && !second.isResident ? 'the model is ready there' : 'more VRAM is free there';
-    return `${better}: ${finishes}; ${second.host} would need ${seconds(second.finishMs)}`;
-  }
-  return `fastest: ${finishes}; ${second.host} would need ${seconds(second.finishMs)}${reason}`;
-}
-
-/** The largest part of a finish, as far as it says something. */
-function whySlower(finish: Finish): string {
-  const { swap, freeMs, ownMs, runMs } = finish;
-  const largest = Math.max(swap.swapMs + swap.evictMs, freeMs + ownMs, runMs);
-  if (largest === runMs) return '';
-  if (largest === freeMs + ownMs) return ' because it is busy';
-  return ` because it must ${swap.kind === 'wake' ? 'wake' : 'load'} the model${swap.evictMs > 0 ? ' and make room for it' : ''}`;
-}
-
-function stripStop(text: string): string {
+/** A reason as a part of a longer sentence. */
+export function stripStop(text: string): string {
   return text.replace(/\.$/, '');
 }
 

@@ -25,7 +25,7 @@ export async function fetchResult(o: {
   const { link, record, result, signal } = o;
   const startedMs = performance.now();
   const preview = fetchPreview(o).catch(() => undefined);
-  const answer = await link.openResult(record.jobId, { bytes: result.bytes, signal });
+  const answer = await link.transfers.openResult(record.jobId, { bytes: result.bytes, signal });
   try {
     const { path } = await saveImage({
       body: answer.body as AsyncIterable<Buffer>, // no encoding is set, so its chunks are Buffers
@@ -35,7 +35,7 @@ export async function fetchResult(o: {
       onSaving: o.onSaving,
       signal,
     });
-    link.noteTransfer(performance.now() - startedMs);
+    link.transfers.note(performance.now() - startedMs);
     return { path, previewPath: await preview };
   } finally {
     answer.body.destroy();
@@ -64,7 +64,7 @@ async function fetchPreview(o: {
   signal: AbortSignal;
 }): Promise<string> {
   const path = previewPathOf(o.batchDirectory, o.record.jobId);
-  const preview = await o.link.fetchPreview(o.record.jobId, o.signal);
+  const preview = await o.link.transfers.fetchPreview(o.record.jobId, o.signal);
   await writeFile(`${path}.part`, preview, { mode: 0o600 });
   await rename(`${path}.part`, path);
   return path;

@@ -19,7 +19,7 @@ export function afterFailure(
     return { kind: 'failed', error: quarantined(deaths) };
   }
   if (!last.error.retryable || failures.length >= MAX_FAILURES) {
-    return { kind: 'failed', error: failures.length > 1 ? withAttempts(last, failures) : last.error };
+    return { kind: 'failed', error: withAttempts(last, failures) };
   }
   return { kind: 'again' };
 }
@@ -62,6 +62,7 @@ function quarantined(deaths: readonly Failure[]): JobError {
 }
 
 function withAttempts(last: Failure, failures: readonly Failure[]): JobError {
-  const tried = hostsOf(failures).join(' and ');
-  return { ...last.error, message: `${last.error.message} This was attempt ${failures.length}, tried on ${tried}.` };
+  const hosts = hostsOf(failures).join(' and ');
+  const tried = failures.length === 1 ? `Tried on ${last.host}` : `Tried ${failures.length} times, on ${hosts}`;
+  return { ...last.error, message: `${last.error.message} ${tried}.` };
 }

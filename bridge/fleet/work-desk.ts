@@ -5,6 +5,7 @@ import type { AppError } from '../../shared/errors.ts';
 import type { Log } from '../../shared/log.ts';
 import type { Notification, OfferLine } from '../../shared/protocol.ts';
 import type { AgentLink } from './agent-link.ts';
+import type { PlannedJob } from './batch-book.ts';
 import { answerGrant, mayGo, planOrder } from './batch-plan.ts';
 import type { PlanJob } from './batch-plan.ts';
 import type { Batch } from './batch.ts';
@@ -13,9 +14,10 @@ import type { HostView } from './host-view.ts';
 import { remainingMs } from './job-record.ts';
 import type { Holding } from './job-record.ts';
 import { groupWaiting, isOtherOffer, offerLines } from './offers.ts';
-import { expectedFinishes, whyHere } from './placement.ts';
+import { expectedFinishes } from './placement.ts';
 import type { OwnWork } from './placement.ts';
 import { planSlots } from './plan-slots.ts';
+import { routingText } from './routing.ts';
 
 export type Grant = Extract<Notification, { method: 'slot.grant' }>['params'];
 
@@ -84,7 +86,7 @@ export class WorkDesk {
     const request = batch?.requestOf(jobId);
     if (batch === undefined || request === undefined) throw new Error(`the plan chose the unknown job ${jobId}`);
     const placement = expectedFinishes(request, { hosts, own: this.ownWork(), class: grant.class });
-    const routing = whyHere(placement, { host, endsInMs });
+    const routing = routingText(placement, { host, endsInMs, isAskedFor: batch.header.host !== null });
     batch.take(jobId, { host, grantId: grant.grantId, slotId: grant.slotId, endsInMs, routing });
   }
 
@@ -137,7 +139,18 @@ export class WorkDesk {
     );
   }
 
-  /** Of these, the work that the hosts' status does not show yet. */
+  /** Jobs that wait in batches which the plan puts before this one: interactive ones first, then as they were started. */
+  waitingBefore(batchId: string): PlannedJob[] {
+    const batches = [...this.#options.batches.values()];
+    const at = batches.findIndex(({ id }) => id === batchId);
+    const jobClass = batches[at]?.header.class;
+    return batches.flatMap((batch, index) => {
+      const isFirst = batch.header.class === jobClass ? index < at : batch.header.class === 'interactive';
+      return isFirst ? batch.planned : [];
+    });
+  }
+
+  /** This bridge's jobs on slots that the hosts' status does not show yet, as work. */
   ownWork(): OwnWork {
     const nowMs = performance.now();
     const own = new Map<string, number>();

@@ -3,13 +3,18 @@ import type { BatchView, JobView } from '../fleet/batch-view.ts';
 /** PURE. What a batch is doing, in a few words for a person. */
 export function activityOf(view: BatchView): string {
   const [only] = view.jobs;
-  if (view.total === 1 && only !== undefined) return jobActivity(only);
-  const running = view.jobs.filter((job) => isOnHost(job));
-  const hosts = [...new Set(running.map((job) => job.host))].join(', ');
+  const elsewhere = 'another gantry process works on it';
+  const paused = view.pausedBy === undefined ? undefined : `paused: ${view.pausedBy}`;
+  if (view.total === 1 && only !== undefined) {
+    if (!view.isOurs && only.state === 'waiting') return `waiting; ${elsewhere}`;
+    return paused ?? jobActivity(only);
+  }
   const failed = view.failed > 0 ? `, ${view.failed} failed` : '';
-  const left = view.state !== 'running' || view.etaMs === null ? '' : `, about ${Math.ceil(view.etaMs / 1_000)} s left`;
-  const where = hosts === '' ? waitingBecause(view) : `; running on ${hosts}`;
-  return `${view.completed} of ${view.total} done${failed}${left}${where}`;
+  const done = `${view.completed} of ${view.total} done${failed}`;
+  if (view.state !== 'running') return done;
+  if (paused !== undefined) return `${done}; ${paused}`;
+  const left = view.etaMs === null ? '' : `, about ${timeLeft(view.etaMs)} left`;
+  return `${done}${left}${whereabouts(view) || (view.isOurs ? waitingBecause(view) : `; ${elsewhere}`)}`;
 }
 
 /** Done work as a share of all, counting steps of running jobs. */
@@ -41,6 +46,27 @@ function jobActivity(job: JobView): string {
     case 'cancelled':
       return 'cancelled';
   }
+}
+
+/** Which hosts are at it; one that still loads the model, or makes room for it, says so. */
+function whereabouts(view: BatchView): string {
+  const atWork = view.jobs.filter((job) => isOnHost(job));
+  const busy = new Set(atWork.filter((job) => startingDetail(job) === '').map(({ host }) => host ?? 'a host'));
+  const starting = atWork.flatMap((job) => {
+    const detail = startingDetail(job);
+    return detail === '' || busy.has(job.host ?? 'a host') ? [] : [`; ${job.host ?? 'a host'}: ${detail}`];
+  });
+  return `${busy.size === 0 ? '' : `; running on ${[...busy].sort().join(', ')}`}${[...new Set(starting)].join('')}`;
+}
+
+function startingDetail({ state, progress }: JobView): string {
+  return (state === 'accepted' || state === 'running') && progress.steps === 0 ? progress.detail : '';
+}
+
+/** Whole seconds, and minutes above two: nobody plans by more. */
+function timeLeft(ms: number): string {
+  if (ms >= 120_000) return `${Math.round(ms / 60_000)} min`;
+  return `${Math.max(1, Math.round(ms / 1_000))} s`;
 }
 
 function waitingBecause(view: BatchView): string {

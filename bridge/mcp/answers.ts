@@ -22,7 +22,7 @@ export function runningAnswer(view: BatchView): { sentence: string; json: Json; 
   const [only] = view.jobs;
   const id = view.total === 1 && only !== undefined ? only.jobId : view.batchId;
   return {
-    sentence: `Still running (${activityOf(view)}). The work goes on; ask with get_job, id ${id}.`,
+    sentence: `${sentence(`Still running: ${activityOf(view)}`)} The work goes on; ask with get_job, id ${id}.`,
     json: { status: 'running', ...(view.total === 1 && { job_id: id }), batch_id: view.batchId, ...progressJson(view) },
     previews: [],
   };
@@ -41,7 +41,7 @@ export function progressJson(view: BatchView, job = view.total === 1 ? view.jobs
       total: view.total,
     },
     eta_seconds: view.etaMs === null ? null : seconds(view.etaMs),
-    queue_position: job?.state === 'waiting' ? waitingAhead(view, job) : null,
+    queue_position: job?.ahead ?? null,
     ...(job?.host !== undefined && { host: job.host }),
     activity: activityOf(view),
   };
@@ -68,14 +68,13 @@ export async function resultsFile(view: BatchView): Promise<string | undefined> 
 
 export function qualityJson(view: BatchView): Json {
   if (view.quality === undefined) return {};
-  const { makespanMs, lowerBoundMs, ratio, jobsByHost, swaps } = view.quality;
+  const { makespanMs, lowerBoundMs, ratio, jobsByHost } = view.quality;
   return {
     quality: {
       makespan_seconds: seconds(makespanMs),
       lower_bound_seconds: seconds(lowerBoundMs),
       ratio: Math.round(ratio * 1_000) / 1_000,
       images_per_host: jobsByHost,
-      ...(swaps !== undefined && { swaps }),
     },
   };
 }
@@ -85,10 +84,8 @@ export function throwIfFailed(view: BatchView): void {
   const job = view.jobs.find(({ state }) => state === 'failed');
   if (view.state !== 'failed' || job === undefined) return;
   const { code, message } = job.error ?? { code: 'INTERNAL', message: 'The job failed without a reason.' };
-  const tried = [...new Set(job.attempts.map(({ host }) => host))];
-  const where = tried.length === 0 ? '' : ` Tried on ${tried.join(', ')} (${job.attempts.length} attempts).`;
   const all = view.total === 1 ? '' : ` All ${view.total} images of batch ${view.batchId} failed; this was the first.`;
-  throw new AppError(isErrorCode(code) ? code : 'ENGINE_FAILED', `${message}${where}${all}`);
+  throw new AppError(isErrorCode(code) ? code : 'ENGINE_FAILED', `${message}${all}`);
 }
 
 /** Previews of what is done, unless the call or the configuration wants none. */
@@ -99,6 +96,11 @@ export async function previewsFor(
   if ((o.asked ?? o.settings.preview) === 'none') return { previews: [], notes: [] };
   const paths = jobs.flatMap((job) => (job.state === 'done' ? [job.previewPath ?? job.filePath ?? []].flat() : []));
   return previewsOf(paths);
+}
+
+/** Texts of hosts end with a stop or not. */
+export function sentence(text: string): string {
+  return /[.!?]$/.test(text) ? text : `${text}.`;
 }
 
 export function plural(count: number, word: string): string {
@@ -122,8 +124,4 @@ function resultJson(job: JobView, { promptLength }: { promptLength: number }): J
     ...(job.error !== undefined && { error: `${job.error.code}: ${job.error.message}` }),
     ...(job.state === 'cancelled' && { cancelled: true }),
   };
-}
-
-function waitingAhead(view: BatchView, job: JobView): number {
-  return view.jobs.filter(({ state, index }) => state === 'waiting' && index < job.index).length;
 }

@@ -25,9 +25,11 @@ export function connectedHosts(hosts: readonly HostView[], name: string | undefi
   );
   if (connected.length > 0) return connected;
   const [only] = named;
-  const reasons = named.map((host) => `${host.name} (${host.url}): ${linkProblem(host)}`).join(' ');
-  if (named.length === 1 && only?.link.kind === 'down') throw new AppError(only.link.error.code, reasons);
-  throw new AppError('NO_HOST', `No host is connected. ${reasons} Check with the server_health tool.`);
+  if (named.length === 1 && only?.link.kind === 'down') {
+    throw new AppError(only.link.error.code, `${only.link.error.message} ${nextAttempt(only.link.retryInMs)}`);
+  }
+  const reasons = named.map((host) => `${host.name} (${host.url}): ${linkProblem(host)}`);
+  throw new AppError('NO_HOST', `No host is connected. ${reasons.join(' ')} Check with the server_health tool.`);
 }
 
 /** Why a host cannot be asked, with its code. */
@@ -38,8 +40,12 @@ export function linkProblem({ link, snapshot }: HostView): string {
     case 'up':
       return snapshot === undefined ? 'connected, but it has not reported its state yet.' : 'connected.';
     case 'down':
-      return `${link.error.code}: ${link.error.message} Next attempt in ${Math.ceil(link.retryInMs / 1_000)} s.`;
+      return `${link.error.code}: ${link.error.message} ${nextAttempt(link.retryInMs)}`;
   }
+}
+
+function nextAttempt(inMs: number): string {
+  return `Next attempt in ${Math.max(1, Math.ceil(inMs / 1_000))} s.`;
 }
 
 function noHosts(): AppError {

@@ -55,7 +55,8 @@ export async function moveModels(
   targets: readonly MoveTarget[],
   o: { fleet: Fleet; context: ToolContext; waitSeconds: number | undefined },
 ): Promise<MoveAnswer> {
-  o.context.progress(`${to}: ${targets.map(({ host, model }) => `${model} on ${host}`).join(', ')}`);
+  const asked = targets.map(({ host, model }) => `${model} on ${host}`).join(', ');
+  o.context.progress(() => ({ message: `${to}: ${asked}` }));
   using patience = new Deadline({ ms: patienceMs(o.context, o.waitSeconds), signal: o.context.signal });
   const startedMs = performance.now();
   const moved = await Promise.allSettled(targets.map((target) => moveOne(to, target, { ...o, patience, startedMs })));
@@ -108,7 +109,7 @@ async function moveOne(to: MoveKind, { host, model }: MoveTarget, o: Waiting): P
       const move = await o.fleet.request(host, `model.${to}`, { model }, o.patience.signal);
       if (move.readyInMs === undefined) return endedJson(host, move);
       if (o.patience.signal.aborted) return runningJson({ host, model, readyInMs: move.readyInMs }, o);
-      o.context.progress(`${host}: ${move.message}`);
+      o.context.progress(() => ({ message: `${host}: ${move.message}` }));
     }
   } catch (error) {
     if (!o.patience.isExpired) throw error;

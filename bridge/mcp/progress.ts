@@ -1,5 +1,8 @@
 import { pause } from '../../shared/abort.ts';
 
+/** What a call is doing, for a person; `fraction` is 0 to 1 where it is known. */
+export type Doing = { message: string; fraction?: number };
+
 export type ProgressNote = { progress: number; total: number; message: string };
 
 /** At most two a second, and one at least every 5 s, with some room: clients give up on a silent call. */
@@ -13,19 +16,16 @@ export class ProgressReporter implements AsyncDisposable {
   readonly #stop = new AbortController();
   readonly #send: (note: ProgressNote) => Promise<void>;
   readonly #running: Promise<void>;
-  #message = 'working';
-  #fraction = 0;
-  #isNew = true;
+  #look: () => Doing = () => ({ message: 'working' });
 
   constructor(send: (note: ProgressNote) => Promise<void>) {
     this.#send = send;
     this.#running = this.#run(this.#stop.signal);
   }
 
-  report(message: string, fraction = this.#fraction): void {
-    this.#isNew ||= message !== this.#message || fraction > this.#fraction;
-    this.#message = message;
-    this.#fraction = fraction;
+  /** Asked at each tick: looking at a large batch costs more than its jobs may cause by their steps. */
+  follow(look: () => Doing): void {
+    this.#look = look;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -35,16 +35,18 @@ export class ProgressReporter implements AsyncDisposable {
 
   async #run(signal: AbortSignal): Promise<void> {
     let last = 0;
+    let told = '';
     let silentTicks = 0;
     while (true) {
       await pause(TICK_MS, signal);
       if (signal.aborted) return;
       silentTicks += 1;
-      if (!this.#isNew && silentTicks < SILENT_TICKS) continue;
-      last = Math.max(last + NUDGE, Math.min(this.#fraction, 0.99));
-      this.#isNew = false;
+      const { message, fraction = last } = this.#look();
+      if (message === told && fraction <= last && silentTicks < SILENT_TICKS) continue;
+      last = Math.max(last + NUDGE, Math.min(fraction, 0.99));
+      told = message;
       silentTicks = 0;
-      await this.#send({ progress: last, total: 1, message: this.#message });
+      await this.#send({ progress: last, total: 1, message });
     }
   }
 }

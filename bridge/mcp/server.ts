@@ -72,7 +72,7 @@ export function createServer(deps: ServerDeps): Server {
     const context: ToolContext = {
       signal: extra.signal,
       cancelReason: () => cancelReason(extra.signal, { isClosed: closed.signal.aborted }),
-      progress: (message, fraction) => progress?.report(message, fraction),
+      progress: (look) => progress?.follow(look),
       client: { name: client.name, version: client.version },
       syncWaitMs: syncWaitMs(client.name, deps.settings.syncWaitMs),
       settings: deps.settings,

@@ -29,11 +29,15 @@ export const ModelJson = z.object({
   detail: z.string().optional(),
   vram_gb: z.number(),
   idle_time: z.number(),
+  /** Idle this long it is offloaded, and released; null means never. */
+  idle_timeout: z.number().nullable().optional(),
+  release_timeout: z.number().nullable().optional(),
   stays_away_seconds: z.number().optional(),
   statistics: z.object({
     jobs_done: z.int(),
     total_loads: z.int(),
     gpu_to_cpu: z.int(),
+    cpu_to_gpu: z.int().optional(),
     full_releases: z.int(),
   }),
 });
@@ -121,12 +125,20 @@ function modelJson(model: ModelStatus): z.input<typeof ModelJson> {
     ...(model.detail !== undefined && { detail: model.detail }),
     vram_gb: gb(model.heldMiB),
     idle_time: seconds(model.idleMs),
+    idle_timeout: knownSeconds(model.offloadAfterMs),
+    release_timeout: knownSeconds(model.releaseAfterMs),
     ...(model.heldAwayMs > 0 && { stays_away_seconds: seconds(model.heldAwayMs) }),
     statistics: {
       jobs_done: model.jobsDone,
       total_loads: model.loads,
       gpu_to_cpu: model.offloads,
+      cpu_to_gpu: model.wakes,
       full_releases: model.releases,
     },
   };
+}
+
+/** Null is said, as "never"; what an older agent does not tell is left out. */
+function knownSeconds(ms: number | null | undefined): number | null | undefined {
+  return typeof ms === 'number' ? seconds(ms) : ms;
 }

@@ -4,6 +4,7 @@ import { nearest } from '../../shared/nearest.ts';
 import type { Fleet } from '../fleet/fleet.ts';
 import type { Preview } from '../output/preview.ts';
 import type { Roots } from '../output/roots.ts';
+import type { Doing } from './progress.ts';
 import type { Json } from './results.ts';
 import { imageResult, jsonResult } from './results.ts';
 import type { CallToolResult } from './sdk.ts';
@@ -22,8 +23,8 @@ export type ToolContext = {
   signal: AbortSignal;
   /** `asked`: somebody wants the work to end. `left`: the client gave up waiting or is gone; the work goes on. */
   cancelReason: () => 'asked' | 'left' | undefined;
-  /** What the call is doing, for a person; `fraction` is 0 to 1 where it is known. */
-  progress: (message: string, fraction?: number) => void;
+  /** From now on the client, where it wants to know, is told what this returns; it is asked at most twice a second. */
+  progress: (look: () => Doing) => void;
   client: { name: string; version: string };
   /** How long this client is known to wait; Infinity where it waits without limit. */
   syncWaitMs: number;

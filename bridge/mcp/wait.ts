@@ -10,12 +10,10 @@ export async function waitForBatch(
   context: ToolContext,
   { waitSeconds }: { waitSeconds: number | undefined },
 ): Promise<BatchView> {
-  const tell = (): void => {
+  context.progress(() => {
     const view = batch.view();
-    context.progress(activityOf(view), fractionOf(view));
-  };
-  tell();
-  const stopTelling = batch.onChange(tell);
+    return { message: activityOf(view), fraction: fractionOf(view) };
+  });
   using patience = new Deadline({ ms: patienceMs(context, waitSeconds), signal: context.signal });
   try {
     return await batch.wait(patience.signal);
@@ -26,8 +24,6 @@ export async function waitForBatch(
     }
     if (patience.isExpired) return batch.view();
     throw error;
-  } finally {
-    stopTelling();
   }
 }
 

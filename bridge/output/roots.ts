@@ -114,7 +114,8 @@ function refuseOddPaths(asked: string): void {
     throw new AppError('PATH_DENIED', `${JSON.stringify(asked)} is not a usable path: ${why}`);
   };
   if (asked.trim() === '') refuse('it is empty. Give the path of a file or directory.');
-  if (asked.includes('\0')) refuse('it contains a NUL character.');
+  if (/\p{Cc}/u.test(asked)) refuse('it contains a control character. Write the path without it.');
+  if (/\p{Cs}/u.test(asked)) refuse('it contains half a surrogate pair, which is not text.');
   if (/^[a-z][a-z0-9+.-]+:/i.test(asked)) refuse('URLs are not read. Save the file first and give its path.');
   if (/^[\\/]{2}/.test(asked)) refuse('network and device paths are not used. Map it to a directory first.');
   const device = asked.split(/[/\\]/).find(isDeviceName);
@@ -128,10 +129,16 @@ async function realPathOf(path: string): Promise<string> {
   } catch (error) {
     const parent = dirname(path);
     const isMissing = error instanceof Error && 'code' in error && ['ENOENT', 'ENOTDIR'].includes(String(error.code));
-    if (!isMissing || parent === path)
-      throw new AppError('PATH_DENIED', `${path} cannot be resolved.`, { cause: error });
+    if (!isMissing || parent === path) throw unresolvable(path, error);
     return join(await realPathOf(parent), basename(path));
   }
+}
+
+function unresolvable(path: string, error: unknown): AppError {
+  const code = error instanceof Error && 'code' in error ? String(error.code) : String(error);
+  const short = path.length <= 200 ? path : `${path.slice(0, 200)}…`;
+  const why = code === 'ENAMETOOLONG' ? 'it is too long' : code === 'ELOOP' ? 'its links lead in a circle' : code;
+  return new AppError('PATH_DENIED', `${short} cannot be used: ${why}. Choose another path.`, { cause: error });
 }
 
 function isInside(path: string, root: string): boolean {

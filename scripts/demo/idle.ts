@@ -5,8 +5,8 @@ type Result = BatchAnswer['results'][number];
 /** Time between two jobs that is hand-over, not idleness: the host's slot waited for the next picture's request. */
 const HANDOVER_SECONDS = 0.35;
 
-/** A host that would have ended this share of the batch before its end would really have shortened it. */
-const GAIN_SHARE = 0.05;
+/** A host must have ended a picture this share of the batch before its end to have really helped; less is noise. */
+const GAIN_SHARE = 0.1;
 
 /**
  * Hosts that stood still while a picture waited that they could have finished before the batch ended, with the time.

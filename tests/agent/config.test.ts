@@ -2,8 +2,9 @@ import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { z } from 'zod';
 import { ConfigError } from '../../shared/config-file.ts';
-import { agentFileSchema, loadAgentConfig, stateDirOf } from '../../agent/config.ts';
+import { agentFileSchema, loadAgentConfig, stateDirOf, withServedId } from '../../agent/config.ts';
 
 let dir: string;
 beforeAll(async () => {
@@ -40,6 +41,19 @@ describe('a good file', () => {
     expect(step1x).toMatchObject({ engine: 'step1x-edit', capabilities: ['edit'], preload: false });
     expect(step1x?.launch).toMatchObject({ cwd: '/opt/Step1X-Edit', env: { GPU_IDLE_TIMEOUT: '86400' } });
     expect(flux?.launch).toEqual({ kind: 'attached', url: 'http://127.0.0.1:8000' });
+  });
+
+  test('capabilities are published with the profile, and stay when an attached server says what it serves', async () => {
+    const text = 'models: { m: { engine: vllm-omni, attach: "http://127.0.0.1:1", capabilities: [edit] } }';
+    const [model] = (await load(text)).models;
+    if (model === undefined) throw new Error('no model');
+    expect([model.capabilities, model.profile.capabilities]).toEqual([['edit'], ['edit']]);
+    const served = withServedId(model, 'Qwen/Qwen-Image-2512');
+    expect(served).toMatchObject({ id: 'Qwen/Qwen-Image-2512', profileFrom: 'shipped', capabilities: ['edit'] });
+    expect(served.profile).toMatchObject({ model: 'Qwen/Qwen-Image-2512', capabilities: ['edit'] });
+    const [plain] = (await load('models: { m: { engine: vllm-omni, attach: "http://127.0.0.1:1" } }')).models;
+    if (plain === undefined) throw new Error('no model');
+    expect(withServedId(plain, 'Qwen/Qwen-Image-2512').capabilities).toEqual(['generate']);
   });
 
   test('an empty file is a host without models, with the documented times', async () => {
@@ -164,6 +178,25 @@ test('the JSON Schema names every key, with what may be left out', () => {
     expect(schema).toContain(`"${key}"`);
   expect(agentFileSchema()).not.toHaveProperty('required');
 });
+
+test('every key says what it is for', () => {
+  expect(keysWithoutMeaning(agentFileSchema(), '')).toEqual([]);
+});
+
+/** Keys of a JSON Schema that have neither a description nor keys of their own. */
+function keysWithoutMeaning(schema: unknown, path: string): string[] {
+  const Node = z.object({
+    description: z.string().optional(),
+    properties: z.record(z.string(), z.unknown()).optional(),
+    additionalProperties: z.unknown(),
+  });
+  const { description, properties, additionalProperties } = Node.partial().parse(schema);
+  if (properties !== undefined) {
+    return Object.entries(properties).flatMap(([key, below]) => keysWithoutMeaning(below, `${path}.${key}`));
+  }
+  if (description !== undefined) return [];
+  return typeof additionalProperties === 'object' ? keysWithoutMeaning(additionalProperties, `${path}.*`) : [path];
+}
 
 async function file(text: string): Promise<string> {
   const path = join(dir, 'agent.yaml');

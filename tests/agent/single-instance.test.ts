@@ -1,5 +1,7 @@
 import { execa } from 'execa';
+import { once } from 'node:events';
 import { mkdtemp, readdir, rm } from 'node:fs/promises';
+import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
@@ -37,6 +39,14 @@ test('of several that start at once after a crash, exactly one gets it', async (
   for (const winner of winners) await winner[Symbol.asyncDispose]();
   expect(refusals.every((reason) => reason instanceof AlreadyRunning)).toBe(true);
   expect(winners).toHaveLength(1);
+});
+
+test('somebody who asked and stays connected does not keep it from being released', async () => {
+  const first = await SingleInstance.acquire(stateDir);
+  const asking = connect({ path: join(stateDir, 'agent.sock'), allowHalfOpen: true });
+  await once(asking, 'data');
+  await first[Symbol.asyncDispose]();
+  asking.destroy();
 });
 
 test('a directory too deep for a socket is refused in words', async () => {

@@ -105,3 +105,21 @@ test('a daemon hears of a token that a command revoked', async () => {
   await daemon.refresh();
   expect(revoked).toEqual([token?.id]);
 });
+
+test('a token that was revoked while another one is used is noticed, whichever reads the file first', async () => {
+  const revoked: string[] = [];
+  await using daemon = new TokenStore({ stateDir, onRevoked: (tokenId) => revoked.push(tokenId) });
+  await using command = new TokenStore({ stateDir });
+  await command.add({ name: 'phone', role: 'operator' });
+  const laptop = await command.add({ name: 'laptop', role: 'operator' });
+  const phone = (await daemon.list()).find(({ name }) => name === 'phone');
+  // The daemon is about to note the use of one when the other is revoked: it finds that out as it writes.
+  await writeFile(`${file()}.lock`, String(process.pid));
+  await daemon.check(laptop);
+  const { tokens } = JSON.parse(await readFile(file(), 'utf8')) as { tokens: { name: string }[] };
+  await writeFile(file(), JSON.stringify({ tokens: tokens.filter(({ name }) => name !== 'phone') }));
+  await rm(`${file()}.lock`);
+  await daemon[Symbol.asyncDispose]();
+  await daemon.refresh();
+  expect(revoked).toEqual([phone?.id]);
+});

@@ -1,8 +1,15 @@
 import { z } from 'zod';
+import { pause } from '../../../shared/abort.ts';
 import { AppError } from '../../../shared/errors.ts';
+import type { BatchView } from '../../fleet/batch-view.ts';
+import type { Fleet } from '../../fleet/fleet.ts';
 import { plural, statusOf } from '../answers.ts';
 import type { ToolContext } from '../tool.ts';
 import { defineTool, ENDS } from '../tool.ts';
+
+/** Another process that works on a batch looks every second whether it shall end. */
+const OBEYED_MS = 4_000;
+const LOOK_EVERY_MS = 100;
 
 const input = z.strictObject({ batch_id: z.string().min(1).max(100).describe('batch_id, or a job_id') });
 
@@ -30,21 +37,20 @@ export const cancelBatch = defineTool({
 });
 
 async function run(args: z.output<typeof input>, context: ToolContext): Promise<z.input<typeof output>> {
+  const { batch_id: id } = args;
   const fleet = await context.fleet();
-  if (fleet.find(args.batch_id) === undefined) {
-    throw new AppError(
-      'JOB_NOT_FOUND',
-      `No batch or job has the id ${args.batch_id}. Nothing was stopped. Check the id.`,
-    );
+  const before = fleet.find(id);
+  if (before === undefined) {
+    throw new AppError('JOB_NOT_FOUND', `No batch or job has the id ${id}. Nothing was stopped. Check the id.`);
   }
-  const view = await fleet.cancel(args.batch_id);
+  const view = isOver(before, id) ? before : await obeyed(await fleet.cancel(id), { id, fleet, context });
   const stillRunning = view.jobs.flatMap(({ jobId, stillRunningOn }) =>
     stillRunningOn === undefined ? [] : [{ job_id: jobId, host: stillRunningOn }],
   );
   return {
     status: view.state === 'failed' ? 'cancelled' : statusOf(view),
     batch_id: view.batchId,
-    message: messageOf(view, stillRunning.length),
+    message: messageOf(view, { id, before, busyHosts: [...new Set(stillRunning.map(({ host }) => host))] }),
     completed: view.completed,
     failed: view.failed,
     cancelled: view.cancelled,
@@ -53,9 +59,38 @@ async function run(args: z.output<typeof input>, context: ToolContext): Promise<
   };
 }
 
-function messageOf(view: { completed: number; cancelled: number; state: string }, stillRunning: number): string {
-  if (view.state === 'success') return 'The batch had already ended; nothing was stopped.';
+/** What is being saved ends first, and another process needs a moment to see the wish. */
+async function obeyed(
+  view: BatchView,
+  { id, fleet, context }: { id: string; fleet: Fleet; context: ToolContext },
+): Promise<BatchView> {
+  const startedMs = performance.now();
+  let latest = view;
+  while (!isOver(latest, id) && performance.now() - startedMs < OBEYED_MS) {
+    await pause(LOOK_EVERY_MS, context.signal);
+    context.signal.throwIfAborted();
+    latest = fleet.find(id) ?? latest;
+  }
+  return latest;
+}
+
+function isOver(view: BatchView, id: string): boolean {
+  const job = view.jobs.find(({ jobId }) => jobId === id);
+  if (job === undefined) return view.state !== 'running';
+  return job.state === 'done' || job.state === 'failed' || job.state === 'cancelled';
+}
+
+function messageOf(view: BatchView, o: { id: string; before: BatchView; busyHosts: readonly string[] }): string {
+  const kept = view.completed === 0 ? 'None was finished.' : `${plural(view.completed, 'finished image')} kept.`;
+  if (isOver(o.before, o.id)) return `It had already ended; nothing was stopped. ${kept}`;
+  if (!isOver(view, o.id)) {
+    return `The gantry process that works on it was asked to stop it and has not answered yet. Ask get_job, id ${o.id}.`;
+  }
+  const stopped = view.cancelled - o.before.cancelled;
+  const goesOn = view.state === 'running' ? ' The others of its batch go on.' : '';
   const busy =
-    stillRunning === 0 ? '' : ` Still busy with what cannot be interrupted: ${plural(stillRunning, 'engine')}.`;
-  return `${plural(view.cancelled, 'image')} stopped, ${plural(view.completed, 'finished one')} kept.${busy}`;
+    o.busyHosts.length === 0
+      ? ''
+      : ` Still busy with what cannot be interrupted and is thrown away: ${o.busyHosts.join(', ')}.`;
+  return `${plural(stopped, 'image')} stopped. ${kept}${goesOn}${busy}`;
 }

@@ -9,6 +9,7 @@ import {
   previewsFor,
   progressJson,
   qualityJson,
+  sentence,
   resultsFile,
   resultsJson,
   statusOf,
@@ -78,9 +79,12 @@ async function viewOf(
   while (true) {
     const view = fleet.find(id);
     if (view === undefined) {
-      throw new AppError('JOB_NOT_FOUND', `No job or batch has the id ${id}. Ids are kept for 72 hours. Check the id.`);
+      throw new AppError(
+        'JOB_NOT_FOUND',
+        `No job or batch has the id ${id}. Batches are remembered for 30 days after their end. Check the id.`,
+      );
     }
-    context.progress(activityOf(view), fractionOf(view));
+    context.progress(() => ({ message: activityOf(view), fraction: fractionOf(view) }));
     const job = view.jobs.find(({ jobId }) => jobId === id);
     const isOver = job === undefined ? view.state !== 'running' : onlyJob(view, job).state !== 'running';
     if (isOver || performance.now() - startedMs >= waitMs) return view;
@@ -101,7 +105,7 @@ function onlyJob(view: BatchView, job: JobView): BatchView {
     failed: is('failed'),
     cancelled: is('cancelled'),
     state: is('done') ? 'success' : is('failed') ? 'failed' : is('cancelled') ? 'cancelled' : 'running',
-    etaMs: view.total === 1 ? view.etaMs : null,
+    etaMs: job.etaMs,
   };
 }
 
@@ -125,7 +129,7 @@ function jobStateWord(job: JobView): 'waiting' | 'running' | 'success' | 'failed
 }
 
 function sentenceOf(view: BatchView): string {
-  if (view.state === 'running') return `Running: ${activityOf(view)}.`;
+  if (view.state === 'running') return sentence(`Running: ${activityOf(view)}`);
   const failed = view.failed > 0 ? `, ${view.failed} failed` : '';
   const cancelled = view.cancelled > 0 ? `, ${view.cancelled} cancelled` : '';
   return `Ended: ${plural(view.completed, 'image')} saved${failed}${cancelled}.`;

@@ -88,7 +88,7 @@ function paintCaption(
   const { unit, lines } = largestFit(facts.prompt, { width: width - 2 * margin, height: room, smallest: small });
   const boxHeight = lines.length * lineHeight(unit) + detailsHeight + 2.5 * margin;
   const boxTop = height - boxHeight;
-  canvas.fillRectangle(0, boxTop, width, boxHeight, DARK, isBanner ? 0.9 : 0.55);
+  canvas.fillRectangle(0, boxTop, width, boxHeight, DARK, isBanner ? 1 : 0.55);
   lines.forEach((line, index) =>
     canvas.drawText(line, margin, boxTop + margin + index * lineHeight(unit), unit, WHITE),
   );

@@ -104,6 +104,40 @@ describe('the journal', () => {
     expect(journal.warnings).toEqual([]);
   });
 
+  test('a last line of which only the end is missing counts', async () => {
+    const dir = await tempDir();
+    const [first, second] = [job(), job()];
+    {
+      await using journal = await Journal.open({ dir, log });
+      await journal.taken('t', first);
+      await journal.taken('t', second);
+    }
+    const path = join(dir, 'journal.jsonl');
+    await truncate(path, (await readFile(path)).length - 1);
+    await using journal = await Journal.open({ dir, log });
+    expect(journal.all()).toHaveLength(2);
+  });
+
+  test('flipped bits anywhere never keep it from being opened, and what is readable is used', async () => {
+    const dir = await tempDir();
+    const jobs = Array.from({ length: 8 }, () => job());
+    {
+      await using journal = await Journal.open({ dir, log });
+      for (const each of jobs) await journal.taken('t', each);
+      for (const each of jobs) await journal.ended('t', each, { state: 'done', result: RESULT });
+    }
+    const path = join(dir, 'journal.jsonl');
+    const good = await readFile(path);
+    for (let at = 3; at < good.length; at += 97) {
+      const bytes = Buffer.from(good);
+      bytes[at] = (bytes[at] ?? 0) ^ (1 << (at % 8));
+      await writeFile(path, bytes);
+      await using journal = await Journal.open({ dir, log });
+      expect(journal.all().length).toBeGreaterThanOrEqual(6); // two lines where a line end was hit
+      expect(journal.all().every(({ end }) => end !== undefined)).toBe(true);
+    }
+  });
+
   test('a broken line in the middle: the rest is used, and the file is kept', async () => {
     const dir = await tempDir();
     const [first, second] = [job(), job()];
@@ -228,7 +262,7 @@ describe('the input store', () => {
   }
 
   test('keeps the pixels and nothing else: upright, PNG, no metadata', async () => {
-    const store = await InputStore.open({ dir: await tempDir(), log });
+    const store = await InputStore.open({ dir: await tempDir(), quotaBytes: 1e9, log });
     const photo = await sharp({ create: { width: 60, height: 40, channels: 3, background: '#aa0000' } })
       .withMetadata({ orientation: 6 })
       .withExifMerge({ IFD0: { Copyright: 'somebody' } })
@@ -243,10 +277,10 @@ describe('the input store', () => {
 
   test('is found again after a restart, by its token only', async () => {
     const dir = await tempDir();
-    const store = await InputStore.open({ dir, log });
+    const store = await InputStore.open({ dir, quotaBytes: 1e9, log });
     const name = await put(store, await png());
     await writeFile(join(dir, 't', `${name}.xyz.part`), 'half');
-    const again = await InputStore.open({ dir, log });
+    const again = await InputStore.open({ dir, quotaBytes: 1e9, log });
     expect([again.has('t', name), again.has('other', name)]).toEqual([true, false]);
     await expect(again.read('other', name)).rejects.toMatchObject({ code: 'INPUT_MISSING' });
     expect(await readdir(join(dir, 't'))).toEqual([`${name}.png`]);
@@ -282,7 +316,7 @@ describe('the input store', () => {
     ['of an unknown format', async () => Buffer.from('just some text that is no picture')],
   ])('refuses what is %s, by name', async (format, make) => {
     const dir = await tempDir();
-    const store = await InputStore.open({ dir, log });
+    const store = await InputStore.open({ dir, quotaBytes: 1e9, log });
     const bytes = await make();
     const refused = { code: 'INPUT_INVALID', message: expect.stringContaining(`The input is ${format}`) as string };
     await expect(put(store, bytes)).rejects.toMatchObject(refused);
@@ -292,7 +326,7 @@ describe('the input store', () => {
 
   test('refuses a truncated picture, a bomb, a wrong hash and too many bytes', async () => {
     const dir = await tempDir();
-    const store = await InputStore.open({ dir, log });
+    const store = await InputStore.open({ dir, quotaBytes: 1e9, log });
     const noise = await sharp({
       create: {
         width: 300,
@@ -317,9 +351,19 @@ describe('the input store', () => {
     expect(await readdir(join(dir, 't'))).toEqual([]);
   });
 
+  test('no token has more than its share of the disk, also after a restart', async () => {
+    const dir = await tempDir();
+    await put(await InputStore.open({ dir, quotaBytes: 1e9, log }), await png());
+    const store = await InputStore.open({ dir, quotaBytes: 10, log });
+    await expect(put(store, await png(32, 32))).rejects.toMatchObject({ code: 'QUOTA_EXCEEDED' });
+    const other = await png(16, 16);
+    await store.put('other', sha(other), Readable.from([other]), limits);
+    expect(store.has('other', sha(other))).toBe(true);
+  });
+
   test('an upload that is ended leaves nothing', async () => {
     const dir = await tempDir();
-    const store = await InputStore.open({ dir, log });
+    const store = await InputStore.open({ dir, quotaBytes: 1e9, log });
     const stop = new AbortController();
     const body = new Readable({ read: () => undefined });
     body.push(Buffer.alloc(100));
@@ -332,17 +376,17 @@ describe('the input store', () => {
 
   test('is deleted one hour after the last job that names it, not before', async () => {
     const dir = await tempDir();
-    const name = await put(await InputStore.open({ dir, log }), await png());
+    const name = await put(await InputStore.open({ dir, quotaBytes: 1e9, log }), await png());
     const longAgo = new Date(Date.now() - 3_700_000);
     await utimes(join(dir, 't', `${name}.png`), longAgo, longAgo);
-    const store = await InputStore.open({ dir, log });
+    const store = await InputStore.open({ dir, quotaBytes: 1e9, log });
     const held = store.hold('t', [name]);
     await store.sweep();
     expect(store.has('t', name)).toBe(true);
     held[Symbol.dispose](); // the hour begins now
     await store.sweep();
     expect(store.has('t', name)).toBe(true);
-    await (await InputStore.open({ dir, log })).sweep();
+    await (await InputStore.open({ dir, quotaBytes: 1e9, log })).sweep();
     expect(await readdir(join(dir, 't'))).toEqual([]);
   });
 });

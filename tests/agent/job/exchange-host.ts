@@ -3,7 +3,7 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { pino } from 'pino';
-import type { Session } from '../../../agent/job/exchange.ts';
+import type { Session } from '../../../agent/job/session.ts';
 import { Exchange } from '../../../agent/job/exchange.ts';
 import { InputStore } from '../../../agent/job/input-store.ts';
 import { Journal } from '../../../agent/job/journal.ts';
@@ -48,7 +48,7 @@ export class ExchangeHost implements AsyncDisposable {
     const journal = await Journal.open({ dir: directory, log });
     const stores = { quotaBytes: options.quotaBytes ?? 1e9, keptMs: 1e9, log };
     const results = await ResultStore.open({ dir: join(directory, 'results'), ...stores });
-    const inputs = await InputStore.open({ dir: join(directory, 'inputs'), log });
+    const inputs = await InputStore.open({ dir: join(directory, 'inputs'), quotaBytes: 1e9, log });
     const times = { ...TIMES, ...options.times };
     const rest = { times, isSimulated: () => true, hostname: 'box', log, onChange: () => undefined };
     const exchange = new Exchange({ residency, journal, results, inputs, ...rest });

@@ -4,6 +4,7 @@ import { mkdtemp, readFile, rm, stat } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { DiskWatch } from '../../../agent/job/disk-watch.ts';
 import { Journal } from '../../../agent/job/journal.ts';
 import { ResultStore } from '../../../agent/job/result-store.ts';
 import { jobOf, log } from './exchange-host.ts';
@@ -68,6 +69,20 @@ describe.skipIf(!canLimit())('a disk that is full', () => {
     await store.probe();
     expect(store.failure).toBeUndefined();
     await store.put('t', randomUUID(), 1, image, Buffer.alloc(10));
+  });
+
+  test('is tried again at its own pace, however often somebody asks why there are no grants', async () => {
+    const store = await ResultStore.open({ dir, quotaBytes: 1e9, keptMs: 1e9, log });
+    let writable = 0;
+    await using watch = new DiskWatch({ stores: [store], everyMs: 100, onWritable: () => (writable += 1) });
+    const image = Buffer.concat([Buffer.from('\x89PNG', 'latin1'), Buffer.alloc(50_000)]);
+    {
+      using _full = limitFileSize(10_000);
+      await expect(store.put('t', randomUUID(), 1, image, Buffer.alloc(10))).rejects.toThrow();
+      expect(watch.failure).toMatchObject({ code: 'DISK_FULL' });
+    }
+    await expect.poll(() => watch.failure, { interval: 20 }).toBeUndefined();
+    await expect.poll(() => writable).toBe(1);
   });
 });
 

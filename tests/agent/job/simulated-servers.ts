@@ -44,7 +44,7 @@ export class SimulatedServers implements AsyncDisposable {
       sampleIntervalMs: 100,
       silenceMs: 10_000,
       log,
-      onSample: () => undefined,
+      onSample: onChange,
     });
     const places = { stateDir: directory, logDir: join(directory, 'logs'), reserveMiB: 512 };
     const found = models.map((model) => withLedger(model, directory));

@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import type { ChoiceView, LineView, SlotView } from '../../../agent/job/slot-scheduler.ts';
+import type { ChoiceView, LineView, SlotView } from '../../../agent/job/choice.ts';
 import { choose } from '../../../agent/job/slot-scheduler.ts';
 import type { TurnMemory } from '../../../agent/job/turn-memory.ts';
 import { EMPTY_MEMORY } from '../../../agent/job/turn-memory.ts';

@@ -1,6 +1,6 @@
 import type { JobClass } from '../../../shared/job.ts';
 import type { Resident } from '../../../agent/gpu/vram-planner.ts';
-import type { ChoiceView, Grant, LineView, SlotView } from '../../../agent/job/slot-scheduler.ts';
+import type { ChoiceView, Grant, LineView, SlotView } from '../../../agent/job/choice.ts';
 import { choose } from '../../../agent/job/slot-scheduler.ts';
 import type { TurnMemory } from '../../../agent/job/turn-memory.ts';
 import { EMPTY_MEMORY, rememberRefusal, rememberRun, rememberTurn } from '../../../agent/job/turn-memory.ts';

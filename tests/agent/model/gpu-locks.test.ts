@@ -2,11 +2,13 @@ import { setImmediate } from 'node:timers/promises';
 import { expect, test } from 'vitest';
 import { GpuLocks } from '../../../agent/model/gpu-locks.ts';
 
+const never = new AbortController().signal;
+
 test('one at a time per GPU, in the order of asking', async () => {
   const locks = new GpuLocks();
   const order: string[] = [];
   const hold = async (name: string, gpus: readonly string[]): Promise<void> => {
-    using _lock = await locks.acquire(gpus);
+    using _lock = await locks.acquire(gpus, never);
     order.push(`${name} in`);
     await setImmediate();
     order.push(`${name} out`);
@@ -19,7 +21,7 @@ test('one at a time per GPU, in the order of asking', async () => {
 test('two that want the same GPUs in another order do not wait for each other', async () => {
   const locks = new GpuLocks();
   const both = async (gpus: readonly string[]): Promise<void> => {
-    using _lock = await locks.acquire(gpus);
+    using _lock = await locks.acquire(gpus, never);
     await setImmediate();
   };
   await Promise.all([both(['A', 'B']), both(['B', 'A']), both(['B'])]);
@@ -27,5 +29,5 @@ test('two that want the same GPUs in another order do not wait for each other', 
 });
 
 test('no GPU needs no lock', async () => {
-  using _lock = await new GpuLocks().acquire([]);
+  using _lock = await new GpuLocks().acquire([], never);
 });

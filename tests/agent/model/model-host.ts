@@ -4,21 +4,27 @@ import { join, resolve } from 'node:path';
 import { pino } from 'pino';
 import { GpuSampler } from '../../../agent/gpu/gpu-sampler.ts';
 import type { ConfiguredModel } from '../../../agent/model/configured-model.ts';
+import type { Destination } from '../../../agent/model/model-moves.ts';
+import type { Lease } from '../../../agent/model/residency.ts';
 import { Residency } from '../../../agent/model/residency.ts';
 import { Ledger, startTimeOf } from '../../../scripts/sim/lib/ledger.ts';
 import { pause } from '../../../shared/abort.ts';
 import type { EditRequest, GenerateRequest } from '../../../shared/job.ts';
+import type { ModelMove } from '../../../shared/protocol.ts';
 import { PROFILES } from '../../../shared/profiles.ts';
 
 export const never = new AbortController().signal;
+export const QUIET = { signal: never, onStep: (): void => undefined };
+
+const FAULT = 'ledger/nvidia-smi.fault.json';
 
 const TIMES = {
   stopGraceMs: 400,
   vramBackMs: 3_000,
   startDeadlineMs: 10_000,
   healthPollMs: 50,
-  retryFirstMs: 200,
-  moveAnswerMs: 8_000,
+  retryFirstMs: 100,
+  moveAnswerMs: 30_000,
   heldAwayMs: 600_000,
 };
 
@@ -28,6 +34,8 @@ export type HostOptions = {
   times?: Partial<typeof TIMES>;
   /** Another host's directory: what an agent finds that comes back. */
   directory?: string;
+  /** From the first moment on, until `mendNvidiaSmi`. */
+  doesNvidiaSmiHang?: boolean;
 };
 
 /** A directory with simulated GPUs, and the real sampler and residency on them. */
@@ -49,10 +57,11 @@ export class ModelHost implements AsyncDisposable {
   static async start(models: readonly ConfiguredModel[], options: HostOptions = {}): Promise<ModelHost> {
     const directory = options.directory ?? (await mkdtemp(join(tmpdir(), 'gantry-model-')));
     await simulateGpus(directory, options.gpusMiB ?? [24_576]);
+    if (options.doesNvidiaSmiHang === true) await writeFile(join(directory, FAULT), '{"mode":"hang"}');
     const log = pino({ level: 'silent' });
     const sampler = new GpuSampler({
       nvidiaSmi: join(directory, 'bin/nvidia-smi'),
-      sampleIntervalMs: 100,
+      sampleIntervalMs: 50,
       silenceMs: 10_000,
       log,
       onSample: () => undefined,
@@ -68,6 +77,7 @@ export class ModelHost implements AsyncDisposable {
       onChange: () => undefined,
     });
     await residency.start(never);
+    if (options.doesNvidiaSmiHang !== true) await sampler.firstSample(never);
     return new ModelHost({ directory, sampler, residency, isOwner: options.directory === undefined });
   }
 
@@ -84,6 +94,24 @@ export class ModelHost implements AsyncDisposable {
   plant(usedMiB: number, gpu = 0): void {
     const startTime = startTimeOf(process.pid) ?? '';
     this.ledger.note({ pid: process.pid, startTime, gpuUuid: `GPU-${gpu}`, usedMiB, name: 'foreign' });
+  }
+
+  async mendNvidiaSmi(): Promise<void> {
+    await rm(join(this.directory, FAULT));
+  }
+
+  state(slotId: string): string {
+    return this.residency.slotFacts(slotId).state;
+  }
+
+  /** One small job. */
+  async run(slotId: string, more: Partial<GenerateRequest> = {}): ReturnType<Lease['run']> {
+    using lease = await this.admit(slotId);
+    return await lease.run(generate(more), [], QUIET);
+  }
+
+  move(model: string, to: Destination): Promise<ModelMove> {
+    return this.residency.move(model, to, never);
   }
 
   admit(slotId: string, megapixels = 0.25): ReturnType<Residency['admit']> {
@@ -185,8 +213,8 @@ async function simulateGpus(directory: string, gpusMiB: readonly number[]): Prom
   }));
   await writeFile(join(directory, 'ledger/gpus.json'), JSON.stringify(gpus));
   const smi = join(directory, 'bin/nvidia-smi');
-  const ledger = join(directory, 'ledger');
-  await writeFile(smi, `#!/bin/sh\nGANTRY_SIM_LEDGER='${ledger}' exec '${resolve('dist/sim/nvidia-smi')}' "$@"\n`);
+  const [quick, simulator] = [resolve('tests/agent/model/quick-smi.sh'), resolve('dist/sim/nvidia-smi')];
+  await writeFile(smi, `#!/bin/sh\nLEDGER='${join(directory, 'ledger')}'\nSIMULATOR='${simulator}'\n. '${quick}'\n`);
   await chmod(smi, 0o755);
 }
 

@@ -7,7 +7,7 @@ import { expect, test, vi } from 'vitest';
 import { ProcessTree } from '../../../agent/model/process-tree.ts';
 import { ServerLog } from '../../../agent/model/server-log.ts';
 import { ServerProcess } from '../../../agent/model/server-process.ts';
-import { never, until } from './model-host.ts';
+import { until } from './model-host.ts';
 
 vi.setConfig({ testTimeout: 30_000 });
 
@@ -37,7 +37,7 @@ class Stage implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    await this.server.stop({ graceMs: 0, signal: never });
+    await this.server.stop({ graceMs: 0 });
     await rm(this.directory, { recursive: true, force: true });
   }
 }
@@ -45,7 +45,7 @@ class Stage implements AsyncDisposable {
 test('ends a server on SIGTERM without more', async () => {
   await using stage = await Stage.open(`trap 'echo bye; exit 3' TERM; touch "$DIR/up"; while :; do sleep 0.05; done`);
   await stage.until('up');
-  expect(await stage.server.stop({ graceMs: 5_000, signal: never })).toEqual([]);
+  expect(await stage.server.stop({ graceMs: 5_000 })).toEqual([]);
   expect(await stage.server.exited).toEqual({ code: 3, signal: null });
   expect(await stage.log.lastLines()).toBe('bye');
 });
@@ -53,7 +53,7 @@ test('ends a server on SIGTERM without more', async () => {
 test('kills a leader that ignores SIGTERM', async () => {
   await using stage = await Stage.open(`trap '' TERM; touch "$DIR/up"; while :; do sleep 0.05; done`);
   await stage.until('up');
-  expect(await stage.server.stop({ graceMs: 200, signal: never })).toEqual([]);
+  expect(await stage.server.stop({ graceMs: 200 })).toEqual([]);
   expect(await stage.server.exited).toEqual({ code: null, signal: 'SIGKILL' });
 });
 
@@ -65,7 +65,7 @@ test('finds a child in a session of its own whose parents are gone, by the log i
   expect(await stage.server.exited).toMatchObject({ code: 1 });
   const pid = Number(await readFile(join(stage.directory, 'orphan'), 'utf8'));
   expect(stage.server.tree()).toContain(pid);
-  expect(await stage.server.stop({ graceMs: 200, signal: never })).toEqual([]);
+  expect(await stage.server.stop({ graceMs: 200 })).toEqual([]);
   expect(stage.server.tree()).toEqual([]);
 });
 
@@ -79,7 +79,7 @@ test('remembers a child that it saw once, wherever that went', async () => {
   expect(stage.server.tree()).toContain(pid);
   await writeFile(join(stage.directory, 'go'), '');
   await stage.until('gone');
-  expect(await stage.server.stop({ graceMs: 200, signal: never })).toEqual([]);
+  expect(await stage.server.stop({ graceMs: 200 })).toEqual([]);
   expect(stage.server.tree()).toEqual([]);
 });
 
@@ -87,7 +87,7 @@ test('wakes a stopped member for its SIGTERM', async () => {
   await using stage = await Stage.open(`trap 'exit 0' TERM; touch "$DIR/up"; while :; do sleep 0.05; done`);
   await stage.until('up');
   process.kill(stage.server.pid, 'SIGSTOP');
-  await stage.server.stop({ graceMs: 2_000, signal: never });
+  await stage.server.stop({ graceMs: 2_000 });
   expect(await stage.server.exited).toEqual({ code: 0, signal: null });
 });
 

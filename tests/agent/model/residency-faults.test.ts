@@ -1,121 +1,162 @@
-import { readFile } from 'node:fs/promises';
+import { once } from 'node:events';
+import { readdir, readFile } from 'node:fs/promises';
+import { createServer } from 'node:http';
 import { join } from 'node:path';
-import { describe, expect, test, vi } from 'vitest';
+import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
 import { AppError } from '../../../shared/errors.ts';
-import { generate, ModelHost, never, omni, until } from './model-host.ts';
+import { generate, ModelHost, never, omni, QUIET, step1x, until } from './model-host.ts';
 
 // Real processes: how long they take to start is up to the machine.
 vi.setConfig({ testTimeout: 60_000 });
 
-describe('an eviction', () => {
-  test('falls back to release when the offload freed too little', async () => {
-    await using host = await ModelHost.start([omni('a', ['--free-only-mib', '500']), omni('b')], { gpusMiB: [12_000] });
-    (await host.admit('a'))[Symbol.dispose]();
-    using lease = await host.admit('b');
-    expect(lease.gpuNames).toHaveLength(1);
-    expect(host.residency.slotFacts('a').state).toBe('released');
-  });
+const failureOf = (promise: Promise<unknown>): Promise<unknown> => promise.catch((error: unknown) => error);
 
-  test('falls back to release when the engine refuses', async () => {
-    await using host = await ModelHost.start([omni('a', ['--sleep-ack-error']), omni('b')], { gpusMiB: [12_000] });
-    (await host.admit('a'))[Symbol.dispose]();
-    using lease = await host.admit('b');
-    expect(lease.gpuNames).toHaveLength(1);
-    expect(host.residency.slotFacts('a').state).toBe('released');
-  });
-
-  test('never takes a pinned model', async () => {
-    await using host = await ModelHost.start([omni('a', [], { pin: true }), omni('b')], { gpusMiB: [12_000] });
-    await until(() => host.residency.slotFacts('a').isReady);
-    await expect(host.admit('b')).rejects.toMatchObject({ code: 'GPU_OUT_OF_MEMORY' });
-    expect(host.residency.slotFacts('a').state).toBe('ready');
-  });
+let host: ModelHost;
+beforeAll(async () => {
+  const launch = (command: string[]) => ({ kind: 'owned' as const, command, args: [], env: {} });
+  const models = [
+    omni('stubborn', ['--ignore-sigterm', '--orphan', '--setsid']),
+    omni('frail', ['--crash-on', 'poison', '--sleep-ms', '800']),
+    omni('bad', ['--no-such-flag']),
+    omni('hungry', ['--oom-at-load']),
+    omni('broken', ['--wake-oom']),
+    { ...omni('absent'), launch: launch(['/no/such/program']) },
+    step1x(['--generate-ms', '3000']),
+  ];
+  host = await ModelHost.start(models, { gpusMiB: [80_000] });
 });
+afterAll(() => host[Symbol.asyncDispose]());
 
 describe('a release', () => {
   test('kills a server that ignores SIGTERM, and its children, and its VRAM is back', async () => {
-    await using host = await ModelHost.start([omni('a', ['--ignore-sigterm', '--orphan', '--setsid'])]);
-    (await host.admit('a'))[Symbol.dispose]();
-    const pids = host.pids();
-    expect(pids.length).toBeGreaterThan(0);
-    const gone = await host.residency.move('a', 'release', never);
+    (await host.admit('stubborn'))[Symbol.dispose]();
+    expect(host.pids().length).toBeGreaterThan(0);
+    const gone = await host.move('stubborn', 'release');
     expect(gone).toMatchObject({ state: 'released', done: 'release' });
-    expect(gone.vram).toMatchObject({ freeAfterMiB: 24_576, heldAfterMiB: 0 });
+    expect(gone.vram).toMatchObject({ freeAfterMiB: 80_000, heldAfterMiB: 0 });
     expect(host.pids()).toEqual([]);
     expect(host.usedMiB()).toBe(0);
-    expect(await readFile(join(host.directory, 'servers.json'), 'utf8')).not.toContain('"a"');
+    expect(await readFile(join(host.directory, 'servers.json'), 'utf8')).not.toContain('"stubborn"');
   });
 
   test('marks the GPU degraded while memory of a dead server does not come back', async () => {
-    const slow = omni('a', ['--vram-linger-ms', '2500']);
-    await using host = await ModelHost.start([slow], { times: { vramBackMs: 500 } });
-    (await host.admit('a'))[Symbol.dispose]();
-    await host.residency.move('a', 'release', never);
-    expect(host.residency.gpuStatus()[0]).toMatchObject({ isDegraded: true });
-    await expect(host.admit('a')).rejects.toMatchObject({ code: 'GPU_OUT_OF_MEMORY' });
-    await until(() => host.residency.gpuStatus()[0]?.isDegraded === false);
-    (await host.admit('a'))[Symbol.dispose]();
+    const slow = omni('a', ['--vram-linger-ms', '1500']);
+    await using degraded = await ModelHost.start([slow], { times: { vramBackMs: 300 } });
+    (await degraded.admit('a'))[Symbol.dispose]();
+    await degraded.move('a', 'release');
+    expect(degraded.residency.gpuStatus()[0]).toMatchObject({ isDegraded: true });
+    await expect(degraded.admit('a')).rejects.toMatchObject({ code: 'GPU_OUT_OF_MEMORY' });
+    await until(() => degraded.residency.gpuStatus()[0]?.isDegraded === false);
+    (await degraded.admit('a'))[Symbol.dispose]();
   });
 });
 
 describe('a server that dies', () => {
   test('in a job fails it with its last log lines, and comes back at the next admit', async () => {
-    await using host = await ModelHost.start([omni('a', ['--crash-on', 'poison'])]);
-    {
-      using lease = await host.admit('a');
-      const run = lease.run(generate({ prompt: 'poison' }), [], { signal: never, onStep: () => undefined });
-      const error: unknown = await run.catch((failure: unknown) => failure);
-      expect(error).toMatchObject({ code: 'MODEL_FAILED' });
-      expect(String(error)).toMatch(/exited with code 1 while it worked on a job[^]*Segmentation fault/);
-    }
-    await until(() => host.residency.slotFacts('a').state === 'failed');
+    const error = await failureOf(host.run('frail', { prompt: 'poison' }));
+    expect(error).toMatchObject({ code: 'MODEL_FAILED' });
+    expect(String(error)).toMatch(/exited with code 1 while it worked on a job[^]*Segmentation fault/);
+    await until(() => host.state('frail') === 'failed');
     expect(host.usedMiB()).toBe(0);
-    expect(host.residency.slotFacts('a').error?.message).toContain('Segmentation fault');
-    await until(() => host.residency.slotFacts('a').retryInMs === 0);
-    using lease = await host.admit('a');
-    await lease.run(generate(), [], { signal: never, onStep: () => undefined });
+    expect(host.residency.slotFacts('frail').error?.message).toContain('Segmentation fault');
+    await until(() => host.residency.slotFacts('frail').retryInMs === 0);
+    await host.run('frail');
+  });
+
+  test('in an offload fails that, and is released by who asks', async () => {
+    await host.move('frail', 'load');
+    const away = failureOf(host.move('frail', 'offload'));
+    await until(() => host.state('frail') === 'offloading');
+    process.kill(host.pids()[0] ?? 0, 'SIGKILL');
+    expect(String(await away)).toMatch(/AppError: The server of frail was ended by SIGKILL\./);
+    expect(host.state('frail')).toBe('failed');
+    expect(host.usedMiB()).toBe(0);
+    expect(await host.move('frail', 'release')).toMatchObject({ state: 'released' });
+  });
+
+  test('in the edit that ends its load says how it died, not that a socket hung up', async () => {
+    const load = failureOf(host.move('step1x', 'load'));
+    await until(() => host.pids().length > 0);
+    process.kill(host.pids()[0] ?? 0, 'SIGKILL');
+    expect(String(await load)).toMatch(/The server of step1x was ended by SIGKILL before it was ready\./);
+    expect(host.state('step1x')).toBe('failed');
   });
 
   test('comes back by itself when it is preloaded', async () => {
-    await using host = await ModelHost.start([omni('a', [], { preload: true })]);
-    await until(() => host.residency.slotFacts('a').isReady);
-    const [first] = host.pids();
+    await using other = await ModelHost.start([omni('a', [], { preload: true })]);
+    await until(() => other.residency.slotFacts('a').isReady);
+    const [first] = other.pids();
     process.kill(first ?? 0, 'SIGKILL');
-    await until(() => host.residency.modelStatus()[0]?.loads === 2);
-    expect(host.pids()).toHaveLength(1);
-    expect(host.pids()).not.toContain(first);
+    await until(() => other.residency.modelStatus()[0]?.loads === 2);
+    expect(other.pids()).toHaveLength(1);
+    expect(other.pids()).not.toContain(first);
   });
 
   test('at start for a bad flag is not started again, and says which', async () => {
-    await using host = await ModelHost.start([omni('a', ['--no-such-flag'])]);
-    const error: unknown = await host.admit('a').catch((failure: unknown) => failure);
+    const error = await failureOf(host.admit('bad'));
     expect(error).toBeInstanceOf(AppError);
     expect(String(error)).toMatch(/exited with code 2 before it was ready[^]*--no-such-flag/);
-    expect(host.residency.slotFacts('a')).toMatchObject({ state: 'failed', isReady: false });
-    expect(host.residency.slotFacts('a').retryInMs).toBeUndefined();
-    await expect(host.admit('a')).rejects.toThrow('not started again by itself');
+    expect(host.residency.slotFacts('bad')).toMatchObject({ state: 'failed', isReady: false });
+    expect(host.residency.slotFacts('bad').retryInMs).toBeUndefined();
+    await expect(host.admit('bad')).rejects.toThrow('not started again by itself');
   });
 
   test('at start for want of memory is not started again', async () => {
-    await using host = await ModelHost.start([omni('a', ['--oom-at-load'])]);
-    await expect(host.admit('a')).rejects.toThrow(/out of memory/);
-    expect(host.residency.slotFacts('a').retryInMs).toBeUndefined();
+    await expect(host.admit('hungry')).rejects.toThrow(/out of memory/);
+    expect(host.residency.slotFacts('hungry').retryInMs).toBeUndefined();
   });
 
   test('whose command is not there fails at once', async () => {
-    const model = omni('a');
-    const launch = { kind: 'owned' as const, command: ['/no/such/program'], args: [], env: {} };
-    await using host = await ModelHost.start([{ ...model, launch }]);
-    await expect(host.admit('a')).rejects.toThrow(/Cannot start \/no\/such\/program/);
-    expect(host.residency.slotFacts('a').state).toBe('failed');
+    await expect(host.admit('absent')).rejects.toThrow(/Cannot start \/no\/such\/program/);
+    expect(host.state('absent')).toBe('failed');
   });
 
   test('after a failed wake is ended', async () => {
-    await using host = await ModelHost.start([omni('a', ['--wake-oom'])]);
-    await host.residency.move('a', 'load', never);
-    await host.residency.move('a', 'offload', never);
-    await expect(host.residency.move('a', 'load', never)).rejects.toThrow(/Waking a failed/);
-    expect(host.residency.slotFacts('a').state).toBe('failed');
+    await host.move('broken', 'load');
+    await host.move('broken', 'offload');
+    await expect(host.move('broken', 'load')).rejects.toThrow(/Waking broken failed/);
+    expect(host.state('broken')).toBe('failed');
     expect(host.usedMiB()).toBe(0);
   });
 });
+
+test('a stranger that answers on the port of a server does not make it ready', async () => {
+  const command = ['/bin/sh', '-c', 'echo "$@"; exec sleep 60', 'sh'];
+  const mute = { ...omni('mute'), launch: { kind: 'owned' as const, command, args: [], env: {} } };
+  await using other = await ModelHost.start([mute], { times: { startDeadlineMs: 2_000 } });
+  const load = failureOf(other.admit('mute'));
+  let port: string | undefined;
+  await vi.waitFor(async () => {
+    const logs = join(other.directory, 'logs');
+    const [name] = await readdir(logs);
+    port = /--port (\d+)/.exec(await readFile(join(logs, name ?? ''), 'utf8'))?.[1];
+    expect(port).toBeDefined();
+  });
+  const stranger = createServer((_, response) => response.end(JSON.stringify({ data: [{ id: 'test/mute' }] })));
+  await once(stranger.listen(Number(port), '127.0.0.1'), 'listening');
+  expect(String(await load)).toMatch(/was not ready after 2 s/);
+  stranger.close();
+  await once(stranger, 'close');
+});
+
+test.each(['loading', 'ready', 'busy', 'offloading', 'releasing'])(
+  'nothing survives a shutdown while %s',
+  async (when) => {
+    const slow = ['--load-ms', when === 'loading' ? '5000' : '20', '--generate-ms', '5000', '--sleep-ms', '5000'];
+    await using other = await ModelHost.start([omni('a', [...slow, '--fork', '--setsid', '--exit-delay-ms', '150'])]);
+    const ends: Promise<unknown>[] = [];
+    const load = failureOf(other.residency.move('a', 'load', never));
+    if (when !== 'loading') await load;
+    if (when === 'busy') {
+      const lease = await other.admit('a');
+      ends.push(failureOf(lease.run(generate(), [], QUIET)));
+    }
+    if (when === 'offloading') ends.push(failureOf(other.move('a', 'offload')));
+    if (when === 'releasing') ends.push(failureOf(other.move('a', 'release')));
+    if (when !== 'busy') await until(() => other.state('a') === when && other.pids().length > 0);
+    await other.residency.shutdown({ graceMs: 1_000 });
+    expect(other.pids()).toEqual([]);
+    expect(await readFile(join(other.directory, 'servers.json'), 'utf8')).not.toContain('"a"');
+    for (const end of await Promise.all([load, ...ends])) expect(end).not.toBeInstanceOf(TypeError);
+  },
+);

@@ -1,6 +1,6 @@
 import { randomUUID } from 'node:crypto';
 import { once } from 'node:events';
-import { mkdtemp, rm } from 'node:fs/promises';
+import { mkdir, mkdtemp, readdir, rm, writeFile } from 'node:fs/promises';
 import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -11,7 +11,7 @@ import { TokenStore } from '../../../agent/tokens.ts';
 import { fetchBody } from '../../../shared/http-client.ts';
 import { createLog } from '../../../shared/log.ts';
 import { CLOSE_CODES, NOTIFICATIONS, PROTOCOL_VERSION } from '../../../shared/protocol.ts';
-import { writeFile } from 'node:fs/promises';
+import { WebSocket } from 'ws';
 import { WsPeer } from './ws-peer.ts';
 
 const log = createLog({ name: 'test', to: 'stderr', level: 'silent' });
@@ -114,6 +114,8 @@ describe('hello', () => {
     ['no JSON-RPC', { hello: true }],
     ['a batch', [{ jsonrpc: '2.0', id: 1, method: 'hello', params: hello() }]],
     ['a reply to nothing', { jsonrpc: '2.0', id: 1, result: {} }],
+    ['an id that no reply could carry', { jsonrpc: '2.0', id: 1.5, method: 'hello', params: hello() }],
+    ['no id at all but null', { jsonrpc: '2.0', id: null, method: 'hello', params: hello() }],
   ])('%s closes the link', async (_, frame) => {
     await using peer = connected(await WsPeer.connect(agent.address, { token: operator }));
     peer.send(frame);
@@ -184,6 +186,25 @@ describe('a link', () => {
     expect((await peer.closed()).code).toBe(CLOSE_CODES.AUTH_REVOKED.code);
   });
 
+  test('whose peer asks on and on but never reads is cut', async () => {
+    const url = `ws://127.0.0.1:${agent.address.port}/v1/ws`;
+    const deaf = new WebSocket(url, ['gantry.v1'], { headers: { authorization: `Bearer ${operator}` } });
+    await once(deaf, 'open');
+    const closed = once(deaf, 'close', { signal: AbortSignal.timeout(8_000) });
+    deaf.pause();
+    deaf.send(JSON.stringify({ jsonrpc: '2.0', id: 0, method: 'hello', params: hello() }));
+    const question = (id: number) =>
+      JSON.stringify({ jsonrpc: '2.0', id, method: `no such method ${'x'.repeat(60)}`, params: {} });
+    for (let id = 1; id <= 40_000; id += 1) deaf.send(question(id));
+    let isCut = false;
+    const isRefused = (error?: Error): void => void (isCut ||= error !== undefined);
+    await expect.poll(() => (deaf.send(question(1), isRefused), isCut), { timeout: 8_000 }).toBe(true);
+    deaf.resume();
+    await closed;
+    await using other = await WsPeer.hello(agent.address, operator);
+    expect(await other.ask('job.offer', { lines: [] })).toMatchObject({ result: {} });
+  });
+
   test('that answers pings stays; one that is silent is cut', async () => {
     await using awake = await WsPeer.hello(agent.address, operator);
     const silent = connect(agent.address.port, '127.0.0.1');
@@ -219,6 +240,47 @@ describe('plain HTTP on the same port', () => {
     const { body } = await get('/readyz', { authorization: `Bearer ${viewer}` });
     expect(JSON.parse(body.toString())).toEqual({ ready: false, reasons: ['No model is configured.'] });
   });
+});
+
+test('a body that is refused unread does not cost the peer the answer', async () => {
+  const body = Buffer.alloc(20 * 1024 ** 2);
+  const path = `/v1/inputs/${'0'.repeat(64)}`;
+  for (let round = 0; round < 5; round += 1) {
+    const url = `http://127.0.0.1:${agent.address.port}${path}`;
+    const limits = { signal: AbortSignal.timeout(5_000), deadlineMs: 5_000, maxBytes: 1e6 };
+    const headers = { authorization: `Bearer ${round % 2 === 0 ? viewer : 'nobody'}` };
+    const { status } = await fetchBody(url, { method: 'PUT', headers, body, ...limits });
+    expect(status).toBe(round % 2 === 0 ? 403 : 401);
+  }
+});
+
+test('two hundred bridges that come and go leave nothing behind', async () => {
+  const warnings: string[] = [];
+  const onWarning = (warning: Error): void => void warnings.push(warning.name);
+  process.on('warning', onWarning);
+  const visit = async (): Promise<void> => {
+    await using peer = await WsPeer.hello(agent.address, operator);
+    const line = { model: 'm', class: 'batch', count: 1, workMs: 1, longestMs: 1, maxMegapixels: 1, inFlight: 0 };
+    await peer.ask('job.offer', { lines: [line] });
+  };
+  for (let round = 0; round < 10; round += 1) await Promise.all(Array.from({ length: 20 }, visit));
+  await using last = await WsPeer.hello(agent.address, operator);
+  const { snapshot } = NOTIFICATIONS.snapshot.params.parse(await last.until(() => last.notifications('snapshot')[0]));
+  expect(snapshot.offered).toEqual([]);
+  process.off('warning', onWarning);
+  expect(warnings).toEqual([]);
+});
+
+test('what a token left that was revoked while no agent ran is gone at the next start', async () => {
+  const stateDir = join(dir, 'other');
+  const config = join(dir, 'other.yaml');
+  await writeFile(config, `listen: 127.0.0.1:0\nstate_dir: other\ngpu: { nvidia_smi: ${dir}/absent }\n`);
+  const gone = join(stateDir, 'inputs', 'a-token-that-is-gone');
+  await mkdir(gone, { recursive: true });
+  await writeFile(join(gone, `${'a'.repeat(64)}.png`), 'picture');
+  const settings = await loadAgentConfig({ config }, {});
+  await using _other = await Agent.start(settings, { log, signal: new AbortController().signal });
+  expect(await readdir(join(stateDir, 'inputs'))).toEqual([]);
 });
 
 async function get(path: string, headers: Record<string, string>) {

@@ -4,6 +4,8 @@ import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { statusLines } from '../../../bridge/cli/status.ts';
+import { AppError } from '../../../shared/errors.ts';
+import { host, model } from '../fleet/builders.ts';
 
 const PROGRAM = resolve('dist/gantry.cjs');
 let home: string;
@@ -36,7 +38,9 @@ test('status without a host says how to add one, and that nothing is there', asy
 test('status shows a host that is not there with the reason, as a line and as JSON', async () => {
   const path = await config('hosts: [{ name: gone, url: "ws://127.0.0.1:9", token: gantry_secret }]\n');
   const text = await gantry('status', '--config', path);
-  expect(text.stdout).toMatch(/^gone {2}ws:\/\/127\.0\.0\.1:9 {2}AGENT_UNREACHABLE: /);
+  expect(text.stdout).toMatch(
+    /^gone {2}ws:\/\/127\.0\.0\.1:9 {2}not connected: AGENT_UNREACHABLE\n {2}No connection to gone at .*gantry-agent runs there\.$/,
+  );
   expect(text.exitCode).toBe(69);
   const json = await gantry('status', '--config', path, '--json');
   expect(JSON.parse(json.stdout)).toMatchObject({
@@ -74,4 +78,23 @@ test('a connecting host is a line too', () => {
     { name: 'a', url: 'ws://a:1', link: { kind: 'connecting' }, snapshot: undefined, statusAgeMs: 0, transferMs: 0 },
   ]);
   expect(lines).toEqual(['a  ws://a:1  connecting']);
+});
+
+test('on 80 columns no line is longer, and no sentence is cut', () => {
+  const error = new AppError('AGENT_UNREACHABLE', `No connection to ${'far '.repeat(30)}away. Check that it runs.`);
+  const detail =
+    'the driver refused: \u001b[31mthis \u0007text is of a host and longer than a line of a terminal can be, as it were';
+  const lines = statusLines(
+    [
+      host('down', { link: { kind: 'down', error, retryInMs: 1 } }),
+      host('up', { snap: { models: [model({ state: 'failed', detail, model: `acme/${'x'.repeat(100)}` })] } }),
+    ],
+    80,
+  );
+  expect(Math.max(...lines.map((line) => line.length))).toBeLessThanOrEqual(80);
+  const text = lines.map((line) => line.trim()).join(' ');
+  expect(text).toContain('away. Check that it runs.');
+  expect(text).toContain('as it were');
+  expect(text).not.toMatch(/\p{Cc}/u);
+  expect(lines.find((line) => line.includes('failed'))).toMatch(/^ {2}painter {2}failed, 19\.5 GiB {2}acme\/x+…$/);
 });

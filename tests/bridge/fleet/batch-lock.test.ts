@@ -1,6 +1,6 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdir, mkdtemp, rm, stat, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, readdir, readlink, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -55,8 +55,22 @@ test.skipIf(process.platform === 'win32')('several that find a dead lock: one of
   const all = await Promise.all([1, 2, 3].map((pid) => BatchLock.acquire(directory.path, { pid, client: `${pid}` })));
   const locks = all.filter((one) => one instanceof BatchLock);
   expect(locks).toHaveLength(1);
+  expect(await readdir(directory.path)).toEqual(['lock']);
   for (const lock of locks) await lock[Symbol.asyncDispose]();
   await expect(stat(join(directory.path, 'lock'))).rejects.toMatchObject({ code: 'ENOENT' });
+});
+
+test.skipIf(process.platform !== 'linux')('who loses the race for a dead lock keeps no socket', async () => {
+  await using directory = await temporary();
+  await writeFile(join(directory.path, 'lock'), '');
+  const before = await openSockets();
+  const all = await Promise.all(
+    [1, 2, 3, 4].map((pid) => BatchLock.acquire(directory.path, { pid, client: `${pid}` })),
+  );
+  expect(await openSockets()).toBe(before + 1);
+  for (const lock of all) if (lock instanceof BatchLock) await lock[Symbol.asyncDispose]();
+  expect(await openSockets()).toBe(before);
+  expect(await readdir(directory.path)).toEqual([]);
 });
 
 test.skipIf(process.platform === 'win32')('a holder whose socket was taken away knows it', async () => {
@@ -66,3 +80,10 @@ test.skipIf(process.platform === 'win32')('a holder whose socket was taken away 
   expect(lock.isHeld).toBe(false);
   await lock[Symbol.asyncDispose]();
 });
+
+/** Sockets this process has open. */
+async function openSockets(): Promise<number> {
+  const names = await readdir('/proc/self/fd');
+  const targets = await Promise.all(names.map((name) => readlink(`/proc/self/fd/${name}`).catch(() => '')));
+  return targets.filter((target) => target.startsWith('socket:')).length;
+}

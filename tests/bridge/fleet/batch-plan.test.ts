@@ -1,7 +1,7 @@
 import fc from 'fast-check';
 import { performance } from 'node:perf_hooks';
 import { expect, test } from 'vitest';
-import { answerGrant, forecastMs, planOrder } from '../../../bridge/fleet/batch-plan.ts';
+import { answerGrant, forecastEnds, planOrder } from '../../../bridge/fleet/batch-plan.ts';
 import type { PlanJob, PlanRules, PlanSlot } from '../../../bridge/fleet/batch-plan.ts';
 
 const ANY: PlanRules = { only: undefined, avoid: [], spread: undefined };
@@ -85,9 +85,11 @@ test('interactive first, then batch by batch, each in its own order', () => {
 });
 
 test('the forecast is when the last job ends', () => {
-  expect(forecastMs([job('a', 1_000), job('b', 1_000)], [slot('x', 1), slot('y', 1)])).toBe(1_000);
-  expect(forecastMs([], [])).toBe(0);
-  expect(forecastMs([job('a', 1_000)], [])).toBeUndefined();
+  expect(forecastEnds([job('a', 1_000), job('b', 1_000), job('c', 500)], [slot('x', 1), slot('y', 1)])).toEqual([
+    1_000, 1_000, 1_500,
+  ]);
+  expect(forecastEnds([], [])).toEqual([]);
+  expect(forecastEnds([job('a', 1_000)], [])).toEqual([undefined]);
 });
 
 /** B6: identical jobs on unequal hosts end when no schedule could end sooner. */
@@ -111,17 +113,18 @@ test('identical jobs, n = 1 to 40, on speeds 1, 1, 2, 4: exactly the optimum, in
   );
 });
 
-test('identical jobs on any speeds: exactly the optimum', () => {
+/** Where two completions count as equal, the slot that is there now is taken: that costs at most as much as they differ. */
+test('identical jobs on any speeds: within 3 % of the optimum', () => {
   fc.assert(
     fc.property(
       fc.integer({ min: 1, max: 40 }),
       fc.array(fc.constantFrom(1, 1.5, 2, 3, 4, 10), { minLength: 1, maxLength: 6 }),
       (n, speeds) => {
         const makespan = simulate(Array<number>(n).fill(800), speeds, [...speeds.keys()]);
-        expect(makespan).toBeCloseTo(optimumMs(n, { workMs: 800, speeds }), 4);
+        expect(makespan / optimumMs(n, { workMs: 800, speeds })).toBeLessThanOrEqual(1.03 + 1e-9);
       },
     ),
-    { numRuns: 200 },
+    { numRuns: 1_000 },
   );
 });
 

@@ -20,7 +20,7 @@ test('a batch becomes files, previews, acknowledgements and a report of its qual
   expect(await laptop.files()).toEqual(['image-0.png', 'image-1.png', 'image-2.png', 'image-3.png']);
   for (const job of view.jobs) {
     expect(job).toMatchObject({ state: 'done', host: 'gpu-a', attempt: 1 });
-    expect(job.routing).toMatch(/^only host that can now: finishes in about/);
+    expect(job.routing).toMatch(/^gpu-a is the only host that can run it now: ready in about/);
     const sha256 = createHash('sha256')
       .update(await readFile(job.filePath ?? ''))
       .digest('hex');
@@ -64,22 +64,27 @@ test('jobs go to the hosts by their speed', async () => {
   expect(view.state).toBe('success');
   expect(view.quality?.jobsByHost).toEqual({ fast: 6 });
   expect(slow.count('slot.decline')).toBeGreaterThan(0);
-  expect(view.jobs[0]?.routing).toMatch(/^fastest: finishes in about 0.0 s; slow would need 0.4 s/);
+  expect(view.jobs[0]?.routing).toMatch(/^fast is expected to be fastest: ready in about 0.1 s; slow in about 0.4 s/);
 });
 
 test('a pinned batch goes to its host only, and max_concurrent holds over all hosts', async () => {
-  await using a = await ScriptedAgent.start('a', { runMs: 30 });
-  await using b = await ScriptedAgent.start('b', { runMs: 30 });
+  let most = 0;
+  const agents: ScriptedAgent[] = [];
+  const fail = (): undefined => {
+    most = Math.max(most, agents.filter(({ runningJob }) => runningJob !== undefined).length);
+  };
+  await using a = await ScriptedAgent.start('a', { runMs: 30, fail });
+  await using b = await ScriptedAgent.start('b', { runMs: 30, fail });
+  agents.push(a, b);
   await using laptop = await Laptop.create();
-  const fleet = await opened(laptop.fleet([a, b]));
+  const fleet = await opened(laptop.fleet(agents));
+  await ended(await fleet.start(laptop.order(4)));
+  expect(most).toBe(2);
   const pinned = await ended(await fleet.start(laptop.order(4, { host: 'b' })));
   expect(pinned.quality?.jobsByHost).toEqual({ b: 4 });
-  let most = 0;
-  const batch = await fleet.start(laptop.order(6, { maxConcurrent: 1 }));
-  batch.onChange(() => {
-    most = Math.max(most, batch.inFlight.length);
-  });
-  await ended(batch);
+  expect(pinned.jobs[0]?.routing).toMatch(/^b was asked for: ready in about/);
+  most = 0;
+  await ended(await fleet.start(laptop.order(6, { maxConcurrent: 1 })));
   expect(most).toBe(1);
 });
 
@@ -270,10 +275,33 @@ test('a directory that cannot be written pauses the batch until it can', async (
   const batch = await fleet.start(laptop.order(3));
   const isTold = (detail: string): boolean => /could not be saved in .* The host keeps the result/.test(detail);
   await until(() => batch.view().jobs.some(({ progress }) => isTold(progress.detail)), 'it says so');
-  expect(batch.view().state).toBe('running');
+  expect(batch.view()).toMatchObject({
+    state: 'running',
+    etaMs: null,
+    pausedBy: expect.stringMatching(/could not be saved/) as string,
+  });
   await rm(laptop.output);
   await mkdir(laptop.output);
   expect(await ended(batch)).toMatchObject({ state: 'success', completed: 3 });
+});
+
+test('a waiting job knows how long it takes and how many of ours come before it', async () => {
+  await using a = await ScriptedAgent.start('a', { runMs: 200 });
+  await using laptop = await Laptop.create();
+  const fleet = await opened(laptop.fleet([a]));
+  const first = await fleet.start(laptop.order(3));
+  await until(() => first.view().jobs[0]?.state === 'running', 'the first runs');
+  const second = await fleet.start(laptop.order([request({ seed: 8 }), request({ seed: 9 })], { order: 'fifo' }));
+  expect(first.view().jobs.map(({ ahead }) => ahead)).toEqual([null, 0, 1]);
+  expect(second.view().jobs.map(({ ahead }) => ahead)).toEqual([2, 3]);
+  const etas = [...first.view().jobs, ...second.view().jobs].map(({ etaMs }) => etaMs ?? -1);
+  expect(etas).toEqual([...etas].sort((one, two) => one - two));
+  expect(etas[0]).toBeGreaterThanOrEqual(0);
+  expect((etas[4] ?? 0) - (etas[1] ?? 0), 'three jobs of 200 ms later').toBeCloseTo(600, -2);
+  expect(second.view().etaMs).toBe(Math.round(second.view().jobs[1]?.etaMs ?? 0));
+  const single = await fleet.start(laptop.order(1, { class: 'interactive' }));
+  expect(single.view().jobs[0]?.ahead, 'what somebody waits for goes first').toBe(0);
+  await Promise.all([first, second, single].map((batch) => batch.cancel()));
 });
 
 test('all hosts down: the batch waits, says why for each, and goes on by itself', async () => {
@@ -301,7 +329,7 @@ test('what can never run is refused, with each reason', async () => {
   });
   await expect(fleet.start(laptop.order(1))).rejects.toMatchObject({
     code: 'NO_HOST',
-    message: expect.stringMatching(/a: painter needs 30000 MiB .* b: acme\/painter is not configured/) as string,
+    message: expect.stringMatching(/a: painter needs 29\.3 GB .* b: acme\/painter is not configured/) as string,
   });
   await expect(fleet.start(laptop.order(1, { host: 'c' }))).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' });
   await expect(laptop.fleet([]).start(laptop.order(1))).rejects.toMatchObject({ code: 'NO_HOST' });

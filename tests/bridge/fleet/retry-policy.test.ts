@@ -48,5 +48,5 @@ test.each<[string, Attempt[], string[], string[]]>([
 
 test('the last error says how often and where', () => {
   const next = afterFailure([failed('a'), failed('b'), failed('a')], ['a', 'b']);
-  expect(next.kind === 'failed' && next.error.message).toBe('It failed. This was attempt 3, tried on a and b.');
+  expect(next.kind === 'failed' && next.error.message).toBe('It failed. Tried 3 times, on a and b.');
 });

@@ -24,6 +24,8 @@ function job(index: number, o: Partial<JobView> = {}): JobView {
     attempt: 0,
     attempts: [],
     progress: { step: 0, steps: 0, detail: '' },
+    etaMs: null,
+    ahead: null,
     ...o,
   };
 }
@@ -82,7 +84,31 @@ describe('what a call is doing, in words', () => {
 
   test('a batch counts, and says where it runs and how long it takes', () => {
     const view = batch([done(0), job(1, { state: 'running', host: 'b' }), failed(2), job(3)], { etaMs: 12_300 });
-    expect(activityOf(view)).toBe('1 of 4 done, 1 failed, about 13 s left; running on b');
+    expect(activityOf(view)).toBe('1 of 4 done, 1 failed, about 12 s left; running on b');
+    expect(activityOf({ ...view, etaMs: 300 })).toContain('about 1 s left');
+    expect(activityOf({ ...view, etaMs: 400_000 })).toContain('about 7 min left');
+  });
+
+  test('a batch tells which hosts still load, as long as nothing runs there', () => {
+    const detail = 'loading klein, usually 24 s';
+    const loading = job(0, { state: 'running', host: 'a', progress: { step: 0, steps: 0, detail } });
+    const running = job(1, { state: 'running', host: 'b', progress: { step: 1, steps: 4, detail: '' } });
+    expect(activityOf(batch([loading, running]))).toBe(`0 of 2 done; running on b; a: ${detail}`);
+    expect(activityOf(batch([loading, { ...running, host: 'a' }]))).toBe('0 of 2 done; running on a');
+    expect(activityOf(batch([loading, { ...loading, index: 1 }]))).toBe(`0 of 2 done; a: ${detail}`);
+  });
+
+  test('what another process works on is not said to wait for a host', () => {
+    expect(activityOf(batch([job(0)], { isOurs: false }))).toBe('waiting; another gantry process works on it');
+    expect(activityOf(batch([done(0), job(1)], { isOurs: false }))).toBe(
+      '1 of 2 done; another gantry process works on it',
+    );
+  });
+
+  test('a batch that cannot save says so, whatever else runs', () => {
+    const view = batch([done(0), job(1, { state: 'fetching', host: 'b' })], { pausedBy: 'No space is left in /out.' });
+    expect(activityOf(view)).toBe('1 of 2 done; paused: No space is left in /out.');
+    expect(activityOf({ ...view, total: 1, jobs: view.jobs.slice(1) })).toBe('paused: No space is left in /out.');
   });
 
   test('steps of running jobs count as parts of the whole', () => {
@@ -101,8 +127,8 @@ describe('answers', () => {
     expect(many.sentence).toContain('get_job, id batch-1');
   });
 
-  test('a waiting job knows how many of the batch are before it', () => {
-    const view = batch([job(0, { state: 'running', host: 'a' }), job(1), job(2)]);
+  test('a waiting job knows how many are before it', () => {
+    const view = batch([job(0, { state: 'running', host: 'a' }), job(1), job(2, { ahead: 1 })]);
     expect(progressJson(view, view.jobs[2])).toMatchObject({ queue_position: 1, eta_seconds: null });
     expect(progressJson(view, view.jobs[0])).toMatchObject({ queue_position: null, host: 'a' });
   });
@@ -142,8 +168,7 @@ describe('answers', () => {
     expect(() => throwIfFailed(view)).toThrow(
       expect.objectContaining({
         code: 'ENGINE_FAILED',
-        message:
-          'The engine said no. Tried on a, b (2 attempts). All 2 images of batch batch-1 failed; this was the first.',
+        message: 'The engine said no. All 2 images of batch batch-1 failed; this was the first.',
       }) as Error,
     );
     expect(() => throwIfFailed(batch([done(0), failed(1)], { state: 'partial' }))).not.toThrow();

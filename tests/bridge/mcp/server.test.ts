@@ -131,7 +131,7 @@ describe('without any host', () => {
     ['load_model', { model: 'x' }, /^NO_HOST: /],
     ['offload_gpu', {}, /^NO_HOST: /],
     ['release_gpu', {}, /^NO_HOST: /],
-    ['get_job', { id: randomUUID() }, /^JOB_NOT_FOUND: .*72 hours/],
+    ['get_job', { id: randomUUID() }, /^JOB_NOT_FOUND: .*30 days/],
     ['cancel_batch', { batch_id: randomUUID() }, /^JOB_NOT_FOUND: /],
     ['edit_image', { image_path: '~/none.png', prompt: 'x' }, /^INPUT_INVALID: Image file not found/],
     ['edit_image', { image_path: randomUUID(), prompt: 'x' }, /^INPUT_INVALID: No finished image has the id/],
@@ -311,7 +311,7 @@ describe('progress', () => {
     const notes: { progress: number; message?: string | undefined }[] = [];
     const tool = probe(async (context) => {
       for (const step of [1, 2, 3]) {
-        context.progress(`step ${step}/3`, step / 3);
+        context.progress(() => ({ message: `step ${step}/3`, fraction: step / 3 }));
         await once(heard, `step ${step}/3`);
       }
     });
@@ -333,7 +333,9 @@ describe('progress', () => {
 
   test('is not sent where nobody asked for it', async () => {
     let sent = 0;
-    await using session = await Session.start({ tools: [probe(async (context) => context.progress('x', 0.5))] });
+    await using session = await Session.start({
+      tools: [probe(async (context) => context.progress(() => ({ message: 'x', fraction: 0.5 })))],
+    });
     session.client.fallbackNotificationHandler = async () => {
       sent += 1;
     };

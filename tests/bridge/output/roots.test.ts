@@ -65,6 +65,9 @@ describe('denied', () => {
     ['a file URL', 'file:///etc/passwd'],
     ['a share', '\\\\server\\share\\a.png'],
     ['a NUL', 'a\0b.png'],
+    ['an escape sequence', 'a\u001b[31mb.png'],
+    ['half a character', 'a\ud800b.png'],
+    ['a name that no file system takes', `${'x'.repeat(300)}/a.png`],
     ['nothing', '  '],
     ['a device name', 'project/NUL.png'],
   ])('%s', async (_, asked) => {

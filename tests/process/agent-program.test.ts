@@ -5,20 +5,12 @@ import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { createInterface } from 'node:readline';
-import { build } from 'esbuild';
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { z } from 'zod';
-import { WsPeer } from './rpc/ws-peer.ts';
+import { WsPeer } from '../agent/rpc/ws-peer.ts';
 
-// The program as it is started on a host, bundled from its source of this moment.
 const PATIENCE = 30_000;
-const MAIN = resolve(`dist/gantry-agent-test-${process.pid}.mjs`);
-
-beforeAll(async () => {
-  const bundled = { bundle: true, platform: 'node', format: 'esm', packages: 'external', target: 'node20.19' } as const;
-  await build({ entryPoints: ['agent/main.ts'], outfile: MAIN, ...bundled });
-});
-afterAll(() => rm(MAIN, { force: true }));
+const MAIN = resolve('dist/gantry-agent.mjs');
 
 let dir: string;
 beforeEach(async () => {

@@ -5,12 +5,12 @@ import { join } from 'node:path';
 import { Readable } from 'node:stream';
 import sharp from 'sharp';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
-import { Journal } from '../../../agent/job/journal.ts';
-import { readTextChunks } from '../../../shared/png-text.ts';
-import { omni, step1x } from '../model/model-host.ts';
-import type { ExchangeHost } from './exchange-host.ts';
-import { jobOf, log } from './exchange-host.ts';
-import { SimulatedServers } from './simulated-servers.ts';
+import { Journal } from '../../agent/job/journal.ts';
+import { readTextChunks } from '../../shared/png-text.ts';
+import { omni, step1x } from '../agent/model/model-host.ts';
+import type { ExchangeHost } from '../agent/job/exchange-host.ts';
+import { jobOf, log } from '../agent/job/exchange-host.ts';
+import { SimulatedServers } from '../agent/job/simulated-servers.ts';
 
 const never = new AbortController().signal;
 
@@ -239,7 +239,6 @@ describe('several bridges', () => {
     const moved = await host.exchange.move('test/b', 'load', never);
     expect(moved).toMatchObject({ state: 'ready' });
     expect(bridge.of('job.done').length).toBeLessThan(12);
-    for (const job of jobs) await bridge.done(job.jobId);
   }, 30_000);
 
   test('a model that a person sends away gets no more batch jobs, and leaves', async () => {
@@ -248,7 +247,7 @@ describe('several bridges', () => {
     const bridge = host.bridge();
     bridge.work(Array.from({ length: 20 }, () => jobOf()));
     await bridge.until(() => bridge.of('job.done')[1]);
-    const moved = await host.exchange.move('test/a', 'release', never);
+    const moved = await host.exchange.move('a', 'release', never); // the alias is as good as the id
     expect(moved).toMatchObject({ state: 'released', done: 'release' });
     const before = bridge.grants.length;
     host.exchange.kick();
@@ -290,6 +289,20 @@ describe('on a host with a ready model', () => {
     expect((await sharp(stored?.path).metadata()).format).toBe(format === 'jpg' ? 'jpeg' : 'webp');
   });
 
+  test('a negative prompt is named in the file where there is one', async () => {
+    const bridge = host.bridge(token);
+    const [blank, some] = [jobOf({ negativePrompt: ' ' }), jobOf({ negativePrompt: 'fog' })];
+    bridge.work([blank, some]);
+    const texts = [];
+    for (const { jobId } of [blank, some]) {
+      await bridge.done(jobId);
+      const chunks = readTextChunks(await readFile(host.results.find(token, jobId)?.path ?? ''));
+      texts.push(chunks.find((each) => each.keyword === 'parameters')?.text);
+    }
+    expect(texts[0]).not.toContain('Negative prompt');
+    expect(texts[1]).toContain('\nNegative prompt: fog\n');
+  });
+
   test('a declined line is granted again only when it is sent again', async () => {
     const bridge = host.bridge(token);
     bridge.offer('test/a');
@@ -310,6 +323,33 @@ describe('on a host with a ready model', () => {
     expect(host.exchange.offered()).toEqual([]);
     await second.done(job.jobId);
     expect(second.session.jobs()).toHaveLength(1);
+  });
+
+  test('an offer that was on its way when its session ended is not kept', async () => {
+    const bridge = host.bridge(token);
+    bridge.session.close();
+    bridge.offer('test/a');
+    expect(host.exchange.offered()).toEqual([]);
+    await expect(bridge.session.take({ grantId: token, job: jobOf() })).rejects.toMatchObject({
+      code: 'GRANT_EXPIRED',
+    });
+  });
+
+  test('a hello has room for what is under way, however much was never acknowledged', async () => {
+    const bridge = host.bridge(token);
+    const error = { code: 'ENGINE_FAILED', message: 'x'.repeat(2_000), retryable: true };
+    for (let n = 0; n < 500; n += 1) {
+      const old = jobOf();
+      void host.journal.taken(token, old);
+      await host.journal.ended(token, old, { state: 'failed', error });
+    }
+    const job = jobOf();
+    bridge.offer('test/a');
+    await bridge.take(await bridge.grant(), job);
+    const jobs = bridge.session.jobs();
+    expect(jobs[0]?.jobId).toBe(job.jobId);
+    expect(JSON.stringify(jobs).length).toBeLessThan(900_000);
+    await bridge.done(job.jobId);
   });
 
   test('a newer session of the same bridge ends the older one', async () => {
@@ -394,15 +434,21 @@ describe('on a host with a ready model', () => {
     expect(host.exchange.slots().get('a')).toMatchObject({ phase: 'idle', freeInMs: 0 });
   });
 
-  test('when the journal cannot be written, a take is refused, the slot is free, and no more is granted', async () => {
+  test('a full disk refuses a take, delays no cancel, and lets an acknowledgement make room', async () => {
     const bridge = host.bridge(token);
-    bridge.offer('test/a', { count: 2 });
-    const grant = await bridge.grant();
+    const [done, running] = [jobOf(), jobOf()];
+    bridge.work([done, running]);
+    await bridge.done(done.jobId);
+    bridge.offer('test/a');
+    await bridge.until(() => bridge.of('job.progress').find((each) => each.jobId === running.jobId));
     await host.journal[Symbol.asyncDispose](); // from here on every line is refused
-    await expect(bridge.take(grant, jobOf())).rejects.toMatchObject({ code: 'DISK_FULL' });
-    expect(host.exchange.slots().get('a')?.phase).toBe('cannot');
+    expect((await bridge.session.cancel(running.jobId)).state).toBe('cancelled');
+    const grant = bridge.grants[2];
+    if (grant !== undefined) await expect(bridge.take(grant, jobOf())).rejects.toMatchObject({ code: 'DISK_FULL' });
+    await expect(bridge.session.ack({ jobId: done.jobId, attempt: 1 })).rejects.toMatchObject({ code: 'DISK_FULL' });
+    expect(host.results.find(token, done.jobId)).toBeUndefined();
+    await expect.poll(() => host.exchange.slots().get('a')?.phase).toBe('cannot');
     expect(host.exchange.refusal).toMatch(/cannot write/);
-    expect(bridge.grants).toHaveLength(1);
-    expect(bridge.session.jobs()).toEqual([]);
+    expect(bridge.session.get(running.jobId).state).toBe('cancelled');
   });
 });

@@ -4,12 +4,13 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import sharp from 'sharp';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { z } from 'zod';
 import { SimulatedHost } from '../../scripts/lib/simulated-host.ts';
 import { fetchBody } from '../../shared/http-client.ts';
 import type { EditRequest, GenerateRequest } from '../../shared/job.ts';
 import { ModelMove, NOTIFICATIONS, REQUESTS } from '../../shared/protocol.ts';
-import { eventually } from '../helpers/fleet.ts';
-import { WsPeer } from './rpc/ws-peer.ts';
+import { eventually, isAlive } from '../helpers/fleet.ts';
+import { WsPeer } from '../agent/rpc/ws-peer.ts';
 
 const PATIENCE = 60_000;
 const KLEIN = 'black-forest-labs/FLUX.2-klein-4B';
@@ -47,13 +48,15 @@ describe('one host from hello to release', { timeout: PATIENCE }, () => {
   test('the snapshot says that it is simulated, and what is there', async () => {
     const first = await peer.until(() => peer.notifications('snapshot')[0]);
     const { snapshot } = NOTIFICATIONS.snapshot.params.parse(first);
-    expect(snapshot.models.map(({ alias, model, state, slots }) => [alias, model, state, slots[0]?.phase])).toEqual([
-      ['klein', KLEIN, 'released', 'idle'],
-      ['step1x', STEP1X, 'released', 'idle'],
+    expect(snapshot.models.map(({ alias, model, state }) => [alias, model, state])).toEqual([
+      ['klein', KLEIN, 'released'],
+      ['step1x', STEP1X, 'released'],
     ]);
+    const phases = () => currentState(peer).models?.map(({ slots }) => slots[0]?.phase);
+    await peer.until(() => (phases()?.every((phase) => phase === 'idle') ? true : undefined));
     await peer.until(() => (currentState(peer).isSimulated === true ? true : undefined));
     await peer.until(() => currentState(peer).gpus?.find(({ totalMiB }) => totalMiB === 24_564));
-    expect(await readyz()).toEqual({ ready: true, reasons: [] });
+    await eventually('it is ready', async () => (await readyz()).ready || undefined);
   });
 
   test('offer, grant, take, done, fetch, acknowledge', async () => {
@@ -113,6 +116,26 @@ describe('one host from hello to release', { timeout: PATIENCE }, () => {
     expect(held - (await usedMiB(host))).toBeGreaterThan(0.8 * 8_000);
   });
 
+  test('SIGTERM lets the running job end, tells its bridge, and the next start still has its result', async () => {
+    const jobId = randomUUID();
+    await offer(KLEIN);
+    const grant = await nextGrant(peer, KLEIN, 2);
+    const slow = { ...generateRequest(), steps: 200 };
+    await peer.ask('job.take', {
+      grantId: grant.grantId,
+      job: { jobId, attempt: 1, class: 'interactive', request: slow },
+    });
+    await peer.until(() => peer.notifications('job.progress').find((each) => isRunning(each, jobId)));
+    expect(await host.stopAgent()).toBe(0);
+    const { result } = await ended(peer, jobId);
+    expect((await peer.closed()).code).toBe(1001);
+    expect(await host.computePids()).toEqual([]);
+    await host.startAgent();
+    await using next = await WsPeer.hello(address, host.token);
+    expect(next.frames[0]).toMatchObject({ result: { jobs: [{ jobId, state: 'done', result }] } });
+    expect((await get(`/v1/results/${jobId}`)).body.length).toBe(result.bytes);
+  });
+
   test('a revoked token loses its results with its link', async () => {
     const config = ['--config', join(dir, 'agent.yaml')];
     const { execa } = await import('execa');
@@ -146,8 +169,8 @@ describe('one host from hello to release', { timeout: PATIENCE }, () => {
     return await send(path, { method: 'PUT', body, headers: { authorization: `Bearer ${host.token}` } });
   }
 
-  async function readyz(): Promise<unknown> {
-    return JSON.parse((await get('/readyz')).body.toString());
+  async function readyz(): Promise<{ ready: boolean }> {
+    return z.object({ ready: z.boolean() }).parse(JSON.parse((await get('/readyz')).body.toString()));
   }
 
   async function send(path: string, options: Partial<Parameters<typeof fetchBody>[1]>) {
@@ -156,14 +179,49 @@ describe('one host from hello to release', { timeout: PATIENCE }, () => {
   }
 });
 
+test('after a crash it answers at once; what the crash left is gone before anything is loaded', async () => {
+  const directory = await mkdtemp(join(tmpdir(), 'gantry-crash-'));
+  await using host = await SimulatedHost.start({
+    name: 'crash',
+    directory,
+    gpus: [{ name: 'Simulated RTX 4090', totalMiB: 24_564 }],
+    models: { klein: { engine: 'vllm-omni', model: KLEIN, args: [...FAST, '--fork', '--ignore-sigterm'] } },
+    config: { gpu: { sample_interval: '100ms' }, times: { health_poll: '50ms', stop_grace: '2s' } },
+  });
+  const address = { port: Number(new URL(host.url).port) };
+  {
+    await using peer = await WsPeer.hello(address, host.token);
+    await eventually('it has started', () => Promise.resolve(host.log.some((text) => text.includes('"started"'))));
+    await peer.ask('model.load', { model: KLEIN });
+  }
+  const orphans = await host.computePids();
+  expect(orphans.length).toBeGreaterThan(0);
+  await host.stopAgent('SIGKILL');
+  host.log.length = 0;
+  await host.startAgent();
+  expect(host.log.some((text) => text.includes('"started"'))).toBe(false); // the orphans ignore SIGTERM for 2 s
+  await using peer = await WsPeer.hello(address, host.token);
+  expect((await peer.ask('model.load', { model: KLEIN })).error?.data).toMatchObject({ code: 'GPU_BUSY' });
+  await peer.ask('job.offer', { lines: [line(KLEIN)] });
+  await nextGrant(peer, KLEIN);
+  expect((await Promise.all(orphans.map(isAlive))).some(Boolean)).toBe(false);
+  await host[Symbol.asyncDispose]();
+  await rm(directory, { recursive: true, force: true });
+}, 30_000);
+
 function line(model: string): object {
   return { model, class: 'interactive', count: 1, workMs: 500, longestMs: 500, maxMegapixels: 0.07, inFlight: 0 };
 }
 
-async function nextGrant(peer: WsPeer, model: string) {
+async function nextGrant(peer: WsPeer, model: string, nth = 1) {
   const grants = () =>
     peer.notifications('slot.grant').map((params) => NOTIFICATIONS['slot.grant'].params.parse(params));
-  return await peer.until(() => grants().find((grant) => grant.model === model));
+  return await peer.until(() => grants().filter((grant) => grant.model === model)[nth - 1]);
+}
+
+function isRunning(progress: unknown, jobId: string): boolean {
+  const { state, ...about } = NOTIFICATIONS['job.progress'].params.parse(progress);
+  return state === 'running' && about.jobId === jobId;
 }
 
 async function ended(peer: WsPeer, jobId: string) {

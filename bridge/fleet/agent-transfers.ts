@@ -1,0 +1,96 @@
+import { createReadStream } from 'node:fs';
+import { stat } from 'node:fs/promises';
+import { AppError } from '../../shared/errors.ts';
+import { fetchBody, openHttp, readBody } from '../../shared/http-client.ts';
+import type { HttpAnswer } from '../../shared/http-client.ts';
+import type { HostConfig } from './host-view.ts';
+import { authFailed, parseError, textOf } from './link-errors.ts';
+
+/** The slowest transfer that is waited for. */
+const SLOWEST_BYTES_PER_S = 20_000;
+const MAX_PREVIEW_BYTES = 4 * 1024 * 1024;
+
+/** Results, previews and inputs of one agent, over HTTP beside its link. They need no link that is up. */
+export class AgentTransfers {
+  readonly #host: HostConfig;
+  readonly #url: string;
+  #usualMs = 0;
+
+  constructor(host: HostConfig) {
+    this.#host = host;
+    this.#url = host.url.replace(/^ws/, 'http').replace(/\/$/, '');
+  }
+
+  /** How long a result takes to arrive, observed; 0 until one did. */
+  get usualMs(): number {
+    return this.#usualMs;
+  }
+
+  /** One more result came: the average follows the network slowly. */
+  note(ms: number): void {
+    this.#usualMs = this.#usualMs === 0 ? ms : this.#usualMs * 0.8 + ms * 0.2;
+  }
+
+  /** The stored image. The caller reads or destroys the body. */
+  async openResult(jobId: string, o: { bytes: number; signal: AbortSignal }): Promise<HttpAnswer> {
+    const answer = await openHttp(`${this.#url}/v1/results/${jobId}`, {
+      ...this.#options(o.signal, o.bytes),
+    }).catch((error: unknown) => this.#throw(error, o.signal));
+    if (answer.status !== 200) throw await this.#refusal(answer);
+    return answer;
+  }
+
+  async fetchPreview(jobId: string, signal: AbortSignal): Promise<Buffer> {
+    const answer = await fetchBody(`${this.#url}/v1/results/${jobId}/preview`, {
+      ...this.#options(signal, MAX_PREVIEW_BYTES),
+      maxBytes: MAX_PREVIEW_BYTES,
+    }).catch((error: unknown) => this.#throw(error, signal));
+    if (answer.status !== 200) throw this.#errorOf(answer.status, answer.body);
+    return answer.body;
+  }
+
+  async uploadInput(sha256: string, o: { path: string; signal: AbortSignal }): Promise<void> {
+    const { size } = await stat(o.path).catch((error: unknown) => {
+      throw new AppError('INPUT_INVALID', `The input image ${o.path} cannot be read: ${textOf(error)}.`, {
+        cause: error,
+      });
+    });
+    const answer = await fetchBody(`${this.#url}/v1/inputs/${sha256}`, {
+      ...this.#options(o.signal, size),
+      method: 'PUT',
+      headers: { ...this.#authorization(), 'content-length': size, 'content-type': 'application/octet-stream' },
+      body: createReadStream(o.path),
+      maxBytes: 64 * 1024,
+    }).catch((error: unknown) => this.#throw(error, o.signal));
+    if (answer.status < 200 || answer.status > 299) throw this.#errorOf(answer.status, answer.body);
+  }
+
+  #authorization(): { authorization: string } {
+    return { authorization: `Bearer ${this.#host.token}` };
+  }
+
+  #options(signal: AbortSignal, bytes: number) {
+    const { tls } = this.#host;
+    const deadlineMs = 30_000 + (bytes / SLOWEST_BYTES_PER_S) * 1000;
+    return { headers: this.#authorization(), signal, deadlineMs, ...(tls !== undefined && { tls }) };
+  }
+
+  #throw(error: unknown, signal: AbortSignal): never {
+    if (signal.aborted) throw error;
+    throw new AppError('AGENT_UNREACHABLE', `A transfer with ${this.#host.name} failed: ${textOf(error)}.`, {
+      cause: error,
+    });
+  }
+
+  async #refusal(answer: HttpAnswer): Promise<AppError> {
+    return this.#errorOf(answer.status, await readBody(answer, { maxBytes: 64 * 1024 }).catch(() => Buffer.alloc(0)));
+  }
+
+  #errorOf(status: number, body: Buffer): AppError {
+    const said = parseError(body);
+    if (said !== undefined) return said;
+    if (status === 401) return authFailed(this.#host);
+    if (status === 404) return new AppError('JOB_NOT_FOUND', `${this.#host.name} does not have it (any more).`);
+    return new AppError('AGENT_UNREACHABLE', `${this.#host.name} answered HTTP ${status} to a transfer.`);
+  }
+}

@@ -1,0 +1,98 @@
+import { randomUUID } from 'node:crypto';
+import { mkdir, readFile, stat } from 'node:fs/promises';
+import { join } from 'node:path';
+import { AppError, toAppError } from '../../shared/errors.ts';
+import { BatchBook } from './batch-book.ts';
+import type { FleetSide } from './batch-book.ts';
+import { BatchLock } from './batch-lock.ts';
+import type { LockHolder } from './batch-lock.ts';
+import type { BatchOrder } from './batch-order.ts';
+import { newRecord } from './job-record.ts';
+import type { JobRecord } from './job-record.ts';
+import { ManifestState } from './manifest-lines.ts';
+import type { ManifestHeader, ManifestLine } from './manifest-lines.ts';
+import { Manifest } from './manifest.ts';
+
+/** The directory of a new batch: lock and manifest. When this resolves it survives this process and a power cut. */
+export async function createBook(
+  order: BatchOrder,
+  { root, side }: { root: string; side: FleetSide },
+): Promise<BatchBook> {
+  const header = headerOf(order);
+  const directory = join(root, header.batchId);
+  const jobs = order.jobs.map((job) => newRecord({ ...job, jobId: randomUUID(), inputFiles: job.inputFiles ?? [] }));
+  try {
+    await mkdir(directory, { recursive: true, mode: 0o700 });
+    const lock = await BatchLock.acquire(directory, { pid: process.pid, client: order.client });
+    if (!(lock instanceof BatchLock)) throw new Error(`the lock of the new batch ${header.batchId} is taken`);
+    const lines = [header, ...jobs.map(jobLine)];
+    const manifest = await Manifest.create(join(directory, 'manifest.jsonl'), lines).catch(async (error: unknown) => {
+      await lock[Symbol.asyncDispose]();
+      throw error;
+    });
+    return new BatchBook({ directory, header, jobs, manifest, lock, side, ageMs: 0 });
+  } catch (error) {
+    throw notWritten(directory, error);
+  }
+}
+
+/** A batch nobody works on, as its manifest tells. Undefined when another process has its lock, or when it is over. */
+export async function resumeBook(
+  directory: string,
+  { side, holder }: { side: FleetSide; holder: LockHolder },
+): Promise<BatchBook | undefined> {
+  const lock = await BatchLock.acquire(directory, holder);
+  if (!(lock instanceof BatchLock)) return undefined;
+  const { manifest, lines, damaged } = await Manifest.resume(join(directory, 'manifest.jsonl')).catch(
+    async (error: unknown) => {
+      await lock[Symbol.asyncDispose]();
+      throw error;
+    },
+  );
+  const state = new ManifestState();
+  for (const line of lines) state.apply(line);
+  const { header, jobs } = state;
+  if (header === undefined || state.ended !== undefined) {
+    await manifest[Symbol.asyncDispose]();
+    await lock[Symbol.asyncDispose]();
+    return undefined;
+  }
+  if (damaged > 0) side.log.warn({ event: 'manifest-damaged', batchId: header.batchId, lines: damaged });
+  const ageMs = Math.max(0, Date.now() - Date.parse(header.createdAt));
+  return new BatchBook({ directory, header, jobs, manifest, lock, side, ageMs });
+}
+
+/** What other processes ask for by files: an end of all, or of the jobs with these ids. */
+export async function readWishes(directory: string): Promise<'cancel all' | string[]> {
+  if ((await stat(join(directory, 'cancel')).catch(() => undefined)) !== undefined) return 'cancel all';
+  const text = await readFile(join(directory, 'cancel-jobs'), 'utf8').catch(() => '');
+  return text.slice(0, text.lastIndexOf('\n') + 1).split('\n');
+}
+
+function headerOf(order: BatchOrder): ManifestHeader {
+  return {
+    type: 'batch',
+    version: 1,
+    batchId: randomUUID(),
+    kind: order.kind,
+    class: order.class,
+    order: order.order,
+    maxConcurrent: order.maxConcurrent ?? null,
+    host: order.host ?? null,
+    client: order.client,
+    createdAt: new Date().toISOString(),
+    total: order.jobs.length,
+  };
+}
+
+function jobLine(job: JobRecord): ManifestLine {
+  const { jobId, index, request, inputFiles, directory, name } = job;
+  return { type: 'job', jobId, index, request, inputFiles: [...inputFiles], directory, name: name ?? null };
+}
+
+function notWritten(directory: string, error: unknown): AppError {
+  const { message } = toAppError(error);
+  const isFull = error instanceof Error && 'code' in error && (error.code === 'ENOSPC' || error.code === 'EDQUOT');
+  const why = `The batch could not be written to ${directory}: ${message}. Nothing was started; free some space or mend the directory.`;
+  return new AppError(isFull ? 'DISK_FULL' : 'SAVE_FAILED', why, { cause: error });
+}

@@ -1,0 +1,274 @@
+import { readdir } from 'node:fs/promises';
+import { join } from 'node:path';
+import sharp from 'sharp';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { z } from 'zod';
+import { TOOLS } from '../../bridge/mcp/tools.ts';
+import type { BridgeClient } from '../../scripts/lib/bridge-client.ts';
+import { eventually, TestFleet, vllm } from '../helpers/fleet.ts';
+
+const KLEIN = 'black-forest-labs/FLUX.2-klein-4B';
+const STEP1X = 'stepfun-ai/Step1X-Edit';
+const SMALL = { width: 256, height: 256 };
+const EDITOR = ['--load-ms', '100', '--step-ms', '5', '--weights-mib', '30000', '--peak-mib', '34000'];
+
+let fleet: TestFleet;
+let bridge: BridgeClient;
+let photo: string;
+
+beforeAll(async () => {
+  fleet = await TestFleet.start([
+    {
+      name: 'a',
+      gpuMiB: [81_559],
+      models: {
+        klein: { ...vllm(KLEIN, { 'step-ms': 100 }), offload_after: '5m' },
+        step1x: { engine: 'step1x-edit', model: STEP1X, capabilities: ['edit'], args: EDITOR },
+      },
+    },
+  ]);
+  const { name, url, token } = fleet.host('a');
+  bridge = await fleet.bridge({
+    hosts: [
+      { name, url, token },
+      { name: 'gone', url: 'ws://127.0.0.1:9', token: 'gantry_x' },
+    ],
+  });
+  photo = join(fleet.output, 'photo.png');
+  await sharp({ create: { width: 64, height: 64, channels: 3, background: '#355' } })
+    .png()
+    .toFile(photo);
+});
+afterAll(() => fleet[Symbol.asyncDispose]());
+
+/** Files are absolute, ids are ids, and sentences are whole ones. */
+const Path = z.string().startsWith('/');
+const Id = z.uuidv4();
+const Sentence = z.string().regex(/^\S.*[.!)]$/s);
+const Seconds = z.number().nonnegative();
+
+const Progress = {
+  progress: z.strictObject({
+    step: z.int(),
+    total_steps: z.int(),
+    completed: z.int(),
+    failed: z.int(),
+    cancelled: z.int(),
+    total: z.int(),
+  }),
+  eta_seconds: Seconds.nullable(),
+  queue_position: z.int().nonnegative().nullable(),
+  host: z.string().optional(),
+  activity: z.string().min(1),
+};
+const ParametersUsed = z.strictObject({
+  model: z.string(),
+  prompt: z.string(),
+  negative_prompt: z.string().optional(),
+  width: z.int(),
+  height: z.int(),
+  steps: z.int(),
+  guidance_scale: z.number(),
+  seed: z.int(),
+});
+const EditMetadata = z.strictObject({
+  model: z.string(),
+  prompt: z.string(),
+  num_steps: z.int(),
+  guidance_scale: z.number(),
+  size_level: z.int().optional(),
+  seed: z.int(),
+  gpu_location: z.enum(['GPU', 'CPU', 'Unloaded']).optional(),
+  gpu_memory_gb: z.number().optional(),
+});
+const OneResult = z.strictObject({
+  index: z.int(),
+  job_id: Id,
+  prompt: z.string(),
+  seed: z.int(),
+  host: z.string(),
+  file_path: Path,
+  generation_time_seconds: Seconds,
+  started_seconds: Seconds,
+  finished_seconds: Seconds,
+});
+const Quality = z.strictObject({
+  makespan_seconds: Seconds,
+  lower_bound_seconds: Seconds,
+  ratio: z.number().min(0.5),
+  images_per_host: z.record(z.string(), z.int()),
+});
+const Running = { status: z.literal('running'), job_id: Id, batch_id: Id, ...Progress, notes: z.array(Sentence) };
+const Cancelled = z.strictObject({ status: z.literal('cancelled'), job_id: Id, batch_id: Id });
+
+const GenerateAnswer = z.union([
+  z.strictObject({
+    status: z.literal('success'),
+    file_path: Path,
+    job_id: Id,
+    generation_time_seconds: Seconds,
+    parameters_used: ParametersUsed,
+    host: z.literal('a'),
+    gpu: z.string().startsWith('Simulated'),
+    routing: Sentence,
+    notes: z.array(Sentence),
+  }),
+  z.strictObject({ ...Running, parameters_used: ParametersUsed }),
+  Cancelled,
+]);
+const EditAnswer = z.union([
+  z.strictObject({
+    status: z.literal('success'),
+    message: z.literal('Image edited successfully'),
+    output_path: Path,
+    job_id: Id,
+    processing_time: Seconds,
+    metadata: EditMetadata.required({ gpu_location: true, gpu_memory_gb: true }),
+    host: z.literal('a'),
+    routing: Sentence,
+    notes: z.array(Sentence),
+  }),
+  z.strictObject({ ...Running, metadata: EditMetadata }),
+  Cancelled,
+]);
+const batchAnswer = {
+  batch_id: Id,
+  model: z.string(),
+  total_time_seconds: Seconds,
+  images_generated: z.int(),
+  images_failed: z.int(),
+  results: z.array(OneResult),
+  results_file: Path.optional(),
+  notes: z.array(Sentence),
+};
+const BatchAnswer = z.union([
+  z.strictObject({ status: z.enum(['success', 'partial']), ...batchAnswer, quality: Quality }),
+  z.strictObject({ status: z.literal('cancelled'), ...batchAnswer, quality: Quality.optional() }),
+  z.strictObject({ status: z.literal('running'), ...batchAnswer, ...Progress }),
+]);
+const JobAnswer = z.strictObject({
+  status: z.enum(['success', 'running', 'partial', 'cancelled']),
+  state: z.enum(['waiting', 'running', 'success', 'partial', 'cancelled']),
+  job_id: Id.optional(),
+  batch_id: Id,
+  kind: z.enum(['generate', 'edit']),
+  created_at: z.iso.datetime(),
+  ...Progress,
+  elapsed_seconds: Seconds,
+  results: z.array(z.union([OneResult, z.strictObject({ ...OneResult.shape, cancelled: z.literal(true) }).partial()])),
+  results_file: Path.optional(),
+  quality: Quality.optional(),
+  routing: Sentence.optional(),
+  notes: z.array(Sentence),
+});
+
+const ANSWERS = new Map<string, z.ZodType>([
+  ['generate_image', GenerateAnswer],
+  ['edit_image', EditAnswer],
+  ['batch_generate', BatchAnswer],
+  ['get_job', JobAnswer],
+  ...TOOLS.flatMap(({ name, output }) => (output === undefined ? [] : [[name, output] as const])),
+]);
+
+/** A good answer of the tool, with no field that its schema does not know. */
+async function good(name: string, args: Record<string, unknown> = {}): Promise<Record<string, unknown>> {
+  const answer = await bridge.call(name, args);
+  expect(answer.isError, answer.text).toBe(false);
+  const schema = ANSWERS.get(name);
+  expect(schema?.parse(answer.json)).toEqual(answer.json);
+  return answer.json;
+}
+
+test('every tool has a schema here', () => {
+  expect(TOOLS.map(({ name }) => name).filter((name) => !ANSWERS.has(name))).toEqual([]);
+  expect(TOOLS).toHaveLength(12);
+});
+
+describe('tools that look', () => {
+  test.each<[string, Record<string, unknown>]>([
+    ['list_hosts', {}],
+    ['list_models', {}],
+    ['gpu_status', {}],
+    ['gpu_status', { host: 'gone' }],
+    ['server_health', {}],
+    ['server_health', { host: 'a' }],
+  ])('%s %j', async (name, args) => {
+    await good(name, args);
+  });
+
+  test('gpu_status says when an idle model goes, and how often it came back', async () => {
+    const { hosts } = z
+      .object({ hosts: z.array(z.object({ host: z.string(), models: z.array(z.record(z.string(), z.unknown())) })) })
+      .parse(await good('gpu_status', { host: 'a' }));
+    expect(hosts[0]?.models.find(({ alias }) => alias === 'klein')).toMatchObject({
+      idle_timeout: 300,
+      statistics: { cpu_to_gpu: 0, gpu_to_cpu: 0 },
+    });
+  });
+});
+
+test('tools that move models: nothing to do, under way, done', async () => {
+  await good('offload_gpu', { model: KLEIN });
+  await good('load_model', { model: KLEIN, host: 'a', wait_seconds: 0 });
+  await good('load_model', { model: KLEIN });
+  await good('offload_gpu');
+  await good('load_model', { model: 'klein' });
+  await good('release_gpu', { model: KLEIN, wait_seconds: 0 });
+  await good('release_gpu');
+});
+
+test('one image: done, under way, and stopped', async () => {
+  await good('generate_image', { prompt: 'a fox', ...SMALL });
+  const running = await good('generate_image', { prompt: 'a fox', negative_prompt: 'dogs', ...SMALL, wait_seconds: 0 });
+  await good('get_job', { id: running['job_id'] });
+  await good('get_job', { id: running['job_id'], wait_seconds: 45 });
+  const stopped = await good('generate_image', { prompt: 'an owl', ...SMALL, wait_seconds: 0 });
+  await good('cancel_batch', { batch_id: stopped['job_id'] });
+  expect(await good('get_job', { id: stopped['job_id'] })).toMatchObject({ state: 'cancelled', results: [] });
+});
+
+test('an edit: done and under way', async () => {
+  await good('edit_image', { image_path: photo, prompt: 'add a kite', model: STEP1X, size_level: 512 });
+  const running = await good('edit_image', {
+    image_path: photo,
+    prompt: 'add a hat',
+    model: 'step1x',
+    wait_seconds: 0,
+  });
+  await good('get_job', { id: running['batch_id'], wait_seconds: 45 });
+});
+
+test('a batch: done, under way, one job of it, stopped, and again', async () => {
+  const done = await good('batch_generate', { prompts: ['a', 'b'], images_per_prompt: 2, seeds: [1, 2], ...SMALL });
+  expect(done['images_generated']).toBe(4);
+  await good('get_job', { id: done['batch_id'] });
+  const args = { prompts: Array.from({ length: 6 }, (_, n) => `picture ${n}`), ...SMALL };
+  const running = await good('batch_generate', { ...args, wait_seconds: 0 });
+  const id = running['batch_id'];
+  const one = await eventually('one is done', async () => {
+    const seen = await good('get_job', { id });
+    return z.array(z.object({ job_id: z.string() })).parse(seen['results'])[0];
+  });
+  expect(await good('get_job', { id: one.job_id })).toMatchObject({ state: 'success', queue_position: null });
+  const stopped = await good('cancel_batch', { batch_id: id });
+  expect(stopped['message']).toMatch(/^\d images? stopped\. \d finished images? kept\./);
+  expect(await good('get_job', { id })).toMatchObject({ state: 'cancelled' });
+  const again = await good('cancel_batch', { batch_id: id });
+  expect(again['message']).toMatch(/^It had already ended; nothing was stopped\./);
+});
+
+test('a call whose batch somebody else stops answers what was made', async () => {
+  const before = await batchIds();
+  const call = good('batch_generate', { prompts: Array.from({ length: 9 }, (_, n) => `picture ${n}`), ...SMALL });
+  const id = await eventually('the batch is there', async () =>
+    (await batchIds()).find((name) => !before.includes(name)),
+  );
+  await eventually('one is done', async () => (await bridge.ask('get_job', { id }))['results']?.toString() !== '');
+  await good('cancel_batch', { batch_id: id });
+  expect(await call).toMatchObject({ status: 'cancelled' });
+});
+
+/** Every batch of this laptop is a directory. */
+async function batchIds(): Promise<string[]> {
+  return readdir(join(fleet.directory, 'laptop-0', '.local', 'state', 'gantry', 'batches'));
+}

@@ -1,0 +1,48 @@
+import { getEventListeners } from 'node:events';
+import { afterEach, beforeEach, expect, test } from 'vitest';
+import { Deadline, pause, untilAborted } from '../../shared/abort.ts';
+
+let warnings: string[];
+const onWarning = (warning: Error): void => void warnings.push(warning.name);
+beforeEach(() => {
+  warnings = [];
+  process.on('warning', onWarning);
+});
+afterEach(() => void process.off('warning', onWarning));
+
+test('many waits on one signal are no leak: no warning, and each takes its listener away', async () => {
+  const { signal } = new AbortController();
+  const ends: (() => void)[] = [];
+  const waits = Array.from({ length: 50 }, () => untilAborted(new Promise<void>((end) => ends.push(end)), signal));
+  const deadlines = Array.from({ length: 50 }, () => new Deadline({ ms: 60_000, signal }));
+  expect(getEventListeners(signal, 'abort')).toHaveLength(100);
+  for (const end of ends) end();
+  for (const deadline of deadlines) deadline[Symbol.dispose]();
+  await Promise.all(waits);
+  await new Promise((turn) => setImmediate(turn)); // warnings come a turn later
+  expect(getEventListeners(signal, 'abort')).toEqual([]);
+  expect(warnings).toEqual([]);
+});
+
+test('a wait ends with its signal, and the work goes on', async () => {
+  const stop = new AbortController();
+  const work = new Promise<string>((end) => setImmediate(() => end('done')));
+  const wait = untilAborted(work, stop.signal);
+  stop.abort(new Error('enough'));
+  await expect(wait).rejects.toThrow('enough');
+  await expect(untilAborted(work, stop.signal)).rejects.toThrow('enough');
+  expect(await work).toBe('done');
+  await pause(60_000, stop.signal); // returns early, without an error
+});
+
+test('a deadline tells its own end from that of its parent', async () => {
+  using expired = new Deadline({ ms: 5 });
+  await expect(untilAborted(new Promise(() => undefined), expired.signal)).rejects.toThrow('no answer within 5 ms');
+  expect(expired.isExpired).toBe(true);
+  const parent = new AbortController();
+  using ended = new Deadline({ ms: 60_000, signal: parent.signal });
+  parent.abort();
+  expect([ended.signal.aborted, ended.isExpired]).toEqual([true, false]);
+  using late = new Deadline({ ms: 60_000, signal: parent.signal });
+  expect(late.signal.aborted).toBe(true);
+});
