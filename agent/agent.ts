@@ -3,6 +3,7 @@ import { mkdir, readFile } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { z } from 'zod';
+import { writeDurable } from '../shared/durable-file.ts';
 import { toAppError } from '../shared/errors.ts';
 import { fetchBody } from '../shared/http-client.ts';
 import { Uuid } from '../shared/job.ts';
@@ -14,7 +15,6 @@ import { GpuSampler } from './gpu/gpu-sampler.ts';
 import type { Readiness } from './http/health.ts';
 import { UPLOAD_PACE } from './http/inputs.ts';
 import { route } from './http/routes.ts';
-import { writeDurable } from './job/durable-file.ts';
 import { Exchange } from './job/exchange.ts';
 import { InputStore } from './job/input-store.ts';
 import { Journal } from './job/journal.ts';
@@ -144,7 +144,9 @@ export class Agent implements AsyncDisposable {
       }),
     );
     this.#exchange = exchange;
-    const host = new HostStatus({ agentId, stateDir, sampler, residency, exchange, log, onChange });
+    const facts = { exchange, sampler, models };
+    const problems = (): string[] => hostProblems(facts);
+    const host = new HostStatus({ agentId, stateDir, sampler, residency, exchange, problems, log, onChange });
     const status: StatusFeed = this.#own(new StatusFeed({ build: () => host.snapshot() }));
 
     const known = new Set((await tokens.list()).map(({ id }) => id));
@@ -158,7 +160,7 @@ export class Agent implements AsyncDisposable {
       results,
       pace: UPLOAD_PACE,
       inputArrived: (tokenId: string, sha256: string) => exchange.inputArrived(tokenId, sha256),
-      readiness: readiness({ exchange, sampler, models }),
+      readiness: readiness(facts),
     };
     this.#listener = this.#own(
       await RpcListener.open({
@@ -252,23 +254,32 @@ async function agentIdOf(stateDir: string): Promise<string> {
   return made;
 }
 
-function readiness({
-  exchange,
-  sampler,
-  models,
-}: {
-  exchange: Exchange;
-  sampler: GpuSampler;
-  models: readonly ConfiguredModel[];
-}): Readiness {
-  const needsGpu = models.some(({ launch }) => launch.kind === 'owned');
+type Facts = { exchange: Exchange; sampler: GpuSampler; models: readonly ConfiguredModel[] };
+
+/** What is in the way of work, and will be until somebody does something. */
+function hostProblems({ exchange, sampler, models }: Facts): string[] {
+  const problems: string[] = [];
+  if (models.length === 0) problems.push('No model is configured.');
+  if (exchange.refusal !== undefined) problems.push(exchange.refusal);
+  if (needsGpu(models) && !hasGpu(sampler) && sampler.problem !== undefined) {
+    problems.push(`No GPU can be read: ${sampler.problem.reason}.`);
+  }
+  return problems;
+}
+
+/** The same for /readyz, where the first moments of a start count too. */
+function readiness(facts: Facts): Readiness {
+  const { sampler, models } = facts;
   return () => {
-    const reasons: string[] = [];
-    if (models.length === 0) reasons.push('No model is configured.');
-    if (exchange.refusal !== undefined) reasons.push(exchange.refusal);
-    if (needsGpu && !sampler.readings().some(({ health }) => health === 'ok')) {
-      reasons.push(`No GPU can be read: ${sampler.problem?.reason ?? 'nvidia-smi has not answered yet'}.`);
-    }
-    return reasons;
+    const isWaiting = needsGpu(models) && !hasGpu(sampler) && sampler.problem === undefined;
+    return [...hostProblems(facts), ...(isWaiting ? ['No GPU can be read: nvidia-smi has not answered yet.'] : [])];
   };
+}
+
+function needsGpu(models: readonly ConfiguredModel[]): boolean {
+  return models.some(({ launch }) => launch.kind === 'owned');
+}
+
+function hasGpu(sampler: GpuSampler): boolean {
+  return sampler.readings().some(({ health }) => health === 'ok');
 }

@@ -103,7 +103,7 @@ function endAtDefect(error: unknown, log: Log): never {
 async function checkConfig(flags: AgentFlags): Promise<void> {
   const settings = await loadAgentConfig(flags);
   for (const warning of settings.warnings) print(`warning: ${warning}`);
-  print(`${configPath(flags)}: ok, ${settings.models.length} models`);
+  print(`${configPath(flags)}: ok, ${settings.models.length} ${settings.models.length === 1 ? 'model' : 'models'}`);
 }
 
 async function addToken(name: string, flags: AgentFlags & { role: Role }): Promise<void> {

@@ -15,6 +15,8 @@ export type HostStatusOptions = {
   sampler: GpuSampler;
   residency: Residency;
   exchange: Exchange;
+  /** What is in the way of work, in sentences: the same that /readyz says. */
+  problems: () => string[];
   log: Log;
   onChange: () => void;
 };
@@ -44,7 +46,7 @@ export class HostStatus {
 
   snapshot(): HostSnapshot {
     this.#refreshRarely();
-    const { agentId, residency, exchange, sampler } = this.#options;
+    const { agentId, residency, exchange, sampler, problems } = this.#options;
     const slots = exchange.slots();
     return {
       agentId,
@@ -53,6 +55,7 @@ export class HostStatus {
       isSimulated: isSimulated(sampler),
       isDraining: exchange.isDraining,
       driver: this.#driver,
+      problems: problems(),
       gpus: residency.gpuStatus(),
       memory: this.#memory,
       disk: { freeMiB: this.#diskFreeMiB },

@@ -29,12 +29,19 @@ export class Bridge implements AsyncDisposable {
     });
   }
 
-  /** The fleet with its links opening; the same one for every caller. */
+  /** The fleet with its links opening and its unfinished batches resumed; the same one for every caller. */
   async openFleet(): Promise<Fleet> {
+    const fleet = await this.connectFleet();
+    fleet.open();
+    return fleet;
+  }
+
+  /** The fleet with its links opening, for somebody who only looks. */
+  async connectFleet(): Promise<Fleet> {
     if (this.#isDetached) throw new Error('the bridge is ending');
     this.#parts ??= openParts(this.#config, () => this.server.getClientVersion()?.name ?? 'gantry');
     const { fleet } = await this.#parts;
-    fleet.open();
+    fleet.connect();
     return fleet;
   }
 

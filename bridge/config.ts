@@ -12,8 +12,16 @@ const HostName = z
 
 const HostEntry = z.strictObject({
   name: HostName,
-  url: z.string().regex(/^wss?:\/\/[^\s/]+\/?$/, { error: 'expected an address like ws://127.0.0.1:7801' }),
-  token: z.string().min(1).max(200),
+  url: z
+    .string()
+    .regex(/^(?!wss:)/, { error: 'this release has no encrypted links; use ws:// through an SSH tunnel' })
+    .regex(/^wss:|^ws:\/\/([^\s/:]+|\[[0-9a-fA-F:.]+\]):\d{1,5}\/?$/, {
+      error: 'expected an address with a port, like ws://127.0.0.1:7801',
+    }),
+  token: z
+    .string()
+    .max(200)
+    .regex(/^gantry_\S+$/, { error: 'expected what `gantry-agent tokens add` printed: gantry_ and 43 characters' }),
 });
 
 const TIMES = {
@@ -45,6 +53,8 @@ export type BridgeFile = z.infer<typeof BridgeFile>;
 export type BridgeConfig = {
   /** The file that was read; undefined where there is none, which is no error: then no host is known. */
   file: string | undefined;
+  /** Where it is, or would be. */
+  expectedFile: string;
   hosts: HostConfig[];
   outputDir: string | undefined;
   defaultModel: string | undefined;
@@ -66,13 +76,16 @@ export function loadConfig(flags: BridgeFlags = {}, env: NodeJS.ProcessEnv = pro
   const home = homedir();
   const cwd = process.cwd();
   const asked = flags.config ?? env['GANTRY_CONFIG'];
-  const file = readConfigFile(asked === undefined ? defaultFile(home, env) : resolve(cwd, asked), {
-    isRequired: asked !== undefined,
+  const expectedFile = asked === undefined ? defaultFile(home, env) : resolve(cwd, asked);
+  const file = readConfigFile(expectedFile, { isRequired: asked !== undefined });
+  const values = naming(expectedFile, () => {
+    const checked = checkConfig(BridgeFile, file?.values ?? {});
+    checkHosts(checked.hosts);
+    return checked;
   });
-  const values = checkConfig(BridgeFile, file?.values ?? {});
-  checkHosts(values.hosts);
   return {
     file: file?.path,
+    expectedFile,
     hosts: values.hosts,
     outputDir: flags.outputDir ?? env['GANTRY_OUTPUT_DIR'] ?? values.output_dir,
     defaultModel: values.default_model,
@@ -108,10 +121,17 @@ function readConfigFile(path: string, { isRequired }: { isRequired: boolean }) {
     if (code === 'ENOENT' && !isRequired) return undefined;
     throw new ConfigError([`${path}: cannot be read (${code})`]);
   }
-  try {
+  return naming(path, () => {
     const values = parseYaml(text);
     refuseReadableTokens(path, values);
     return { path, values };
+  });
+}
+
+/** Every problem says which file it is in. */
+function naming<T>(path: string, check: () => T): T {
+  try {
+    return check();
   } catch (error) {
     if (error instanceof ConfigError) throw new ConfigError(error.problems.map((problem) => `${path}: ${problem}`));
     throw error;

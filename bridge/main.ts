@@ -23,6 +23,7 @@ program
   .action(async (flags: BridgeFlags) => {
     const config = configOrExit(flags);
     const bridge = new Bridge(config);
+    if (process.stdin.isTTY) process.stderr.write(`${waitingText(config)}\n`);
     await serveStdio(bridge.server, { detach: () => bridge.detach() });
     // Not left to the end of the last handle: a socket to a host that is gone can stay open for minutes.
     process.exit(0);
@@ -35,9 +36,9 @@ program
   .option('--json', 'as JSON, for programs')
   .action(async ({ json, ...flags }: BridgeFlags & { json?: boolean }) => {
     const { printStatus } = await import('./cli/status.ts');
-    const config = configOrExit(flags);
-    await using bridge = new Bridge(config);
-    const isAnyUp = await printStatus(await bridge.openFleet(), {
+    // The screen says itself what is wrong with a host; the log would say it twice.
+    await using bridge = new Bridge({ ...configOrExit(flags), logLevel: 'error' });
+    const isAnyUp = await printStatus(await bridge.connectFleet(), {
       isJson: json === true,
       columns: process.stdout.columns,
       write: (text) => process.stdout.write(text),
@@ -52,9 +53,16 @@ config
   .description('say which file is read and every problem in it')
   .option('--config <file>', 'bridge.yaml to use')
   .action((flags: BridgeFlags) => {
-    const { file, hosts } = configOrExit(flags);
-    const names = hosts.map(({ name }) => name).join(', ') || 'none';
-    process.stdout.write(`${file ?? 'No bridge.yaml'}: no problem found. Hosts: ${names}.\n`);
+    const { file, expectedFile, hosts } = configOrExit(flags);
+    if (file === undefined) {
+      process.stderr.write(
+        `gantry: there is no ${expectedFile}. Write it with your hosts: README.md, "Set up the laptop".\n`,
+      );
+      process.exitCode = BAD_CONFIG;
+      return;
+    }
+    const names = hosts.map(({ name }) => name).join(', ') || 'none yet; add one under `hosts`';
+    process.stdout.write(`${file}: no problem found. Hosts: ${names}.\n`);
   });
 
 config
@@ -75,6 +83,12 @@ function configOrExit(flags: BridgeFlags): BridgeConfig {
     process.stderr.write(`${error.problems.map((problem) => `gantry: ${problem}`).join('\n')}\n`);
     process.exit(BAD_CONFIG);
   }
+}
+
+/** For a person who starts the bridge in a terminal and wonders why nothing happens. */
+function waitingText({ file, expectedFile, hosts }: BridgeConfig): string {
+  const known = file === undefined ? `no ${expectedFile} yet` : `${hosts.length} in ${file}`;
+  return `gantry bridge waits for an MCP client on its input (hosts: ${known}). Ctrl-C ends it.`;
 }
 
 /** CommonJS, which the bundle is, has no await at the top. Nothing is above this that could see a failure. */

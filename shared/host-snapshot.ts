@@ -115,6 +115,8 @@ export const HostSnapshot = z.object({
   isSimulated: z.boolean(),
   isDraining: z.boolean(),
   driver: z.string().nullable(),
+  /** Why the host cannot do all of its work, in sentences; empty when it can. */
+  problems: z.array(z.string()).default([]),
   gpus: z.array(GpuStatus),
   memory: z.object({ totalMiB: MiB, freeMiB: MiB }),
   disk: z.object({ freeMiB: MiB.nullable() }),

@@ -245,7 +245,11 @@ export function healthOf({ exitCode, stdout, stderr }: SmiOutput): { health: Gpu
     .find((line) => line.trim() !== '')
     ?.trim()
     .slice(0, 300);
-  if (/ENOENT/.test(text) && exitCode === undefined) return { health: 'absent', reason: 'nvidia-smi is not installed' };
+  if (/ENOENT/.test(text) && exitCode === undefined)
+    return {
+      health: 'absent',
+      reason: 'nvidia-smi was not found; name it under gpu.nvidia_smi in agent.yaml if it is not on the PATH',
+    };
   if (exitCode === 15 || /GPU is lost|fallen off the bus|Unable to determine the device handle/i.test(text)) {
     return { health: 'lost', reason: said ?? 'a GPU has fallen off the bus' };
   }

@@ -90,7 +90,7 @@ function parametersText({ request }: Job, { width, height }: Decoded): string {
 function gantryText({ job, hostname, gpu, runMs, isSimulated }: Origin, { width, height }: Decoded): object {
   const { jobId, attempt, request } = job;
   const simulated = isSimulated ? { simulated: true } : {};
-  return { version: 1, jobId, attempt, request, width, height, host: hostname, gpu, runMs, ...simulated };
+  return { version: 1, jobId, attempt, request, width, height, hostname, gpu, runMs, ...simulated };
 }
 
 function sizeNotes({ request }: Job, { width, height }: Decoded): string[] {

@@ -5,10 +5,11 @@ import { join } from 'node:path';
 import { performance } from 'node:perf_hooks';
 import type { Readable } from 'node:stream';
 import { Deadline } from '../../shared/abort.ts';
+import { writeDurable } from '../../shared/durable-file.ts';
 import { AppError } from '../../shared/errors.ts';
 import type { Log } from '../../shared/log.ts';
 import { cleanPixels } from './clean-pixels.ts';
-import { toDiskError, writeDurable } from './durable-file.ts';
+import { toDiskError } from './disk-error.ts';
 
 const KEPT_MS = 3_600_000;
 
@@ -91,7 +92,10 @@ export class InputStore {
     try {
       await this.#receive(body, { upload, tokenId, sha256, maxBytes, signal });
       const clean = await cleanPixels(upload);
-      await writeDurable(join(directory, `${sha256}.png`), clean);
+      const path = join(directory, `${sha256}.png`);
+      await writeDurable(path, clean).catch((error: unknown) => {
+        throw toDiskError(error, path);
+      });
       this.#kept.set(keyOf(tokenId, sha256), { tokenId, sha256, bytes: clean.length, lastUsedMs: Date.now() });
     } finally {
       this.#lastByteMs.delete(keyOf(tokenId, sha256));

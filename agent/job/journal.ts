@@ -2,12 +2,13 @@ import type { FileHandle } from 'node:fs/promises';
 import { constants } from 'node:fs';
 import { copyFile, mkdir, open, readFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
+import { syncDirectory, writeDurable } from '../../shared/durable-file.ts';
 import type { AppError } from '../../shared/errors.ts';
 import type { Job } from '../../shared/job.ts';
 import type { Log } from '../../shared/log.ts';
 import type { Attempt, JobEnd, Line, LineKey } from './journal-lines.ts';
 import { endOf, idOf, keyOf, linesOf, parseLine } from './journal-lines.ts';
-import { syncDirectory, toDiskError, writeDurable } from './durable-file.ts';
+import { toDiskError } from './disk-error.ts';
 
 const COMPACT_AFTER_LINES = 10_000;
 

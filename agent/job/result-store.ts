@@ -1,10 +1,11 @@
 import { createHash } from 'node:crypto';
 import { mkdir, readdir, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
+import { writeDurable } from '../../shared/durable-file.ts';
 import type { AppError } from '../../shared/errors.ts';
 import type { ImageFormat } from '../../shared/job.ts';
 import type { Log } from '../../shared/log.ts';
-import { toDiskError, writeDurable } from './durable-file.ts';
+import { toDiskError } from './disk-error.ts';
 
 export type StoredResult = {
   path: string;

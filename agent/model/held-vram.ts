@@ -9,6 +9,7 @@ export class HeldVram {
   readonly #look: Look;
   #measure: VramMeasure | undefined;
   #heldMiB = 0;
+  #ownLooks = 0;
 
   constructor(look: Look) {
     this.#look = look;
@@ -31,14 +32,22 @@ export class HeldVram {
   /** Looks now. The last look stays where nvidia-smi does not answer, and where no process lives any more. */
   async look({ gpus, pids, signal }: Whose): Promise<VramMeasure | undefined> {
     if (gpus.length === 0) return undefined;
+    this.#ownLooks += 1;
     const seen = await this.#look(signal);
+    this.#ownLooks -= 1;
     const measure = seen && measureVram(seen, { gpus, pids });
-    if (measure !== undefined && pids.length > 0) this.note(measure);
+    if (measure !== undefined && pids.length > 0) this.count(measure);
     return measure;
   }
 
-  /** Keeps a look. Where the driver lists no memory for it, by the difference since the last one. */
+  /** Keeps a look that somebody else took. What changed meanwhile, where the driver lists no memory for it, is not its. */
   note(measure: VramMeasure): void {
+    if (measure.isListed || this.#measure?.isListed === true) this.count(measure);
+    else if (this.#ownLooks === 0) this.#measure = measure;
+  }
+
+  /** Keeps a look at a change of its own. Where the driver lists no memory for it, that is the change of free memory. */
+  count(measure: VramMeasure): void {
     const before = this.#measure;
     if (measure.isListed) this.#heldMiB = measure.mineMiB;
     else if (before?.isListed === true)

@@ -90,7 +90,8 @@ export class ModelServer {
   note(measure: VramMeasure): void {
     if (!('server' in this.state) || this.state.kind === 'releasing') return;
     this.#isHeldInFlux = this.inFlight > 0;
-    this.#life.vram.note(measure);
+    // What changes during a transition is its own, and counted by its own looks.
+    if (measure.isListed || this.#work === undefined) this.#life.vram.note(measure);
   }
 
   /** Starts the server on these GPUs, where nvidia-smi just showed `before`, and answers when it is ready. */
@@ -251,7 +252,7 @@ export class ModelServer {
     const limits = { look, deadlineMs: times.vramBackMs, pollMs: pollMsFor(times), signal };
     const verdict = claim && (await untilSettled(claim, limits));
     await life.throwIfDead();
-    if (verdict?.after !== undefined && this.gpus.length > 0) this.note(verdict.after);
+    if (verdict?.after !== undefined && this.gpus.length > 0) life.vram.count(verdict.after);
     // An engine that wakes by the job keeps no state of its own here: what nvidia-smi shows is what it is.
     const hasMoved = engine.wakesBy === 'call' || verdict === undefined || verdict.isBack;
     life.becomes(hasMoved ? 'offloaded' : 'ready');

@@ -56,10 +56,12 @@ export class ServerProcess {
         child.once('exit', (code: number | null, signal: string | null) => resolve({ code, signal }));
       });
       if (child.pid === undefined) {
-        const { shortMessage } = await child;
+        const { code, shortMessage } = await child;
+        const why =
+          code === 'ENOENT' ? `${command} was not found` : `${command} cannot be started (${code ?? shortMessage})`;
         throw new AppError(
           'MODEL_FAILED',
-          `Cannot start ${command}: ${shortMessage ?? 'no process'}. Check \`command\` and \`cwd\`.`,
+          `${why}. Set \`command\` of this model in agent.yaml to the path of the program${cwd === undefined ? '' : `, check \`cwd\` (${cwd})`}, and restart the agent.`,
         );
       }
       const { pid } = child;

@@ -39,8 +39,9 @@ function hostLine({ name, url, link, snapshot }: HostView): string {
   }
 }
 
-function problemLines({ link }: HostView, columns: number | undefined): string[] {
-  return link.kind === 'down' ? wrap(link.error.message, { columns, indent: '  ' }) : [];
+function problemLines({ link, snapshot }: HostView, columns: number | undefined): string[] {
+  const problems = link.kind === 'down' ? [link.error.message] : (snapshot?.problems ?? []);
+  return problems.flatMap((problem) => wrap(problem, { columns, indent: '  ' }));
 }
 
 function gpuLines({ snapshot }: HostView): string[] {

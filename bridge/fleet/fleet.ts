@@ -88,6 +88,13 @@ export class Fleet implements AsyncDisposable {
 
   /** Opens the links and resumes unfinished batches whose lock is free. May be called at every tool call. */
   open(): void {
+    this.connect();
+    this.#running ??= this.#run(this.#stop.signal);
+    this.#rescan(5_000);
+  }
+
+  /** Opens the links only, for somebody who looks and takes over nothing. */
+  connect(): void {
     if (this.#stop.signal.aborted) throw new Error('this fleet is detached');
     for (const host of this.#options.hosts) {
       if (this.#links.has(host.name)) continue;
@@ -100,8 +107,6 @@ export class Fleet implements AsyncDisposable {
       };
       this.#links.set(host.name, new AgentLink({ host, bridgeId, clientName, times, log, listener }));
     }
-    this.#running ??= this.#run(this.#stop.signal);
-    this.#rescan(5_000);
   }
 
   /** Until each link is up with a snapshot or has failed once, or the time is over. */

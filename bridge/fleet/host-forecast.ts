@@ -23,6 +23,8 @@ export function capableHost(
   if (want.kind !== undefined && !model.profile.capabilities.includes(want.kind)) {
     return refuse(`${want.model} cannot ${want.kind} images`, true);
   }
+  const blind = blindness(snapshot, model);
+  if (blind !== undefined) return refuse(blind, snapshot.problems.length > 0);
   const short = vramRefusal(snapshot, model);
   if (short !== undefined) return refuse(short, true);
   if (snapshot.isDraining) return refuse('is draining: it finishes its jobs and takes no new ones');
@@ -40,6 +42,12 @@ export function capableHost(
     return refuse(`gives no slot of ${model.alias} now${because(reason)}`);
   }
   return { host, snapshot, model, slots };
+}
+
+/** A host without a GPU to see. Without a problem that says why, its agent has only just started. */
+function blindness(snapshot: HostSnapshot, model: ModelStatus): string | undefined {
+  if (model.isAttached || snapshot.gpus.length > 0) return undefined;
+  return `has no GPU that gantry can see${because(snapshot.problems.join(' '))}`;
 }
 
 export type Swap = { kind: 'none' | 'load' | 'wake'; swapMs: number; evictMs: number };

@@ -3,7 +3,7 @@ import type { BatchView, JobView } from '../fleet/batch-view.ts';
 /** PURE. What a batch is doing, in a few words for a person. */
 export function activityOf(view: BatchView): string {
   const [only] = view.jobs;
-  const elsewhere = 'another gantry process works on it';
+  const elsewhere = 'another window on this machine works on it';
   const paused = view.pausedBy === undefined ? undefined : `paused: ${view.pausedBy}`;
   if (view.total === 1 && only !== undefined) {
     if (!view.isOurs && only.state === 'waiting') return `waiting; ${elsewhere}`;

@@ -38,7 +38,8 @@ export function linkProblem({ link, snapshot }: HostView): string {
     case 'connecting':
       return 'still connecting. Try again in a few seconds.';
     case 'up':
-      return snapshot === undefined ? 'connected, but it has not reported its state yet.' : 'connected.';
+      if (snapshot === undefined) return 'connected, but it has not reported its state yet.';
+      return snapshot.problems.length === 0 ? 'connected.' : snapshot.problems.join(' ');
     case 'down':
       return `${link.error.code}: ${link.error.message} ${nextAttempt(link.retryInMs)}`;
   }

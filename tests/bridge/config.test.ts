@@ -75,13 +75,25 @@ test('the file is looked for in the XDG directory', async () => {
 
 test.each<[string, RegExp]>([
   ['output_directory: /x\n', /output_directory: unknown key\. Did you mean output_dir\?/],
-  ['hosts: [{ name: a, url: "http://x", token: t }]\n', /hosts\[0\]\.url: expected an address like ws:/],
+  [
+    'hosts: [{ name: a, url: "ws://127.0.0.1", token: gantry_t }]\n',
+    /hosts\[0\]\.url: expected an address with a port/,
+  ],
+  [
+    'hosts: [{ name: a, url: "wss://x:1", token: gantry_t }]\n',
+    /no encrypted links; use ws:\/\/ through an SSH tunnel/,
+  ],
+  [
+    'hosts: [{ name: a, url: "ws://x:1", token: hello }]\n',
+    /hosts\[0\]\.token: expected what `gantry-agent tokens add`/,
+  ],
+  ['hosts: [{ name: a, url: "http://x", token: t }]\n', /hosts\[0\]\.url: expected an address with a port, like ws:/],
   ['hosts: [{ name: a, url: "ws://x:1", token: t, tokne: u }]\n', /tokne: unknown key\. Did you mean token\?/],
   ['hosts: [{ name: "a b", url: "ws://x:1", token: t }]\n', /hosts\[0\]\.name: expected a short name/],
   [`${HOST}times: { silence: 45 }\n`, /times\.silence: expected a duration like 30s/],
   ['preview: maybe\n', /preview: /],
   [
-    'hosts: [{ name: a, url: "ws://x:1", token: t }, { name: a, url: "ws://y:1", token: t }]\n',
+    'hosts: [{ name: a, url: "ws://x:1", token: gantry_t }, { name: a, url: "ws://y:1", token: gantry_t }]\n',
     /two hosts are named a/,
   ],
   ['a: [\n', /./],

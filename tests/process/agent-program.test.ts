@@ -107,7 +107,7 @@ describe('gantry-agent', { timeout: PATIENCE }, () => {
       await writeConfig('models: { m: { engine: vllm-omni, model: a/b } }'),
     );
     expect(good.exitCode).toBe(0);
-    expect(good.stdout).toMatch(/warning: models\.m: no revision\.[^]*agent\.yaml: ok, 1 models/);
+    expect(good.stdout).toMatch(/warning: models\.m: no revision\.[^]*agent\.yaml: ok, 1 model\b/);
     const schema = await command('config', 'schema');
     expect(JSON.parse(schema.stdout)).toMatchObject({ type: 'object', additionalProperties: false });
   });

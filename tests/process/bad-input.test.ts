@@ -2,7 +2,7 @@ import { mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import type { BridgeClient } from '../../scripts/lib/bridge-client.ts';
-import { TestFleet, vllm } from '../helpers/fleet.ts';
+import { eventually, TestFleet, vllm } from '../helpers/fleet.ts';
 
 const MODEL = 'black-forest-labs/FLUX.2-klein-4B';
 let fleet: TestFleet;
@@ -87,4 +87,18 @@ test('a wrong token is told apart from an unreachable host', async () => {
   const answer = await stranger.call('generate_image', { prompt: 'x' });
   expect(answer.text).toMatch(/AUTH_FAILED/);
   expect(answer.text).not.toContain('gantry_wrong');
+});
+
+test('a host whose nvidia-smi is missing says so at once, on the laptop', async () => {
+  await using blind = await TestFleet.start([
+    { name: 'attic', models: { klein: vllm(MODEL) }, config: { gpu: { nvidia_smi: '/nowhere/nvidia-smi' } } },
+  ]);
+  await using laptop = await blind.bridge();
+  const health = await eventually('the agent has looked for it', async () => {
+    const answer = JSON.stringify(await laptop.ask('server_health'));
+    return answer.includes('degraded') ? answer : undefined;
+  });
+  expect(health).toMatch(/No GPU can be read: nvidia-smi was not found.*gpu\.nvidia_smi/);
+  const answer = await laptop.call('generate_image', { prompt: 'x' });
+  expect(answer.text).toMatch(/^NO_HOST: .*attic: has no GPU that gantry can see: .*nvidia-smi was not found/s);
 });

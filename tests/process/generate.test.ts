@@ -1,16 +1,41 @@
 import { readFile, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import sharp from 'sharp';
-import { expect, test } from 'vitest';
+import { afterAll, beforeAll, expect, test } from 'vitest';
 import { readTextChunks } from '../../shared/png-text.ts';
+import type { BridgeClient } from '../../scripts/lib/bridge-client.ts';
 import { TestFleet, vllm } from '../helpers/fleet.ts';
 
 const MODEL = 'Tongyi-MAI/Z-Image-Turbo';
-const SMALL = { width: 256, height: 256 };
+const SMALL = { model: MODEL, width: 256, height: 256 };
+const STEP1X = {
+  engine: 'step1x-edit' as const,
+  model: 'stepfun-ai/Step1X-Edit',
+  capabilities: ['edit'],
+  args: [
+    '--load-ms',
+    '100',
+    '--step-ms',
+    '5',
+    '--weights-mib',
+    '30000',
+    '--peak-mib',
+    '34000',
+    '--residual-mib',
+    '600',
+  ],
+};
+
+let fleet: TestFleet;
+let bridge: BridgeClient;
+
+beforeAll(async () => {
+  fleet = await TestFleet.start([{ name: 'a', gpuMiB: [81_559], models: { z: vllm(MODEL), step1x: STEP1X } }]);
+  bridge = await fleet.bridge();
+});
+afterAll(() => fleet[Symbol.asyncDispose]());
 
 test('an image is generated, saved whole with its parameters in the file, and shown as a small preview', async () => {
-  await using fleet = await TestFleet.start([{ name: 'a', models: { z: vllm(MODEL) } }]);
-  const bridge = await fleet.bridge();
   const answer = await bridge.call('generate_image', { prompt: 'a red fox', seed: 42, ...SMALL });
   expect(answer.json, answer.text).toMatchObject({
     status: 'success',
@@ -25,8 +50,7 @@ test('an image is generated, saved whole with its parameters in the file, and sh
       seed: 42,
     },
   });
-  const path = String(answer.json['file_path']);
-  const image = await readFile(path);
+  const image = await readFile(String(answer.json['file_path']));
   expect(await sharp(image).metadata()).toMatchObject({ format: 'png', width: 256, height: 256 });
   const chunks = Object.fromEntries(readTextChunks(image).map(({ keyword, text }) => [keyword, text]));
   expect(chunks['parameters']).toContain('Seed: 42');
@@ -37,8 +61,6 @@ test('an image is generated, saved whole with its parameters in the file, and sh
 });
 
 test('the same name is never overwritten, and an existing file of the user stays as it is', async () => {
-  await using fleet = await TestFleet.start([{ name: 'a', models: { z: vllm(MODEL) } }]);
-  const bridge = await fleet.bridge();
   await writeFile(join(fleet.output, 'fox.png'), 'mine');
   const first = await bridge.ask('generate_image', { prompt: 'a fox', filename: 'fox.png', ...SMALL });
   const second = await bridge.ask('generate_image', { prompt: 'a fox', filename: 'fox.png', ...SMALL });
@@ -48,8 +70,6 @@ test('the same name is never overwritten, and an existing file of the user stays
 });
 
 test.each(['jpg', 'webp'])('the format %s is the one that was asked for', async (format) => {
-  await using fleet = await TestFleet.start([{ name: 'a', models: { z: vllm(MODEL) } }]);
-  const bridge = await fleet.bridge();
   const answer = await bridge.ask('generate_image', { prompt: 'a fox', format, ...SMALL });
   const path = String(answer['file_path']);
   expect(path).toMatch(new RegExp(`\\.${format}$`));
@@ -57,32 +77,6 @@ test.each(['jpg', 'webp'])('the format %s is the one that was asked for', async 
 });
 
 test('an edit takes a picture from disk and leaves the original alone', async () => {
-  await using fleet = await TestFleet.start([
-    {
-      name: 'a',
-      gpuMiB: [81_559],
-      models: {
-        step1x: {
-          engine: 'step1x-edit',
-          model: 'stepfun-ai/Step1X-Edit',
-          capabilities: ['edit'],
-          args: [
-            '--load-ms',
-            '100',
-            '--step-ms',
-            '5',
-            '--weights-mib',
-            '30000',
-            '--peak-mib',
-            '34000',
-            '--residual-mib',
-            '600',
-          ],
-        },
-      },
-    },
-  ]);
-  const bridge = await fleet.bridge();
   const original = join(fleet.output, 'photo.jpg');
   await sharp({ create: { width: 320, height: 200, channels: 3, background: '#355' } })
     .jpeg()

@@ -84,7 +84,7 @@ function messageOf(view: BatchView, o: { id: string; before: BatchView; busyHost
   const kept = view.completed === 0 ? 'None was finished.' : `${plural(view.completed, 'finished image')} kept.`;
   if (isOver(o.before, o.id)) return `It had already ended; nothing was stopped. ${kept}`;
   if (!isOver(view, o.id)) {
-    return `The gantry process that works on it was asked to stop it and has not answered yet. Ask get_job, id ${o.id}.`;
+    return `The window of this machine that works on it was asked to stop it and has not answered yet. Ask get_job, id ${o.id}.`;
   }
   const stopped = view.cancelled - o.before.cancelled;
   const goesOn = view.state === 'running' ? ' The others of its batch go on.' : '';

@@ -53,7 +53,8 @@ function hostJson(host: HostView): z.input<typeof HostJson> {
     host: host.name,
     address: host.url,
     link: link.kind,
-    ...(link.kind === 'up' ? { latency_ms: Math.round(link.latencyMs * 10) / 10 } : { problem: linkProblem(host) }),
+    ...(link.kind === 'up' && { latency_ms: Math.round(link.latencyMs * 10) / 10 }),
+    ...((link.kind !== 'up' || (snapshot?.problems.length ?? 0) > 0) && { problem: linkProblem(host) }),
     ...(link.kind === 'down' && { retry_in_seconds: seconds(link.retryInMs) }),
     ...(snapshot !== undefined && {
       agent_version: snapshot.agentVersion,

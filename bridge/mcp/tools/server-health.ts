@@ -48,12 +48,14 @@ function healthJson(view: HostView): z.input<typeof HealthJson> {
   const isUp = link.kind === 'up' && snapshot !== undefined;
   const servers = isUp ? snapshot.models.map(serverJson) : [];
   const isIll =
-    servers.some(({ status }) => status === 'failed') || snapshot?.gpus.some(({ health }) => health === 'lost');
+    (snapshot?.problems.length ?? 0) > 0 ||
+    servers.some(({ status }) => status === 'failed') ||
+    snapshot?.gpus.some(({ health }) => health === 'lost');
   return {
     host: view.name,
     server_url: view.url,
     status: isUp ? (isIll ? 'degraded' : 'healthy') : link.kind === 'down' ? 'unreachable' : 'connecting',
-    ...(!isUp && { problem: linkProblem(view) }),
+    ...((!isUp || snapshot.problems.length > 0) && { problem: linkProblem(view) }),
     ...(link.kind === 'up' && { latency_ms: Math.round(link.latencyMs * 10) / 10 }),
     ...(snapshot !== undefined && { version: snapshot.agentVersion, driver: snapshot.driver ?? undefined }),
     servers,

@@ -4,16 +4,25 @@ import { generate, ModelHost, omni, QUIET, step1x, until } from './model-host.ts
 // Real processes: how long they take to start is up to the machine.
 vi.setConfig({ testTimeout: 60_000 });
 
-test('a job that outgrows the GPU evicts the idle model with the least regret, by offload', async () => {
-  await using host = await ModelHost.start([omni('a'), omni('b'), omni('c')], { gpusMiB: [20_000] });
-  for (const alias of ['a', 'b', 'c']) await host.run(alias);
-  expect(host.state('a')).toBe('offloaded');
-  expect(host.state('c')).toBe('ready');
-  expect(host.usedMiB()).toBeLessThanOrEqual(20_000);
-  using again = await host.admit('a');
-  expect(host.state('a')).toBe('ready');
-  await again.run(generate(), [], QUIET);
-});
+test.each([
+  ['', false],
+  [', also where nvidia-smi lists no process', true],
+])(
+  'a job that outgrows the GPU evicts the idle model with the least regret, by offload%s',
+  async (_, hidesProcesses) => {
+    const models = [omni('a'), omni('b'), omni('c')];
+    await using host = await ModelHost.start(models, { gpusMiB: [20_000], hidesProcesses });
+    for (const alias of ['a', 'b', 'c']) await host.run(alias);
+    expect(host.state('a')).toBe('offloaded');
+    expect(host.state('c')).toBe('ready');
+    expect(host.usedMiB()).toBeLessThanOrEqual(20_000);
+    using again = await host.admit('a');
+    expect(host.state('a')).toBe('ready');
+    await again.run(generate(), [], QUIET);
+    expect(host.residency.slotFacts('a').heldMiB).toBe(8_000);
+    expect(host.residency.gpuStatus()[0]).toMatchObject({ isDegraded: false });
+  },
+);
 
 test('a job waits for no GPU that a running job needs; the load that a person asked for comes after it', async () => {
   await using host = await ModelHost.start([omni('a'), omni('b')], { gpusMiB: [12_000] });

@@ -36,6 +36,8 @@ export type HostOptions = {
   directory?: string;
   /** From the first moment on, until `mendNvidiaSmi`. */
   doesNvidiaSmiHang?: boolean;
+  /** It lists no process, as under WSL and in containers. */
+  hidesProcesses?: boolean;
 };
 
 /** A directory with simulated GPUs, and the real sampler and residency on them. */
@@ -57,6 +59,7 @@ export class ModelHost implements AsyncDisposable {
   static async start(models: readonly ConfiguredModel[], options: HostOptions = {}): Promise<ModelHost> {
     const directory = options.directory ?? (await mkdtemp(join(tmpdir(), 'gantry-model-')));
     await simulateGpus(directory, options.gpusMiB ?? [24_576]);
+    if (options.hidesProcesses === true) await writeFile(join(directory, 'ledger/hides-processes'), '');
     if (options.doesNvidiaSmiHang === true) await writeFile(join(directory, FAULT), '{"mode":"hang"}');
     const log = pino({ level: 'silent' });
     const sampler = new GpuSampler({
@@ -77,6 +80,7 @@ export class ModelHost implements AsyncDisposable {
       onChange: () => undefined,
     });
     await residency.start(never);
+    if (options.hidesProcesses === true) await writeFile(join(directory, 'ledger/hides-processes'), '');
     if (options.doesNvidiaSmiHang !== true) await sampler.firstSample(never);
     return new ModelHost({ directory, sampler, residency, isOwner: options.directory === undefined });
   }

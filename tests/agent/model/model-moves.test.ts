@@ -68,7 +68,7 @@ test('a person offloads a model that cannot: it is released, and the answer says
 });
 
 test('a person gets an answer in time, and joins by calling again', async () => {
-  await using other = await ModelHost.start([omni('a', ['--load-ms', '1000'])], { times: { moveAnswerMs: 300 } });
+  await using other = await ModelHost.start([omni('a', ['--load-ms', '600'])], { times: { moveAnswerMs: 300 } });
   const first = await other.move('a', 'load');
   expect(first).toMatchObject({ done: 'nothing', state: expect.stringMatching(/released|loading/) as string });
   expect(first.readyInMs).toBeGreaterThan(0);

@@ -6,12 +6,13 @@ apps() {
   for file in "$LEDGER"/processes/*.json; do
     entry=
     read -r entry 2> /dev/null < "$file" # one line without an end; the file may be gone by now
-    case $entry in *'"usedMiB":0,'*) continue ;; *'"pid":'*) ;; *) continue ;; esac
+    case $entry in *'"pid":'*) ;; *) continue ;; esac
     pid=${entry#*'"pid":'}
     start=${entry#*'"startTime":"'}
     gpu=${entry#*'"gpuUuid":"'}
     used=${entry#*'"usedMiB":'}
-    is_alive "${pid%%,*}" "${start%%'"'*}" && echo "${pid%%,*}, ${gpu%%'"'*}, ${used%%,*}"
+    used=${used%%[,\}]*}
+    [ "$used" != 0 ] && is_alive "${pid%%,*}" "${start%%'"'*}" && echo "${pid%%,*}, ${gpu%%'"'*}, $used"
   done
 }
 
@@ -27,7 +28,7 @@ is_alive() {
 
 if [ "$*" = '--query-compute-apps=pid,gpu_uuid,used_gpu_memory --format=csv,noheader,nounits' ] &&
   [ ! -e "$LEDGER/nvidia-smi.fault.json" ]; then
-  apps
+  [ -e "$LEDGER/hides-processes" ] || apps # as under WSL, and in containers
   exit 0
 fi
 GANTRY_SIM_LEDGER=$LEDGER exec "$SIMULATOR" "$@"

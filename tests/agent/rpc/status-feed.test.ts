@@ -12,6 +12,7 @@ const EMPTY: HostSnapshot = {
   isSimulated: false,
   isDraining: false,
   driver: null,
+  problems: [],
   gpus: [],
   memory: { totalMiB: 2, freeMiB: 1 },
   disk: { freeMiB: null },

@@ -52,7 +52,10 @@ test('status shows a host that is not there with the reason, as a line and as JS
 
 test('config check names the file, or every problem in it with exit code 78', async () => {
   const good = await gantry('config', 'check', '--config', await config('preview: none\n'));
-  expect(good).toMatchObject({ exitCode: 0, stdout: `${join(home, 'bridge.yaml')}: no problem found. Hosts: none.` });
+  expect(good).toMatchObject({
+    exitCode: 0,
+    stdout: `${join(home, 'bridge.yaml')}: no problem found. Hosts: none yet; add one under \`hosts\`.`,
+  });
   const bad = await gantry('config', 'check', '--config', await config('previw: none\nhosts: 3\n'));
   expect(bad.exitCode).toBe(78);
   expect(bad.stderr).toMatch(/previw: unknown key\. Did you mean preview\?/);

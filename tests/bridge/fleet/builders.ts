@@ -114,6 +114,7 @@ export function snapshot(o: Partial<HostSnapshot> = {}): HostSnapshot {
     isSimulated: true,
     isDraining: false,
     driver: '580.1',
+    problems: [],
     gpus: [gpu()],
     memory: { totalMiB: 64_000, freeMiB: 64_000 },
     disk: { freeMiB: 100_000 },

@@ -99,9 +99,9 @@ describe('what a call is doing, in words', () => {
   });
 
   test('what another process works on is not said to wait for a host', () => {
-    expect(activityOf(batch([job(0)], { isOurs: false }))).toBe('waiting; another gantry process works on it');
+    expect(activityOf(batch([job(0)], { isOurs: false }))).toBe('waiting; another window on this machine works on it');
     expect(activityOf(batch([done(0), job(1)], { isOurs: false }))).toBe(
-      '1 of 2 done; another gantry process works on it',
+      '1 of 2 done; another window on this machine works on it',
     );
   });
 

@@ -49,6 +49,7 @@ function host(name: string, models: ModelStatus[]): ConnectedHost {
       isSimulated: true,
       isDraining: false,
       driver: null,
+      problems: [],
       gpus: [],
       memory: { totalMiB: 0, freeMiB: 0 },
       disk: { freeMiB: null },
