@@ -116,7 +116,7 @@ export const HostSnapshot = z.object({
   isDraining: z.boolean(),
   driver: z.string().nullable(),
   /** Why the host cannot do all of its work, in sentences; empty when it can. */
-  problems: z.array(z.string()).default([]),
+  problems: z.array(z.string()),
   gpus: z.array(GpuStatus),
   memory: z.object({ totalMiB: MiB, freeMiB: MiB }),
   disk: z.object({ freeMiB: MiB.nullable() }),
