@@ -16,6 +16,8 @@ export default defineConfig({
           include: ['tests/**/*.test.ts'],
           exclude: ['tests/process/**', 'tests/faults/**', 'tests/gpu/**'],
           testTimeout: 10_000,
+          // These wait for processes and timers more than they compute, so one more than the two cores of CI.
+          maxWorkers: 3,
           sequence: { groupOrder: 0 },
         },
       },
@@ -26,8 +28,8 @@ export default defineConfig({
           include: ['tests/process/**/*.test.ts'],
           testTimeout: 60_000,
           hookTimeout: 60_000,
-          // Each file starts agents, engines and a bridge: more than two at once only slow each other down.
-          maxWorkers: 2,
+          // Each file starts agents, engines and a bridge, and then mostly waits for them.
+          maxWorkers: 3,
           sequence: { groupOrder: 1 },
         },
       },

@@ -189,7 +189,7 @@ export const COMPUTE_APPS_ARGS = [
   '--format=csv,noheader,nounits',
 ] as const;
 
-export function queryArgs(fields: Fields, only?: readonly string[]): string[] {
+function queryArgs(fields: Fields, only?: readonly string[]): string[] {
   const base = [`--query-gpu=${fields.join(',')}`, '--format=csv,noheader,nounits'];
   return only === undefined ? base : [...base, '-i', only.join(',')];
 }

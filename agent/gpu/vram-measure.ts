@@ -12,6 +12,8 @@ export type VramMeasure = {
   othersMiB: number;
   /** False where the driver shows no row with memory for them: another pid namespace, WSL, or they hold none. */
   isListed: boolean;
+  /** In use, and by no process that the driver lists; null where the size of a GPU is not known. */
+  unexplainedMiB: number | null;
 };
 
 /** Undefined where a GPU shows no free memory: then nothing can be said. */
@@ -20,10 +22,12 @@ export function measureVram(
   { gpus, pids }: { gpus: readonly string[]; pids: readonly number[] },
 ): VramMeasure | undefined {
   let freeMiB = 0;
+  let totalMiB: number | null = 0;
   for (const uuid of gpus) {
     const reading = readings.find((candidate) => candidate.uuid === uuid);
     if (reading === undefined || reading.freeMiB === null) return undefined;
     freeMiB += reading.freeMiB;
+    totalMiB = totalMiB === null || reading.totalMiB === null ? null : totalMiB + reading.totalMiB;
   }
   if (gpus.length === 0) return undefined;
   const here = apps.filter(({ gpuUuid }) => gpus.includes(gpuUuid));
@@ -33,6 +37,7 @@ export function measureVram(
     mineMiB: sum(mine),
     othersMiB: sum(here.filter(({ pid }) => !pids.includes(pid))),
     isListed: mine.some(({ usedMiB }) => usedMiB !== null),
+    unexplainedMiB: totalMiB === null ? null : Math.max(0, totalMiB - freeMiB - sum(here)),
   };
 }
 

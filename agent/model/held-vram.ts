@@ -2,7 +2,7 @@ import type { VramMeasure } from '../gpu/vram-measure.ts';
 import { freedMiB, measureVram } from '../gpu/vram-measure.ts';
 import type { Look } from './vram-verifier.ts';
 
-type Whose = { gpus: readonly string[]; pids: readonly number[]; signal: AbortSignal };
+type Whose = { gpus: readonly string[]; pids: () => readonly number[]; signal: AbortSignal };
 
 /** What one server holds by the last look at it. After a crash that look is the only baseline there is. */
 export class HeldVram {
@@ -30,11 +30,13 @@ export class HeldVram {
   }
 
   /** Looks now. The last look stays where nvidia-smi does not answer, and where no process lives any more. */
-  async look({ gpus, pids, signal }: Whose): Promise<VramMeasure | undefined> {
+  async look({ gpus, pids: pidsNow, signal }: Whose): Promise<VramMeasure | undefined> {
     if (gpus.length === 0) return undefined;
     this.#ownLooks += 1;
     const seen = await this.#look(signal);
     this.#ownLooks -= 1;
+    // Asked after the look: of one that died in the middle of it, it shows the process and yet its memory as free.
+    const pids = pidsNow();
     const measure = seen && measureVram(seen, { gpus, pids });
     if (measure !== undefined && pids.length > 0) this.count(measure);
     return measure;

@@ -175,5 +175,5 @@ function freeOn(readings: readonly GpuReading[], gpus: readonly string[]): VramM
   const here = readings.filter(({ uuid }) => gpus.includes(uuid));
   if (here.length === 0) return undefined;
   const freeMiB = here.reduce((sum, reading) => sum + (reading.freeMiB ?? 0), 0);
-  return { freeMiB, mineMiB: 0, othersMiB: 0, isListed: false };
+  return { freeMiB, mineMiB: 0, othersMiB: 0, isListed: false, unexplainedMiB: null };
 }

@@ -45,7 +45,7 @@ export async function untilReady(o: {
 }
 
 /** True when one of these processes listens on the port. */
-export function ownsPort(pids: readonly number[], port: number): boolean {
+function ownsPort(pids: readonly number[], port: number): boolean {
   const inodes = listeningInodes(port);
   return inodes.size > 0 && pids.some((pid) => socketInodes(pid).some((inode) => inodes.has(inode)));
 }

@@ -201,7 +201,7 @@ export class ServerLife {
 
   /** What it holds now. The last look stays where nvidia-smi does not answer. */
   look(): Promise<VramMeasure | undefined> {
-    return this.vram.look({ gpus: this.#gpus, pids: this.pids(), signal: this.signal });
+    return this.vram.look({ gpus: this.#gpus, pids: () => this.pids(), signal: this.signal });
   }
 
   /** A failure becomes as if it had never been. */

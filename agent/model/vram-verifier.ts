@@ -21,6 +21,8 @@ const SETTLED_SAMPLES = 2;
 /** Where little came free, a slow copy may still be under way for so many equal samples. */
 const HOPELESS_SAMPLES = 8;
 const NOISE_MIB = 64;
+/** What drivers keep for themselves and list for nobody. */
+const DRIVER_MIB = 2_048;
 
 /** How often to look while VRAM is on its way; tests, which scale all times, look more often. */
 export function pollMsFor({ healthPollMs }: { healthPollMs: number }): number {
@@ -32,9 +34,15 @@ export type Look = (signal: AbortSignal) => Promise<VramLook | undefined>;
 
 type Limits = { look: Look; deadlineMs: number; pollMs: number; signal: AbortSignal };
 
-/** The memory of dead processes is back: none of them is listed any more, and at least 80 % came free. */
-export function isBack(claim: VramClaim, after: VramMeasure): boolean {
-  return !after.isListed && freedMiB(claim.before, after) >= BACK_SHARE * claim.heldMiB - NOISE_MIB;
+/**
+ * The memory of dead processes is back: none of them is listed any more, and at least 80 % came free. Or, where the driver
+ * lists processes, those that live explain what is in use: a wrong baseline must not keep a GPU from work for ever.
+ */
+export function isBack({ before, heldMiB }: VramClaim, after: VramMeasure): boolean {
+  if (after.isListed) return false;
+  if (freedMiB(before, after) >= BACK_SHARE * heldMiB - NOISE_MIB) return true;
+  if (!before.isListed || after.unexplainedMiB === null) return false;
+  return after.unexplainedMiB <= Math.max(DRIVER_MIB, (1 - BACK_SHARE) * heldMiB);
 }
 
 /** Polls until the memory of dead processes is back, or the deadline: then it is missing, and that is the answer. */

@@ -39,7 +39,7 @@ describe('one job', () => {
     const parameters = 'a red fox\nSteps: 4, CFG scale: 1, Seed: 7, Size: 128x96, Model: test/a';
     expect(chunks.find((each) => each.keyword === 'parameters')?.text).toBe(parameters);
     const own: unknown = JSON.parse(chunks.find((each) => each.keyword === 'gantry')?.text ?? '');
-    expect(own).toMatchObject({ jobId: job.jobId, host: 'box', simulated: true, request: job.request });
+    expect(own).toMatchObject({ jobId: job.jobId, hostname: 'box', simulated: true, request: job.request });
     const preview = await sharp(stored?.previewPath).metadata();
     expect(preview).toMatchObject({ format: 'jpeg', width: 128, height: 96 });
 

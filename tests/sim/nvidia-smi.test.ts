@@ -6,15 +6,13 @@ import smi from 'node-nvidia-smi';
 import { join, resolve } from 'node:path';
 import { createInterface } from 'node:readline';
 import { promisify } from 'node:util';
-import { beforeAll, expect, test } from 'vitest';
+import { expect, test } from 'vitest';
 import { startTimeOf } from '../../scripts/sim/lib/ledger.ts';
-import { buildSimulators, isOpenAfter, SimHost, valueAt } from './sim-server.ts';
+import { isOpenAfter, SimHost, valueAt } from './sim-server.ts';
 
 const BARE = '--format=csv,noheader,nounits';
 const ALL_FIELDS =
   'timestamp,index,uuid,name,memory.total,memory.used,memory.free,memory.reserved,utilization.gpu,temperature.gpu,power.draw,pstate';
-
-beforeAll(buildSimulators);
 
 test('the loop command of the agent gets a line per GPU and tick', async () => {
   await using host = await SimHost.create();

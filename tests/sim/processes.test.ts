@@ -1,10 +1,8 @@
 import { readFileSync } from 'node:fs';
 import { connect } from 'node:net';
 import { once } from 'node:events';
-import { beforeAll, expect, test } from 'vitest';
-import { buildSimulators, entryOf, eventually, isAlive, isOpenAfter, kill, SimHost, SimServer } from './sim-server.ts';
-
-beforeAll(buildSimulators);
+import { expect, test } from 'vitest';
+import { entryOf, eventually, isAlive, isOpenAfter, kill, SimHost, SimServer } from './sim-server.ts';
 
 test('SIGTERM ends it in order, and its worker', async () => {
   await using host = await SimHost.create();

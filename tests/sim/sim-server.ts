@@ -15,11 +15,6 @@ export const GPUS: LedgerGpu[] = [
   { uuid: 'GPU-two', index: 1, name: 'Simulated L40S', totalMiB: 46_000, reservedMiB: 300 },
 ];
 
-/** Fresh bundles: these tests run the programs, not their sources. */
-export async function buildSimulators(): Promise<void> {
-  await execa('node', ['scripts/build.mjs', 'sim']);
-}
-
 /** A ledger directory with two GPUs; ends every process noted in it. */
 export class SimHost implements AsyncDisposable {
   readonly dir: string;

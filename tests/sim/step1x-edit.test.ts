@@ -1,9 +1,7 @@
 import { execa } from 'execa';
 import sharp from 'sharp';
-import { beforeAll, describe, expect, test } from 'vitest';
-import { buildSimulators, eventually, isOpenAfter, SimHost, SimServer } from './sim-server.ts';
-
-beforeAll(buildSimulators);
+import { describe, expect, test } from 'vitest';
+import { eventually, isOpenAfter, SimHost, SimServer } from './sim-server.ts';
 
 const file = await sharp({ create: { width: 150, height: 90, channels: 3, background: '#996633' } })
   .png()

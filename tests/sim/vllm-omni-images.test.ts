@@ -1,10 +1,9 @@
 import sharp from 'sharp';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { buildSimulators, eventually, imageOf, isOpenAfter, type Reply, SimHost, SimServer } from './sim-server.ts';
+import { eventually, imageOf, isOpenAfter, type Reply, SimHost, SimServer } from './sim-server.ts';
 
 let host: SimHost;
 beforeAll(async () => {
-  await buildSimulators();
   host = await SimHost.create();
 });
 afterAll(() => host[Symbol.asyncDispose]());

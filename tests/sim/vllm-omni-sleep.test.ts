@@ -1,7 +1,5 @@
-import { beforeAll, describe, expect, test } from 'vitest';
-import { buildSimulators, entryOf, eventually, isOpenAfter, SimHost, SimServer } from './sim-server.ts';
-
-beforeAll(buildSimulators);
+import { describe, expect, test } from 'vitest';
+import { entryOf, eventually, isOpenAfter, SimHost, SimServer } from './sim-server.ts';
 
 describe('memory', () => {
   test('weights after the load, peak and busy while it works, weights again, all gone with the process', async () => {

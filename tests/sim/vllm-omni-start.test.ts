@@ -1,10 +1,8 @@
 import { execa } from 'execa';
 import { createServer } from 'node:net';
 import { once } from 'node:events';
-import { beforeAll, describe, expect, test } from 'vitest';
-import { buildSimulators, eventually, freePort, isOpenAfter, SimHost, SimServer } from './sim-server.ts';
-
-beforeAll(buildSimulators);
+import { describe, expect, test } from 'vitest';
+import { eventually, freePort, isOpenAfter, SimHost, SimServer } from './sim-server.ts';
 
 describe('command line', () => {
   test.each([

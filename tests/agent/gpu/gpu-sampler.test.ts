@@ -136,6 +136,24 @@ test('gives a one-shot 3 s, and does not wait for who holds its pipe', async () 
   expect(performance.now() - startMs).toBeLessThan(8_000);
 });
 
+test('asks nobody else while a quick loop prints, and a question that waits for its turn only once', async () => {
+  await using stage = await Stage.open(
+    `${COUNT}\ncase "$*" in *-lms*) while cat "$GOLDEN/two-h100.csv"; do sleep 0.05; done ;; esac\n` +
+      `sleep 0.2; cat "$GOLDEN/compute-apps.csv"`,
+  );
+  const { sampler } = stage;
+  await sampler.firstSample(never);
+  const askedMs = performance.now();
+  const [readings] = await Promise.all([sampler.sampleNow(never), sampler.sampleNow(never)]);
+  expect(performance.now() - (readings[0]?.ageMs ?? Infinity)).toBeGreaterThan(askedMs);
+  expect(await stage.starts()).toBe(1);
+  const first = sampler.computeApps(never);
+  await stage.until(async () => (await stage.starts()) === 2);
+  const [second, third] = await Promise.all([sampler.computeApps(never), sampler.computeApps(never)]);
+  expect([await first, second]).toEqual([third, third]);
+  expect(await stage.starts()).toBe(3);
+});
+
 test('shows the memory of the host where it is the memory of the GPU', async () => {
   await using stage = await Stage.open(`while cat "$GOLDEN/unified-gb10.csv"; do sleep 0.05; done`);
   await stage.sampler.firstSample(never);

@@ -28,6 +28,27 @@ test('two that want the same GPUs in another order do not wait for each other', 
   expect([locks.isHeld('A'), locks.isHeld('B')]).toEqual([false, false]);
 });
 
+test('who leaves while waiting leaves nothing locked, and lets nobody in before their turn', async () => {
+  const locks = new GpuLocks();
+  const first = await locks.acquire(['A', 'B'], never);
+  const leaving = new AbortController();
+  const left = locks.acquire(['A', 'B'], leaving.signal);
+  leaving.abort(new Error('left'));
+  await expect(left).rejects.toThrow('left');
+  const order: string[] = [];
+  const last = locks.acquire(['A', 'B'], never).then((lock) => {
+    order.push('last in');
+    lock[Symbol.dispose]();
+  });
+  await setImmediate();
+  order.push('first out');
+  first[Symbol.dispose]();
+  await last;
+  expect(order).toEqual(['first out', 'last in']);
+  await setImmediate();
+  expect([locks.isHeld('A'), locks.isHeld('B')]).toEqual([false, false]);
+});
+
 test('no GPU needs no lock', async () => {
   using _lock = await new GpuLocks().acquire([], never);
 });

@@ -74,6 +74,16 @@ describe('a server that dies', () => {
     expect(await host.move('frail', 'release')).toMatchObject({ state: 'released' });
   });
 
+  test('while its own release looks at it leaves no GPU degraded', async () => {
+    await host.move('frail', 'load');
+    const [pid] = host.pids();
+    const away = host.move('frail', 'release');
+    await until(() => host.state('frail') === 'releasing');
+    process.kill(pid ?? 0, 'SIGKILL');
+    expect(await away).toMatchObject({ state: 'released' });
+    expect(host.residency.gpuStatus()[0]).toMatchObject({ isDegraded: false });
+  });
+
   test('in the edit that ends its load says how it died, not that a socket hung up', async () => {
     const load = failureOf(host.move('step1x', 'load'));
     await until(() => host.pids().length > 0);

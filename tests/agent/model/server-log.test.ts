@@ -1,4 +1,4 @@
-import { appendFile, mkdtemp, readdir, rm, truncate, writeFile } from 'node:fs/promises';
+import { appendFile, mkdtemp, readdir, readFile, rm, truncate, writeFile } from 'node:fs/promises';
 import { setImmediate } from 'node:timers/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -56,13 +56,34 @@ test('following survives truncation', async () => {
   });
 });
 
+test('a log that has grown too large keeps its end in a second file, and the server goes on in the first', async () => {
+  await inDirectory(async (directory) => {
+    const log = await ServerLog.create({ logDir: directory, slotId: 'a' });
+    const server = await log.openForServer();
+    await server.truncate(30 * 1024 * 1024);
+    await server.write('the end\n');
+    await log.cap();
+    await server.write('more\n');
+    await server.close();
+    expect(await readFile(log.path, 'utf8')).toBe('more\n');
+    const older = await readFile(`${log.path}.1`);
+    expect(older).toHaveLength(20 * 1024 * 1024);
+    expect(older.subarray(-8).toString()).toBe('the end\n');
+    await log.cap();
+    expect(await readFile(log.path, 'utf8')).toBe('more\n');
+  });
+});
+
 test('of older starts the last few logs stay', async () => {
   await inDirectory(async (directory) => {
     for (let day = 10; day < 20; day += 1) await writeFile(join(directory, `a-202601${day}000000000.log`), '');
+    await writeFile(join(directory, 'a-20260110000000000.log.1'), '');
+    await writeFile(join(directory, 'a-20260119000000000.log.1'), '');
     await writeFile(join(directory, 'a-b-20260110000000000.log'), '');
     const log = await ServerLog.create({ logDir: directory, slotId: 'a' });
     const names = await readdir(directory);
-    expect(names.filter((name) => /^a-\d/.test(name))).toHaveLength(4);
+    expect(names.filter((name) => /^a-\d+\.log$/.test(name))).toHaveLength(4);
+    expect(names.filter((name) => name.endsWith('.1'))).toEqual(['a-20260119000000000.log.1']);
     expect(names).toContain('a-b-20260110000000000.log');
     expect(log.path > join(directory, 'a-20260119000000000.log')).toBe(true);
   });
