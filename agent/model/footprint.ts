@@ -28,25 +28,35 @@ export function offloadedMiB(footprint: Footprint, guess: Guess): number {
   return footprint.offloadedMiB ?? Math.min(RESIDUE_MIB, loadedMiB(footprint, guess) / 4);
 }
 
-/** Peak for a job of this size: as measured for it, else scaled from the nearest measured size, else from the profile. */
+/**
+ * Peak for a job of this size: as measured for it, else between what the nearest measured size grew by and what the
+ * profile lets one expect. Activations scale with the size but have a fixed part, so a small picture's growth times the
+ * size would demand far more than a large one needs.
+ */
 export function peakMiB(footprint: Footprint, { megapixels, ...guess }: Guess & { megapixels: number }): number {
   const loaded = loadedMiB(footprint, guess);
   const at = sizeClass(megapixels);
   const nearest = [...footprint.peaks].sort(
     (a, b) => Math.abs(a.megapixels - at) - Math.abs(b.megapixels - at) || b.megapixels - a.megapixels,
   )[0];
-  if (nearest !== undefined) {
-    const growthMiB = Math.max(0, nearest.peakMiB - loaded);
-    return loaded + (growthMiB * at) / nearest.megapixels;
-  }
-  const { weightsMiB, peakMiB: published } = guess.profile;
+  const expectedMiB = expectedGrowthMiB(loaded, { ...guess, megapixels });
+  if (nearest === undefined) return loaded + expectedMiB;
+  const growthMiB = Math.max(0, nearest.peakMiB - loaded);
+  if (at <= nearest.megapixels) return loaded + growthMiB;
+  const scaledMiB = (growthMiB * at) / nearest.megapixels;
+  return loaded + Math.min(scaledMiB, Math.max(growthMiB, expectedMiB));
+}
+
+/** Growth over the weights before anything is measured. */
+function expectedGrowthMiB(loaded: number, { profile, megapixels }: Guess & { megapixels: number }): number {
+  const { weightsMiB, peakMiB: published } = profile;
   // Smaller than published means quantised or split: what it needs on top shrinks with it.
   const growthMiB =
     published !== null && weightsMiB !== null
       ? (published - weightsMiB) * Math.min(1, loaded / weightsMiB)
       : loaded * PEAK_SHARE;
   // Below one megapixel a job needs the fixed part of its growth all the same.
-  return loaded + Math.max(0, growthMiB) * Math.max(1, megapixels);
+  return Math.max(0, growthMiB) * Math.max(1, megapixels);
 }
 
 /** The footprint after a job. A lower peak than before is believed slowly, a higher one at once. */

@@ -60,6 +60,24 @@ export async function callEngine(
   return { status: answer.status, type: answer.headers['content-type'] ?? '', body };
 }
 
+/** Judged by the status code alone: the bodies of /health differ between engines and versions. */
+export async function isHealthy({ url, ...options }: Parameters<Engine['isHealthy']>[0]): Promise<boolean> {
+  return (await answerOrUndefined(`${url}/health`, options))?.status === 200;
+}
+
+/** One call to a server that may not be up: undefined where nobody answers. Rejects only when its signal aborts. */
+export async function answerOrUndefined(
+  url: string,
+  options: { signal: AbortSignal; deadlineMs: number },
+): Promise<EngineAnswer | undefined> {
+  try {
+    return await callEngine(url, options);
+  } catch {
+    options.signal.throwIfAborted();
+    return undefined; // refused, reset or silent: not up
+  }
+}
+
 /** One call that answers an image: as bytes, or as base64 in `field` of a JSON object, decoded while it arrives. */
 export async function callForImage(
   url: string,

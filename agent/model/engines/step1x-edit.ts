@@ -1,8 +1,8 @@
 import { AppError } from '../../../shared/errors.ts';
 import type { JobRequest } from '../../../shared/job.ts';
 import type { ConfiguredModel } from '../configured-model.ts';
-import type { Call, Engine, EngineAnswer, ServerFacts } from './engine.ts';
-import { HOST, callEngine, callForImage, engineError, isOutOfMemory } from './engine.ts';
+import type { Call, Engine, ServerFacts } from './engine.ts';
+import { HOST, answerOrUndefined, callEngine, callForImage, engineError, isHealthy, isOutOfMemory } from './engine.ts';
 import { multipart } from './multipart.ts';
 import { SMALL_PICTURE } from './small-picture.ts';
 
@@ -56,22 +56,6 @@ async function probe({
   const status = await answerOrUndefined(`${url}${UNIFIED_PATHS}/status`, { signal, deadlineMs });
   if (status === undefined) return undefined;
   return { servedName: model.id, paths: status.status === 200 ? UNIFIED_PATHS : API_PATHS };
-}
-
-async function isHealthy({ url, ...options }: Parameters<Engine['isHealthy']>[0]): Promise<boolean> {
-  return (await answerOrUndefined(`${url}/health`, options))?.status === 200;
-}
-
-async function answerOrUndefined(
-  url: string,
-  options: { signal: AbortSignal; deadlineMs: number },
-): Promise<EngineAnswer | undefined> {
-  try {
-    return await callEngine(url, options);
-  } catch {
-    options.signal.throwIfAborted();
-    return undefined; // refused, reset or silent: not up
-  }
 }
 
 async function finishLoad(call: Call): Promise<void> {

@@ -2,8 +2,17 @@ import { z } from 'zod';
 import { AppError } from '../../../shared/errors.ts';
 import type { JobRequest } from '../../../shared/job.ts';
 import type { ConfiguredModel } from '../configured-model.ts';
-import type { Call, Engine, EngineAnswer, ServerFacts } from './engine.ts';
-import { HOST, callEngine, callForImage, engineError, isOutOfMemory, parse } from './engine.ts';
+import type { Call, Engine, ServerFacts } from './engine.ts';
+import {
+  HOST,
+  answerOrUndefined,
+  callEngine,
+  callForImage,
+  engineError,
+  isHealthy,
+  isOutOfMemory,
+  parse,
+} from './engine.ts';
 import { multipart } from './multipart.ts';
 
 /** Pure diffusion models have one stage. Without `level` the engine takes 2, which destroys it. */
@@ -96,22 +105,6 @@ async function probe({
   const version = answered?.status === 200 ? Version.safeParse(parse(answered.body.toString('utf8'))) : undefined;
   // Image routes accept only the first name.
   return { servedName, ...(version?.success === true && { version: version.data.version }) };
-}
-
-async function isHealthy({ url, ...options }: Parameters<Engine['isHealthy']>[0]): Promise<boolean> {
-  return (await answerOrUndefined(`${url}/health`, options))?.status === 200;
-}
-
-async function answerOrUndefined(
-  url: string,
-  options: { signal: AbortSignal; deadlineMs: number },
-): Promise<EngineAnswer | undefined> {
-  try {
-    return await callEngine(url, options);
-  } catch {
-    options.signal.throwIfAborted();
-    return undefined; // refused, reset or silent: not up
-  }
 }
 
 async function run(request: JobRequest, inputs: readonly Buffer[], call: Call): ReturnType<Engine['run']> {

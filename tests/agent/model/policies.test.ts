@@ -127,10 +127,18 @@ describe('a footprint', () => {
     expect(peakMiB(nothing, { ...guess, megapixels: 4 })).toBeGreaterThan(profile.peakMiB ?? 0);
   });
 
+  test('seen with a small picture does not demand a multiple of itself for a large one', () => {
+    const loaded = profile.weightsMiB ?? 0;
+    const small = learnPeak({ ...nothing, loadedMiB: loaded }, { megapixels: 0.25, peakMiB: loaded + 4_000 });
+    const published = profile.peakMiB ?? 0;
+    expect(peakMiB(small, { ...guess, megapixels: 1 })).toBe(Math.max(loaded + 4_000, published));
+  });
+
   test('has the measured peak of its size, scaled for others', () => {
     const learned = learnPeak({ ...nothing, loadedMiB: 8_000 }, { megapixels: 1, peakMiB: 9_000 });
     expect(peakMiB(learned, { ...guess, megapixels: 1 })).toBe(9_000);
     expect(peakMiB(learned, { ...guess, megapixels: 2 })).toBe(10_000);
+    expect(peakMiB(learned, { ...guess, megapixels: 0.25 }), 'a smaller one needs no more').toBe(9_000);
   });
 
   test('believes a higher peak at once and a lower one slowly', () => {
