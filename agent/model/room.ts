@@ -42,7 +42,7 @@ export class Room {
   /** What a job of this size needs on top of what the slot holds, so that its peak fits. */
   want(slot: Slot, megapixels: number): VramWant {
     const { slotId, server, model } = slot;
-    const needMiB = isAttached(model) ? 0 : Math.max(0, this.peakMiB(model, megapixels) - claimedMiB(slot));
+    const needMiB = isAttached(model) ? 0 : Math.max(0, this.peakMiB(model, megapixels) - this.#claimedMiB(slot));
     const isPlaced = isAttached(model) || server.gpus.length > 0;
     return { slotId, needMiB, gpuCount: model.gpuCount, ...(isPlaced && { onGpus: server.gpus }) };
   }
@@ -117,7 +117,7 @@ export class Room {
     const promisedOn = (uuid: string): number =>
       placed
         .filter(({ server }) => server.gpus.includes(uuid))
-        .reduce((sum, slot) => sum + (claimedMiB(slot) - slot.server.heldMiB) / slot.server.gpus.length, 0);
+        .reduce((sum, slot) => sum + (this.#claimedMiB(slot) - slot.server.heldMiB) / slot.server.gpus.length, 0);
     const gpus = sampler.readings().map(({ uuid, totalMiB, freeMiB, health }) => ({
       uuid,
       totalMiB: totalMiB ?? 0,
@@ -129,13 +129,24 @@ export class Room {
     return { gpus, residents: placed.map((slot) => this.#residentOf(slot)), hostRamFreeMiB };
   }
 
+  /**
+   * What a slot claims of its GPUs. The readings may be from before the end of its last job and show that job's peak as
+   * used: until there are newer ones, that memory is still its own, and its next job need not wait for them.
+   */
+  #claimedMiB(slot: Slot): number {
+    const { server, promisedMiB } = slot;
+    const readings = this.#options.sampler.readings().filter(({ uuid }) => server.gpus.includes(uuid));
+    const showsLastJob = server.state.kind === 'ready' && readings.some(({ ageMs }) => ageMs > server.idleMs);
+    return showsLastJob ? Math.max(server.heldMiB, promisedMiB) : claimedMiB(slot);
+  }
+
   #residentOf(slot: Slot): Resident {
     const { slotId, server, model, bringing } = slot;
     const { learned } = this.#options;
     return {
       slotId,
       gpus: server.gpus,
-      heldMiB: claimedMiB(slot),
+      heldMiB: this.#claimedMiB(slot),
       state: server.state.kind,
       inFlight: server.inFlight + (bringing === undefined ? 0 : 1),
       isPinned: model.pin,
