@@ -21,19 +21,7 @@ import {
 export type { ComputeApp } from './nvidia-smi.ts';
 
 /** One GPU as last seen. `ageMs` is part of the state: an old value is never shown as a new one. */
-export type GpuReading = {
-  uuid: string;
-  index: number;
-  name: string;
-  totalMiB: number | null;
-  usedMiB: number | null;
-  freeMiB: number | null;
-  utilisationPercent: number | null;
-  temperatureC: number | null;
-  powerW: number | null;
-  health: GpuHealth;
-  ageMs: number;
-};
+export type GpuReading = Omit<GpuRow, 'isMemoryUnsupported'> & { health: GpuHealth; ageMs: number };
 
 export type GpuSamplerOptions = {
   nvidiaSmi: string;

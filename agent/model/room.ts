@@ -9,7 +9,7 @@ import type { ConfiguredModel } from './configured-model.ts';
 import { loadedMiB, offloadedMiB, peakMiB } from './footprint.ts';
 import type { Learned } from './learned.ts';
 import type { Slot } from './slot.ts';
-import { claimedMiB, isAttached } from './slot.ts';
+import { isAttached, isIdle } from './slot.ts';
 import type { VramAccounts } from './vram-accounts.ts';
 
 export type RoomOptions = {
@@ -130,14 +130,16 @@ export class Room {
   }
 
   /**
-   * What a slot claims of its GPUs. The readings may be from before the end of its last job and show that job's peak as
-   * used: until there are newer ones, that memory is still its own, and its next job need not wait for them.
+   * What a slot claims of its GPUs: what it holds, or was promised for the work on it, whichever is more. Readings from
+   * before the end of its last job still show that job's peak as used: until there are newer ones that memory is its own,
+   * and its next job need not wait for them.
    */
   #claimedMiB(slot: Slot): number {
     const { server, promisedMiB } = slot;
     const readings = this.#options.sampler.readings().filter(({ uuid }) => server.gpus.includes(uuid));
-    const showsLastJob = server.state.kind === 'ready' && readings.some(({ ageMs }) => ageMs > server.idleMs);
-    return showsLastJob ? Math.max(server.heldMiB, promisedMiB) : claimedMiB(slot);
+    const showLastJob = server.state.kind === 'ready' && readings.some(({ ageMs }) => ageMs > server.idleMs);
+    const isPromised = server.gpus.length > 0 && (!isIdle(slot) || showLastJob);
+    return isPromised ? Math.max(server.heldMiB, promisedMiB) : server.heldMiB;
   }
 
   #residentOf(slot: Slot): Resident {

@@ -52,12 +52,6 @@ export function isIdle({ server, bringing }: Slot): boolean {
   return server.inFlight === 0 && bringing === undefined;
 }
 
-/** What it holds, or was promised for the work on it, whichever is more. */
-export function claimedMiB(slot: Slot): number {
-  const { server, promisedMiB } = slot;
-  return isIdle(slot) || server.gpus.length === 0 ? server.heldMiB : Math.max(server.heldMiB, promisedMiB);
-}
-
 /** Throws for a server that failed and may not be started yet, or not by itself. */
 export function refuseFailed({ server, model }: Slot): void {
   const { state } = server;
