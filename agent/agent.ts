@@ -88,7 +88,7 @@ export class Agent implements AsyncDisposable {
   }
 
   async #start(signal: AbortSignal): Promise<void> {
-    const { stateDir, logDir, gpu, times, listen, names } = this.#config;
+    const { stateDir, logDir, logs, gpu, ramReserveMiB, times, listen, names } = this.#config;
     const log = this.#log;
     this.#own(await SingleInstance.acquire(stateDir));
     await mkdir(logDir, { recursive: true });
@@ -121,12 +121,18 @@ export class Agent implements AsyncDisposable {
         nvidiaSmi: gpu.nvidiaSmi,
         sampleIntervalMs: gpu.sampleIntervalMs,
         silenceMs: gpu.silenceMs,
+        queryTimeoutMs: gpu.queryTimeoutMs,
         log,
         onSample: onMoved, // what others gave back may be what a line waits for
       }),
     );
     const residency = this.#own(
-      new Residency({ models, sampler, stateDir, logDir, reserveMiB: gpu.reserveMiB, times, log, onChange: onMoved }),
+      new Residency({
+        ...{ models, sampler, stateDir, logDir, logs, ramReserveMiB, times, log },
+        reserveMiB: gpu.reserveMiB,
+        yieldsToForeign: gpu.yieldsToForeign,
+        onChange: onMoved,
+      }),
     );
     this.#residency = residency;
     const exchange: Exchange = this.#own(

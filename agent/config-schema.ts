@@ -9,7 +9,8 @@ const Alias = z.string().regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/, {
 });
 const EnvValue = z.union([z.string(), z.number(), z.boolean()]).transform(String);
 const Argv = z.array(z.string().min(1));
-const OWNED_ONLY = ['command', 'args', 'cwd', 'env', 'replicas', 'preload', 'release_after'] as const;
+const OWNED_ONLY = ['command', 'args', 'cwd', 'env', 'download', 'replicas', 'preload'] as const;
+const ATTACHED_ONLY = ['start', 'stop'] as const;
 
 const profile = ModelProfile.shape;
 
@@ -61,6 +62,15 @@ export const ModelEntry = z
       .url({ protocol: /^https?$/, error: 'expected a URL like http://127.0.0.1:8000' })
       .optional()
       .describe('URL of a server that somebody else starts'),
+    start: Argv.min(1).optional().describe('With attach: the program that starts that server, run without a shell'),
+    stop: Argv.min(1).optional().describe('With attach: the program that stops that server, run without a shell'),
+    download: z
+      .union([z.literal('none'), Argv.min(1)])
+      .optional()
+      .describe(
+        "Program that downloads the weights; default: `hf` beside the engine's program; none: the engine does it",
+      ),
+    warm_up: z.boolean().optional().describe('One small image after every load, before the model counts as ready'),
     capabilities: z.array(Capability).min(1).optional().describe('What it is used for, where not for all that it can'),
     gpus: z.int().min(1).max(64).optional().describe('How many GPUs one server spans'),
     replicas: z
@@ -83,7 +93,18 @@ export const ModelEntry = z
       for (const key of OWNED_ONLY.filter((name) => entry[name] !== undefined)) {
         context.addIssue({ code: 'custom', path: [key], message: 'not with attach: somebody else starts that server' });
       }
+      if (entry.release_after !== undefined && entry.stop === undefined) {
+        const message = 'with attach it needs `stop`, the program that stops that server';
+        context.addIssue({ code: 'custom', path: ['release_after'], message });
+      }
       return;
+    }
+    for (const key of ATTACHED_ONLY.filter((name) => entry[name] !== undefined)) {
+      context.addIssue({
+        code: 'custom',
+        path: [key],
+        message: 'only with attach: this server is started by its `command`',
+      });
     }
     if (entry.model === undefined && entry.engine === 'vllm-omni') {
       context.addIssue({ code: 'custom', path: ['model'], message: 'missing: name a repository or a path' });
@@ -95,7 +116,12 @@ const Times = z.strictObject({
   grant: Duration.prefault('5s').describe('A grant not taken by then goes back'),
   stop_grace: Duration.prefault('30s').describe('From SIGTERM to SIGKILL of a model server'),
   vram_back: Duration.prefault('15s').describe('How long the VRAM of an ended server may take to come back'),
+  vram_back_offloaded: Duration.prefault('90s').describe('The same for one that had more than 16 GiB in host RAM'),
   start_deadline: Duration.prefault('15m').describe('How long a model server may take to get ready'),
+  stall: Duration.prefault('5m').describe('A start without a log line or more VRAM for so long has failed'),
+  job_floor: Duration.prefault('60s').describe(
+    'Shortest time limit of a job; else 3 times what 95 of 100 like it took',
+  ),
   health_poll: Duration.prefault('1s').describe('How often a starting server is asked whether it is ready'),
   move_answer: Duration.prefault('40s').describe('Load, offload and release answer by then, finished or not'),
   input_silence: Duration.prefault('60s').describe('Missing inputs without a byte: INPUT_MISSING'),
@@ -121,11 +147,25 @@ export const AgentFile = z
         reserve: Size.prefault('1GiB').describe('VRAM left free on every GPU'),
         sample_interval: Duration.prefault('1s').describe('How often nvidia-smi reports'),
         silence: Duration.prefault('10s').describe('nvidia-smi is restarted when it says nothing for this long'),
+        query_timeout: Duration.prefault('3s').describe('A single question to nvidia-smi must be answered by then'),
+        yield_to_foreign: z
+          .boolean()
+          .default(false)
+          .describe('Idle models give their VRAM up when a program that is not ours needs it'),
         jobs_per_gpu: z
           .literal(1, { error: 'only 1 is possible: two jobs on one GPU slow each other down' })
           .default(1)
           .describe('Jobs that run on one GPU at the same time'),
         nvidia_smi: z.string().min(1).default('nvidia-smi').describe('The program, by name or path'),
+      })
+      .prefault({}),
+    memory: z
+      .strictObject({ reserve: Size.prefault('2GiB').describe('Host RAM that offloaded models leave free') })
+      .prefault({}),
+    logs: z
+      .strictObject({
+        max_size: Size.prefault('20MiB').describe('A log of a model server that grows beyond this is rotated'),
+        keep: z.int().min(1).max(50).default(5).describe('Older parts kept of one log, and starts kept of one server'),
       })
       .prefault({}),
     models: z.record(Alias, ModelEntry).default({}),

@@ -11,7 +11,10 @@ export type AgentTimes = {
   grantMs: number;
   stopGraceMs: number;
   vramBackMs: number;
+  vramBackOffloadedMs: number;
   startDeadlineMs: number;
+  stallMs: number;
+  jobFloorMs: number;
   healthPollMs: number;
   moveAnswerMs: number;
   inputSilenceMs: number;
@@ -30,7 +33,18 @@ export type AgentConfig = {
   stateDir: string;
   logDir: string;
   logLevel: string;
-  gpu: { reserveMiB: number; sampleIntervalMs: number; silenceMs: number; nvidiaSmi: string };
+  gpu: {
+    reserveMiB: number;
+    sampleIntervalMs: number;
+    silenceMs: number;
+    queryTimeoutMs: number;
+    nvidiaSmi: string;
+    yieldsToForeign: boolean;
+  };
+  /** Host RAM that offloaded models leave free. */
+  ramReserveMiB: number;
+  /** Of the model servers' logs. */
+  logs: { maxMiB: number; keep: number };
   models: ConfiguredModel[];
   times: AgentTimes;
   /** What is allowed but probably not meant. */
@@ -133,14 +147,21 @@ function toConfig(file: AgentFile, baseDir: string): AgentConfig {
       reserveMiB: file.gpu.reserve,
       sampleIntervalMs: file.gpu.sample_interval,
       silenceMs: file.gpu.silence,
+      queryTimeoutMs: file.gpu.query_timeout,
+      yieldsToForeign: file.gpu.yield_to_foreign,
       nvidiaSmi: file.gpu.nvidia_smi,
     },
+    ramReserveMiB: file.memory.reserve,
+    logs: { maxMiB: file.logs.max_size, keep: file.logs.keep },
     models,
     times: {
       grantMs: times.grant,
       stopGraceMs: times.stop_grace,
       vramBackMs: times.vram_back,
+      vramBackOffloadedMs: times.vram_back_offloaded,
       startDeadlineMs: times.start_deadline,
+      stallMs: times.stall,
+      jobFloorMs: times.job_floor,
       healthPollMs: times.health_poll,
       moveAnswerMs: times.move_answer,
       inputSilenceMs: times.input_silence,
@@ -174,6 +195,7 @@ function toModel(alias: string, entry: ModelEntry): ConfiguredModel {
     offload: entry.offload ?? 'auto',
     offloadAfterMs: entry.offload_after ?? null,
     releaseAfterMs: entry.release_after ?? null,
+    warmsUp: entry.warm_up ?? false,
     preload: entry.preload ?? false,
     pin: entry.pin ?? false,
   };
@@ -186,11 +208,15 @@ function idOf(alias: string, entry: ModelEntry): string {
 }
 
 function launchOf(entry: ModelEntry): ConfiguredModel['launch'] {
-  if (entry.attach !== undefined) return { kind: 'attached', url: entry.attach.replace(/\/+$/, '') };
+  if (entry.attach !== undefined) {
+    const { start, stop } = entry;
+    return { kind: 'attached', url: entry.attach.replace(/\/+$/, ''), ...(start && { start }), ...(stop && { stop }) };
+  }
   return {
     kind: 'owned',
     command: entry.command ?? (entry.engine === 'vllm-omni' ? ['vllm', 'serve'] : ['python3', 'unified_server.py']),
     args: entry.args ?? [],
+    download: entry.download ?? 'auto',
     ...(entry.cwd === undefined ? {} : { cwd: entry.cwd }),
     env: entry.env ?? {},
   };

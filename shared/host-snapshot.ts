@@ -28,6 +28,10 @@ export const GpuStatus = z.object({
   ageMs: z.number().nonnegative(),
   /** Memory of a dead server did not come back: no grants here until it does. */
   isDegraded: z.boolean(),
+  /** Whose memory is missing there: MiB and pids, for a person. */
+  degraded: z.string().optional(),
+  /** Its memory is the host's RAM, shared with everything that runs there. */
+  isUnified: z.boolean().optional(),
   /** VRAM of our servers by their process trees. */
   oursMiB: MiB,
   foreign: z.array(ForeignProcess),
@@ -70,6 +74,10 @@ export const ModelStatus = z.object({
   /** Why it failed, or what it is doing, for a person. */
   detail: z.string().optional(),
   gpus: z.array(z.string()),
+  /** Its weights on their way to the disk of the host; absent when they are there. `totalMiB` is null where unknown. */
+  download: z
+    .object({ doneMiB: MiB, totalMiB: MiB.nullable(), mibPerSecond: MiB.nullable(), leftMs: MiB.nullable() })
+    .optional(),
   /** VRAM its process tree holds now, by nvidia-smi. */
   heldMiB: MiB,
   isPinned: z.boolean(),

@@ -151,6 +151,18 @@ export const REQUESTS = {
     params: onModel,
     result: ModelMove,
   },
+  'host.drain': {
+    role: 'operator',
+    meaning: 'No grants from now on; running jobs end. Lasts until host.resume, also over a restart of the agent.',
+    params: none,
+    result: z.object({ isDraining: z.boolean(), running: z.int().nonnegative() }),
+  },
+  'host.resume': {
+    role: 'operator',
+    meaning: 'Grants again.',
+    params: none,
+    result: z.object({ isDraining: z.boolean(), running: z.int().nonnegative() }),
+  },
 } as const satisfies Record<string, { role: Role; meaning: string; params: z.ZodType; result: z.ZodType }>;
 
 export type Method = keyof typeof REQUESTS;

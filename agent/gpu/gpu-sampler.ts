@@ -28,6 +28,8 @@ export type GpuSamplerOptions = {
   sampleIntervalMs: number;
   /** A loop child that prints nothing for so long is replaced. */
   silenceMs: number;
+  /** A one-shot question must be answered by then. */
+  queryTimeoutMs: number;
   log: Log;
   onSample: () => void;
 };
@@ -62,7 +64,7 @@ export class GpuSampler implements AsyncDisposable {
 
   constructor(options: GpuSamplerOptions) {
     this.#options = options;
-    this.#smi = new NvidiaSmi(options.nvidiaSmi);
+    this.#smi = new NvidiaSmi(options.nvidiaSmi, { timeoutMs: options.queryTimeoutMs });
     this.#first = new Promise((resolve) => (this.#settleFirst = resolve));
     this.done = this.#run(this.#stop.signal);
   }

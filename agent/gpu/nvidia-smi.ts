@@ -4,8 +4,6 @@ import type { GpuHealth } from '../../shared/host-snapshot.ts';
 import { Deadline, pause, untilAborted } from '../../shared/abort.ts';
 import { AppError } from '../../shared/errors.ts';
 
-/** One-shots must answer within this time; a driver in trouble never does. */
-const ONE_SHOT_MS = 3_000;
 /** After SIGKILL an exit takes milliseconds. A child without one is in the driver (D state) and stays there. */
 const EXIT_AFTER_KILL_MS = 1_000;
 /** What is still in the pipe when the exit is known. A grandchild may hold the pipe open for ever. */
@@ -64,9 +62,11 @@ export type ComputeApp = { pid: number; gpuUuid: string; usedMiB: number | null 
 
 export type SmiOutput = { exitCode: number | undefined; stdout: string; stderr: string };
 
-/** Runs `nvidia-smi` one query at a time, each within 3 s; while one hangs in the driver, no other is started. */
+/** Runs `nvidia-smi` one query at a time, each within a time limit; while one hangs in the driver, no other is started. */
 export class NvidiaSmi implements AsyncDisposable {
   readonly #path: string;
+  /** One-shots must answer within this time; a driver in trouble never does. */
+  readonly #timeoutMs: number;
   #isStopped = false;
   #last: Promise<unknown> = Promise.resolve();
   /** Asked for and not started yet: whoever asks the same meanwhile gets the same answer. */
@@ -74,8 +74,9 @@ export class NvidiaSmi implements AsyncDisposable {
   /** A child that outlived SIGKILL. At most one: the next is only started once this one is gone. */
   #stuckPid: number | undefined;
 
-  constructor(path: string) {
+  constructor(path: string, { timeoutMs }: { timeoutMs: number }) {
     this.#path = path;
+    this.#timeoutMs = timeoutMs;
   }
 
   /** No query starts any more; one that runs is given its time, because ending a GPU client by force has frozen GPUs. */
@@ -140,7 +141,7 @@ export class NvidiaSmi implements AsyncDisposable {
     const stdout = collect(child.stdout);
     const stderr = collect(child.stderr);
     const ended = exitOf(child);
-    using deadline = new Deadline({ ms: ONE_SHOT_MS });
+    using deadline = new Deadline({ ms: this.#timeoutMs });
     try {
       const end = await untilAborted(ended, deadline.signal);
       if (end.error !== undefined) return { exitCode: undefined, stdout: '', stderr: end.error };
@@ -151,9 +152,13 @@ export class NvidiaSmi implements AsyncDisposable {
       child.kill('SIGKILL');
       const isGone = await settlesWithin(ended, EXIT_AFTER_KILL_MS);
       if (!isGone && child.pid !== undefined) this.countStuck(child.pid, ended);
-      throw new AppError('GPU_LOST', `nvidia-smi did not answer within ${ONE_SHOT_MS} ms. The GPU driver may hang.`, {
-        cause,
-      });
+      throw new AppError(
+        'GPU_LOST',
+        `nvidia-smi did not answer within ${this.#timeoutMs} ms. The GPU driver may hang.`,
+        {
+          cause,
+        },
+      );
     } finally {
       child.stdout.destroy();
       child.stderr.destroy();

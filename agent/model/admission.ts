@@ -9,6 +9,7 @@ import type { ModelServer } from './model-server.ts';
 import type { Room } from './room.ts';
 import type { Slot } from './slot.ts';
 import { isAttached, isIdle, isUp, refuseFailed, seconds } from './slot.ts';
+import type { Weights } from './weights.ts';
 import type { WorkInHand } from './work-in-hand.ts';
 
 export type AdmissionOptions = {
@@ -17,6 +18,7 @@ export type AdmissionOptions = {
   locks: GpuLocks;
   changes: Changes;
   work: WorkInHand;
+  weights: Weights;
   slots: () => readonly Slot[];
   /** Of the residency: a caller that leaves ends nothing. */
   signal: AbortSignal;

@@ -10,8 +10,16 @@ export type Launch =
       args: string[];
       cwd?: string;
       env: Record<string, string>;
+      /** What downloads its weights; 'auto' finds the program beside `command`. */
+      download: 'auto' | 'none' | string[];
     }
-  | { kind: 'attached'; url: string };
+  | {
+      kind: 'attached';
+      url: string;
+      /** Programs that start and stop it, where the owner of the host named them. */
+      start?: string[];
+      stop?: string[];
+    };
 
 /** One model of agent.yaml, with everything derived that the rest of the agent needs to know. */
 export type ConfiguredModel = {
@@ -32,6 +40,8 @@ export type ConfiguredModel = {
   offload: 'auto' | 'none';
   offloadAfterMs: number | null;
   releaseAfterMs: number | null;
+  /** One small image after every load, before it counts as ready. */
+  warmsUp: boolean;
   preload: boolean;
   pin: boolean;
 };

@@ -30,11 +30,12 @@ import type { Slot } from './slot.ts';
 import { isAttached, isUp, isWokenByJob, newSlot, reloadMs } from './slot.ts';
 import { Upkeep } from './upkeep.ts';
 import { VramAccounts } from './vram-accounts.ts';
+import { Weights } from './weights.ts';
 import { WorkInHand } from './work-in-hand.ts';
 
 export type { Lease } from './lease.ts';
 
-export type ResidencyTimes = ModelTimes & { moveAnswerMs: number; heldAwayMs: number };
+export type ResidencyTimes = ModelTimes & { moveAnswerMs: number; heldAwayMs: number; jobFloorMs: number };
 
 export type ResidencyOptions = {
   models: ConfiguredModel[];
@@ -43,6 +44,11 @@ export type ResidencyOptions = {
   stateDir: string;
   logDir: string;
   reserveMiB: number;
+  /** Host RAM that offloaded models leave free. */
+  ramReserveMiB: number;
+  /** Idle models give their VRAM up when a program that is not ours needs it. */
+  yieldsToForeign: boolean;
+  logs: { maxMiB: number; keep: number };
   times: ResidencyTimes;
   log: Log;
   onChange: () => void;
@@ -83,6 +89,7 @@ export class Residency implements AsyncDisposable {
   readonly #changes: Changes;
   readonly #learned: Learned;
   readonly #records: ServerRecords;
+  readonly #weights: Weights;
   readonly #accounts: VramAccounts;
   readonly #room: Room;
   readonly #admission: Admission;
@@ -95,18 +102,19 @@ export class Residency implements AsyncDisposable {
 
   constructor(options: ResidencyOptions) {
     this.#options = options;
-    const { models, stateDir, log, sampler, times, reserveMiB } = options;
+    const { models, stateDir, log, sampler, times, reserveMiB, ramReserveMiB } = options;
     this.#changes = new Changes(options.onChange);
     this.#learned = new Learned({ stateDir, log });
     this.#records = new ServerRecords({ stateDir, log });
+    this.#weights = new Weights({ stateDir, logDir: options.logDir, log, onChange: () => this.#changes.announce() });
     this.#accounts = new VramAccounts({ sampler, log, servers: () => this.#servers() });
     const ours = {
       ...{ sampler, log, learned: this.#learned, accounts: this.#accounts, locks: this.#locks },
       ...{ changes: this.#changes, work: this.#work, signal: this.#lifetime.signal },
       slots: () => this.#slots,
     };
-    this.#room = new Room({ ...ours, reserveMiB });
-    this.#admission = new Admission({ ...ours, room: this.#room });
+    this.#room = new Room({ ...ours, reserveMiB, ramReserveMiB });
+    this.#admission = new Admission({ ...ours, room: this.#room, weights: this.#weights });
     const readyInMs = ({ slotId }: Slot): number => this.slotFacts(slotId).reloadMs;
     this.#moves = new ModelMoves({ ...ours, admission: this.#admission, readyInMs, times });
     const pulseMs = times.healthPollMs;
@@ -248,6 +256,7 @@ export class Residency implements AsyncDisposable {
     this.#stopWatching();
     this.#lifetime.abort(new AppError('INTERRUPTED', 'The agent stops.'));
     await Promise.all(this.#servers().map((server) => server.shutdown({ graceMs })));
+    await this.#weights[Symbol.asyncDispose]();
     await this.#work.ended();
     await this.#upkeepRuns.catch(() => undefined); // whoever watches `done` has seen it
     await this.#learned.written();

@@ -17,12 +17,11 @@ export type RoomOptions = {
   learned: Learned;
   accounts: VramAccounts;
   reserveMiB: number;
+  /** Host RAM kept free of offloaded weights: the host itself must live. */
+  ramReserveMiB: number;
   slots: () => readonly Slot[];
   signal: AbortSignal;
 };
-
-/** Kept free of offloaded weights: the host itself must live. */
-const HOST_RAM_RESERVE_MIB = 2_048;
 
 /** What room there is, what a job needs of it, and what the planner makes of the two. Decides nothing by itself. */
 export class Room {
@@ -112,7 +111,7 @@ export class Room {
   }
 
   #view(): VramView {
-    const { sampler, accounts, reserveMiB, slots } = this.#options;
+    const { sampler, accounts, reserveMiB, ramReserveMiB, slots } = this.#options;
     const placed = slots().filter(({ server }) => server.gpus.length > 0);
     const promisedOn = (uuid: string): number =>
       placed
@@ -125,7 +124,7 @@ export class Room {
       reserveMiB,
       usable: health === 'ok' && freeMiB !== null && !accounts.isDegraded(uuid),
     }));
-    const hostRamFreeMiB = Math.max(0, readHostMemory().availableMiB - HOST_RAM_RESERVE_MIB);
+    const hostRamFreeMiB = Math.max(0, readHostMemory().availableMiB - ramReserveMiB);
     return { gpus, residents: placed.map((slot) => this.#residentOf(slot)), hostRamFreeMiB };
   }
 

@@ -22,7 +22,11 @@ import { pollMsFor, untilBack } from './vram-verifier.ts';
 export type ModelTimes = {
   stopGraceMs: number;
   vramBackMs: number;
+  /** The same for a server that had more than 16 GiB in pinned host RAM: that is returned slowly. */
+  vramBackOffloadedMs: number;
   startDeadlineMs: number;
+  /** A start without a log line or more VRAM for so long has failed. */
+  stallMs: number;
   healthPollMs: number;
   retryFirstMs: number;
 };
@@ -47,9 +51,8 @@ export type ServerLifeOptions = {
 export type Burial = { before: VramMeasure | undefined; after: VramMeasure | undefined; heldMiB: number };
 
 const HEALTH_MS = 5_000;
-/** Pinned host memory is returned slowly: a server that was offloaded with more than this gets six times as long. */
+/** Pinned host memory is returned slowly: a server that was offloaded with more than this gets longer. */
 const SLOW_RELEASE_MIB = 16 * 1024;
-const SLOW_RELEASE_FACTOR = 6;
 const KEPT_FAILURES = 20;
 
 /** One server's process and state, from its start to its end and the return of its memory. Knows nothing of jobs. */
@@ -306,7 +309,7 @@ export class ServerLife {
     }
     if (before === undefined) return undefined;
     const isSlow = wasOffloaded && loadedMiB() - heldMiB > SLOW_RELEASE_MIB;
-    const deadlineMs = times.vramBackMs * (isSlow ? SLOW_RELEASE_FACTOR : 1);
+    const deadlineMs = isSlow ? times.vramBackOffloadedMs : times.vramBackMs;
     const claim = { gpus: this.#gpus, pids: [...pids, process.pid], before, heldMiB };
     const verdict = await untilBack(claim, { look, deadlineMs, pollMs: pollMsFor(times), signal });
     if (!verdict.isBack && !signal.aborted) onVramMissing(claim);

@@ -39,6 +39,14 @@ export const METHODS = {
   'model.release': bind(REQUESTS['model.release'], ({ model }, { exchange, signal }) =>
     exchange.move(model, 'release', signal),
   ),
+  'host.drain': bind(REQUESTS['host.drain'], (_params, { exchange }) => {
+    exchange.drain();
+    return { isDraining: true, running: 0 };
+  }),
+  'host.resume': bind(REQUESTS['host.resume'], (_params, { exchange }) => {
+    exchange.resume();
+    return { isDraining: false, running: 0 };
+  }),
 } satisfies Record<Exclude<Method, 'hello'>, BoundMethod>;
 
 /** The method of this name; undefined for one this release does not know. */

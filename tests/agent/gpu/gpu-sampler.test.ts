@@ -22,6 +22,7 @@ class Stage implements AsyncDisposable {
       nvidiaSmi: join(directory, 'nvidia-smi'),
       sampleIntervalMs: 50,
       silenceMs,
+      queryTimeoutMs: 3_000,
       log: pino({ level: 'silent' }),
       onSample: () => undefined,
     });

@@ -10,6 +10,9 @@ import { ExchangeHost, log } from './exchange-host.ts';
 const TIMES = {
   stopGraceMs: 400,
   vramBackMs: 3_000,
+  vramBackOffloadedMs: 18_000,
+  stallMs: 10_000,
+  jobFloorMs: 30_000,
   startDeadlineMs: 10_000,
   healthPollMs: 50,
   retryFirstMs: 200,
@@ -43,12 +46,16 @@ export class SimulatedServers implements AsyncDisposable {
       nvidiaSmi,
       sampleIntervalMs: 100,
       silenceMs: 10_000,
+      queryTimeoutMs: 3_000,
       log,
       onSample: onChange,
     });
     const places = { stateDir: directory, logDir: join(directory, 'logs'), reserveMiB: 512 };
     const found = models.map((model) => withLedger(model, directory));
-    const residency = new Residency({ models: found, sampler, ...places, times: TIMES, log, onChange });
+    const residency = new Residency({
+      ...{ models: found, sampler, ...places, times: TIMES, log, onChange },
+      ...{ ramReserveMiB: 2_048, yieldsToForeign: false, logs: { maxMiB: 20, keep: 5 } },
+    });
     await residency.start(new AbortController().signal);
     const host = await ExchangeHost.start(residency, overrides);
     started.host = host;

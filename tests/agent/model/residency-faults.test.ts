@@ -13,7 +13,13 @@ const failureOf = (promise: Promise<unknown>): Promise<unknown> => promise.catch
 
 let host: ModelHost;
 beforeAll(async () => {
-  const launch = (command: string[]) => ({ kind: 'owned' as const, command, args: [], env: {} });
+  const launch = (command: string[]) => ({
+    kind: 'owned' as const,
+    command,
+    args: [],
+    env: {},
+    download: 'none' as const,
+  });
   const models = [
     omni('stubborn', ['--ignore-sigterm', '--orphan', '--setsid']),
     omni('frail', ['--crash-on', 'poison', '--sleep-ms', '800']),
@@ -132,7 +138,10 @@ describe('a server that dies', () => {
 
 test('a stranger that answers on the port of a server does not make it ready', async () => {
   const command = ['/bin/sh', '-c', 'echo "$@"; exec sleep 60', 'sh'];
-  const mute = { ...omni('mute'), launch: { kind: 'owned' as const, command, args: [], env: {} } };
+  const mute = {
+    ...omni('mute'),
+    launch: { kind: 'owned' as const, command, args: [], env: {}, download: 'none' as const },
+  };
   await using other = await ModelHost.start([mute], { times: { startDeadlineMs: 1_200 } });
   const load = failureOf(other.admit('mute'));
   let port: string | undefined;

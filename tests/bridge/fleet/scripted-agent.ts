@@ -224,6 +224,8 @@ export class ScriptedAgent implements AsyncDisposable {
       case 'model.load':
       case 'model.offload':
       case 'model.release':
+      case 'host.drain':
+      case 'host.resume':
         throw new AppError('INVALID_ARGUMENT', `${method} is not in the script`);
     }
   }

@@ -86,7 +86,7 @@ describe('the command line', () => {
     const model = omni('a', [], { id: 'Qwen/Qwen-Image@0123abc' });
     const args = argvOf({
       ...model,
-      launch: { kind: 'owned', command: ['vllm', 'serve'], args: ['--vae-use-tiling'], env: {} },
+      launch: { kind: 'owned', command: ['vllm', 'serve'], args: ['--vae-use-tiling'], env: {}, download: 'none' },
     });
     expect(args).toEqual([
       'Qwen/Qwen-Image',
