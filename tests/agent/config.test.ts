@@ -22,6 +22,8 @@ describe('a good file', () => {
       reserveMiB: 1024,
       sampleIntervalMs: 1000,
       silenceMs: 10_000,
+      queryTimeoutMs: 3_000,
+      yieldsToForeign: false,
       nvidiaSmi: 'nvidia-smi',
     });
     expect(config.warnings).toEqual([]);
@@ -63,7 +65,10 @@ describe('a good file', () => {
       grantMs: 5_000,
       stopGraceMs: 30_000,
       vramBackMs: 15_000,
+      vramBackOffloadedMs: 90_000,
       startDeadlineMs: 900_000,
+      stallMs: 300_000,
+      jobFloorMs: 60_000,
       healthPollMs: 1_000,
       moveAnswerMs: 40_000,
       inputSilenceMs: 60_000,
@@ -117,9 +122,14 @@ describe('a bad file', () => {
     ],
     ['unknown key without a near one', 'times: { zzzzzzzz: 1s }', 'times.zzzzzzzz: unknown key. Valid keys: grant, '],
     [
-      'start is not there yet',
-      QWEN.replace('model: Qwen/Qwen-Image', 'attach: "http://h", start: [x]'),
-      'models.qwen.start: unknown key.',
+      'start without attach',
+      QWEN.replace('revision: abc', 'revision: abc, start: [x]'),
+      'models.qwen.start: only with attach',
+    ],
+    [
+      'release_after of an attached server that nobody can stop',
+      'models: { q: { engine: vllm-omni, attach: "http://h:1", release_after: 1h } }',
+      'models.q.release_after: with attach it needs `stop`',
     ],
     ['duration without a unit', 'times: { grant: 5 }', 'times.grant: expected a duration like 30s, 5m or 1h'],
     ['size with a decimal unit', 'gpu: { reserve: 1GB }', 'gpu.reserve: expected a size like 512MiB or 8GiB'],
