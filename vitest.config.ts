@@ -37,12 +37,26 @@ export default defineConfig({
         test: {
           ...common,
           name: 'faults',
+          globalSetup: [...common.globalSetup, 'tests/faults/table.ts'],
           include: ['tests/faults/**/*.test.ts'],
           testTimeout: 120_000,
           hookTimeout: 60_000,
           // Faults are judged by what happens in a given time, so nothing else runs beside them.
           fileParallelism: false,
           sequence: { groupOrder: 2 },
+        },
+      },
+      {
+        test: {
+          name: 'gpu',
+          include: ['tests/gpu/**/*.test.ts'],
+          globalSetup: ['tests/gpu/setup.ts'],
+          setupFiles: common.setupFiles,
+          pool: common.pool,
+          testTimeout: 60_000,
+          // Memory of a GPU is judged by what is free, so nothing else of ours may move on it.
+          fileParallelism: false,
+          sequence: { groupOrder: 3 },
         },
       },
     ],

@@ -2,32 +2,37 @@ import { randomUUID } from 'node:crypto';
 import { mkdir, readFile } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { join } from 'node:path';
-import { z } from 'zod';
 import { writeDurable } from '../shared/durable-file.ts';
-import { toAppError } from '../shared/errors.ts';
-import { fetchBody } from '../shared/http-client.ts';
 import { Uuid } from '../shared/job.ts';
 import type { Log } from '../shared/log.ts';
+import type { HostResult } from '../shared/protocol.ts';
 import { LIMITS } from '../shared/protocol.ts';
 import type { AgentConfig } from './config.ts';
-import { withServedId } from './config.ts';
 import { GpuSampler } from './gpu/gpu-sampler.ts';
-import type { Readiness } from './http/health.ts';
+import { hostProblems, readiness } from './host-problems.ts';
 import { UPLOAD_PACE } from './http/inputs.ts';
 import { route } from './http/routes.ts';
+import { Drain } from './job/drain.ts';
 import { Exchange } from './job/exchange.ts';
 import { InputStore } from './job/input-store.ts';
 import { Journal } from './job/journal.ts';
 import { ResultStore } from './job/result-store.ts';
-import type { ConfiguredModel } from './model/configured-model.ts';
+import { LiveConfig } from './live-config.ts';
 import { Residency } from './model/residency.ts';
+import { HostSocket } from './rpc/host-socket.ts';
 import { RpcListener } from './rpc/rpc-listener.ts';
 import { StatusFeed } from './rpc/status-feed.ts';
+import { isNameless, withServedIds } from './served-ids.ts';
 import { SingleInstance } from './single-instance.ts';
 import { HostStatus, isSimulated } from './status.ts';
 import { TokenStore } from './tokens.ts';
 
-const SERVED_ID_MS = 2_000;
+export type AgentOptions = {
+  log: Log;
+  signal: AbortSignal;
+  /** Reads the configuration again; without it a reload finds what the agent was started with. */
+  readConfig?: (() => Promise<AgentConfig>) | undefined;
+};
 
 /**
  * The daemon: builds every part, and disposes them in reverse. When `start` resolves the port is open. The servers that a
@@ -42,6 +47,7 @@ export class Agent implements AsyncDisposable {
   #exchange: Exchange | undefined;
   #residency: Residency | undefined;
   #listener: RpcListener | undefined;
+  #liveConfig: LiveConfig | undefined;
   #clearing: Promise<void> = Promise.resolve();
 
   private constructor(config: AgentConfig, log: Log) {
@@ -50,10 +56,10 @@ export class Agent implements AsyncDisposable {
   }
 
   /** Rejects when `signal` aborts before the start is complete; nothing is left then either. */
-  static async start(config: AgentConfig, { log, signal }: { log: Log; signal: AbortSignal }): Promise<Agent> {
+  static async start(config: AgentConfig, { log, signal, readConfig }: AgentOptions): Promise<Agent> {
     const agent = new Agent(config, log);
     try {
-      await agent.#start(AbortSignal.any([agent.#stop.signal, signal]));
+      await agent.#start({ signal: AbortSignal.any([agent.#stop.signal, signal]), readConfig });
       return agent;
     } catch (error) {
       await agent[Symbol.asyncDispose]();
@@ -64,6 +70,12 @@ export class Agent implements AsyncDisposable {
   get address(): { host: string; port: number } {
     if (this.#listener === undefined) throw new Error('the agent does not listen');
     return this.#listener.address;
+  }
+
+  /** Takes over what agent.yaml says now, as far as that is possible while the agent runs. */
+  reload(): Promise<HostResult<'host.reload'>> {
+    if (this.#liveConfig === undefined) throw new Error('the agent has not started');
+    return this.#liveConfig.reload();
   }
 
   /** No new work; the running job has its grace; then every model server, every link and every file is closed. */
@@ -87,10 +99,10 @@ export class Agent implements AsyncDisposable {
     }
   }
 
-  async #start(signal: AbortSignal): Promise<void> {
+  async #start({ signal, readConfig }: Pick<AgentOptions, 'signal' | 'readConfig'>): Promise<void> {
     const { stateDir, logDir, logs, gpu, ramReserveMiB, times, listen, names } = this.#config;
     const log = this.#log;
-    this.#own(await SingleInstance.acquire(stateDir));
+    const instance = this.#own(await SingleInstance.acquire(stateDir));
     await mkdir(logDir, { recursive: true });
     const tokens = this.#own(new TokenStore({ stateDir, onRevoked: (tokenId) => this.#forget(tokenId) }));
     await tokens.refresh();
@@ -106,12 +118,19 @@ export class Agent implements AsyncDisposable {
       quotaBytes: LIMITS.resultQuotaBytes.value,
       log,
     });
-    const models = await servedIds(this.#config.models, { signal, log });
+    const models = await withServedIds(this.#config.models, { known: [], signal, log });
+    for (const { alias, launch } of models.filter(isNameless)) {
+      log.warn({ event: 'attached-server-down', model: alias, url: launch.url }); // it is asked again until it answers
+    }
+    const drain = await Drain.open({ stateDir, log });
 
     const agentId = await agentIdOf(stateDir);
 
-    // Both are called from events only. Nothing is awaited before the last part they name is there.
-    const onChange = (): void => status.changed();
+    // These are called from events only. Nothing is awaited before the last part they name is there.
+    const onChange = (): void => {
+      residency.look();
+      status.changed();
+    };
     const onMoved = (): void => {
       exchange.kick();
       status.changed();
@@ -131,6 +150,8 @@ export class Agent implements AsyncDisposable {
         ...{ models, sampler, stateDir, logDir, logs, ramReserveMiB, times, log },
         reserveMiB: gpu.reserveMiB,
         yieldsToForeign: gpu.yieldsToForeign,
+        isDraining: () => drain.isDraining,
+        isTaken: (slotId) => exchange.isTaken(slotId),
         onChange: onMoved,
       }),
     );
@@ -141,6 +162,7 @@ export class Agent implements AsyncDisposable {
         journal,
         results,
         inputs,
+        drain,
         times,
         isStarting: true,
         isSimulated: () => isSimulated(sampler),
@@ -150,7 +172,7 @@ export class Agent implements AsyncDisposable {
       }),
     );
     this.#exchange = exchange;
-    const facts = { exchange, sampler, models };
+    const facts = { exchange, sampler, residency };
     const problems = (): string[] => hostProblems(facts);
     const host = new HostStatus({ agentId, stateDir, sampler, residency, exchange, problems, log, onChange });
     const status: StatusFeed = this.#own(new StatusFeed({ build: () => host.snapshot() }));
@@ -189,6 +211,12 @@ export class Agent implements AsyncDisposable {
         log,
       }),
     );
+    const config = { ...this.#config, models };
+    const read = readConfig ?? (() => Promise.resolve(config));
+    this.#liveConfig = this.#own(new LiveConfig({ config, read, residency, log }));
+    const commands = { exchange, snapshot: () => host.snapshot(), reload: () => this.reload() };
+    const hostSocket = this.#own(new HostSocket({ context: commands, log }));
+    instance.serve((socket) => hostSocket.accept(socket));
     // A failure is a defect: nobody handles it, and main.ts ends the process for that.
     this.#clearing = this.#clearUp({ residency, exchange, signal });
   }
@@ -218,38 +246,6 @@ export class Agent implements AsyncDisposable {
   }
 }
 
-/** An attached server may be configured by its address alone: then it is called what it says it serves. */
-async function servedIds(
-  models: ConfiguredModel[],
-  { signal, log }: { signal: AbortSignal; log: Log },
-): Promise<ConfiguredModel[]> {
-  return await Promise.all(
-    models.map(async (model) => {
-      if (model.launch.kind === 'owned' || model.id !== model.alias) return model;
-      try {
-        return withServedId(model, await servedId(model.launch.url, signal));
-      } catch (error) {
-        const reason = toAppError(error).message;
-        log.warn({ event: 'served-model-unknown', model: model.alias, url: model.launch.url, reason });
-        return model;
-      }
-    }),
-  );
-}
-
-const ServedModels = z.object({ data: z.array(z.object({ id: z.string().min(1).max(200) })).min(1) });
-
-async function servedId(url: string, signal: AbortSignal): Promise<string> {
-  const { body } = await fetchBody(`${url}/v1/models`, {
-    signal,
-    deadlineMs: SERVED_ID_MS,
-    maxBytes: LIMITS.frameBytes.value,
-  });
-  const [first] = ServedModels.parse(JSON.parse(body.toString())).data;
-  if (first === undefined) throw new Error('the server lists no model');
-  return first.id;
-}
-
 /** The same in every run on this state directory. */
 async function agentIdOf(stateDir: string): Promise<string> {
   const path = join(stateDir, 'agent-id');
@@ -258,34 +254,4 @@ async function agentIdOf(stateDir: string): Promise<string> {
   const made = randomUUID();
   await writeDurable(path, `${made}\n`);
   return made;
-}
-
-type Facts = { exchange: Exchange; sampler: GpuSampler; models: readonly ConfiguredModel[] };
-
-/** What is in the way of work, and will be until somebody does something. */
-function hostProblems({ exchange, sampler, models }: Facts): string[] {
-  const problems: string[] = [];
-  if (models.length === 0) problems.push('No model is configured.');
-  if (exchange.refusal !== undefined) problems.push(exchange.refusal);
-  if (needsGpu(models) && !hasGpu(sampler) && sampler.problem !== undefined) {
-    problems.push(`No GPU can be read: ${sampler.problem.reason}.`);
-  }
-  return problems;
-}
-
-/** The same for /readyz, where the first moments of a start count too. */
-function readiness(facts: Facts): Readiness {
-  const { sampler, models } = facts;
-  return () => {
-    const isWaiting = needsGpu(models) && !hasGpu(sampler) && sampler.problem === undefined;
-    return [...hostProblems(facts), ...(isWaiting ? ['No GPU can be read: nvidia-smi has not answered yet.'] : [])];
-  };
-}
-
-function needsGpu(models: readonly ConfiguredModel[]): boolean {
-  return models.some(({ launch }) => launch.kind === 'owned');
-}
-
-function hasGpu(sampler: GpuSampler): boolean {
-  return sampler.readings().some(({ health }) => health === 'ok');
 }

@@ -54,6 +54,8 @@ export type AgentConfig = {
 /** What the command line says; each wins over the environment, which wins over the file. */
 export type AgentFlags = { config?: string; listen?: string; stateDir?: string; logLevel?: string };
 
+const Places = z.object({ state_dir: AgentFile.shape.state_dir, log_dir: AgentFile.shape.log_dir });
+
 type Environment = Readonly<Record<string, string | undefined>>;
 
 const DEFAULT_PATH = '/etc/gantry/agent.yaml';
@@ -68,8 +70,9 @@ export async function loadAgentConfig(flags: AgentFlags, env: Environment = proc
   const values = await readValues(path);
   overrideWith(values, {
     listen: flags.listen ?? env['GANTRY_LISTEN'],
-    state_dir: flags.stateDir ?? env['GANTRY_STATE_DIR'],
-    log_dir: env['GANTRY_LOG_DIR'],
+    // Relative to where it was said: the shell, not the file.
+    state_dir: fromHere(flags.stateDir ?? env['GANTRY_STATE_DIR']),
+    log_dir: fromHere(env['GANTRY_LOG_DIR']),
     log_level: flags.logLevel ?? env['GANTRY_LOG_LEVEL'],
   });
   if (env['GANTRY_NVIDIA_SMI'] !== undefined) overrideNested(values, 'gpu', { nvidia_smi: env['GANTRY_NVIDIA_SMI'] });
@@ -81,10 +84,24 @@ export async function loadAgentConfig(flags: AgentFlags, env: Environment = proc
   }
 }
 
-/** Where the tokens are, for commands that need nothing else: a broken configuration must not lock anybody out. */
-export async function stateDirOf(flags: AgentFlags, env: Environment = process.env): Promise<string> {
-  const given = flags.stateDir ?? env['GANTRY_STATE_DIR'];
-  return given === undefined ? (await loadAgentConfig(flags, env)).stateDir : resolve(given);
+/**
+ * Where the agent keeps its things, for commands that need nothing else. The rest of the file is not looked at: a mistake in
+ * it must not lock anybody out of the agent that runs.
+ */
+export async function placesOf(
+  flags: AgentFlags,
+  env: Environment = process.env,
+): Promise<{ stateDir: string; logDir: string }> {
+  const given = { state: flags.stateDir ?? env['GANTRY_STATE_DIR'], log: env['GANTRY_LOG_DIR'] };
+  const path = configPath(flags, env);
+  const values = await readValues(path).catch((error: unknown) => {
+    if (given.state === undefined) throw error;
+    return {}; // what matters most was said
+  });
+  const { state_dir: state, log_dir: log } = checkConfig(Places, values);
+  const stateDir = given.state === undefined ? resolve(dirname(path), state) : resolve(given.state);
+  if (given.log !== undefined) return { stateDir, logDir: resolve(given.log) };
+  return { stateDir, logDir: log === undefined ? join(stateDir, 'logs') : resolve(dirname(path), log) };
 }
 
 export function configPath(flags: AgentFlags, env: Environment = process.env): string {
@@ -120,6 +137,10 @@ async function readValues(path: string): Promise<Record<string, unknown>> {
     if (error instanceof ConfigError) throw new ConfigError(error.problems.map((problem) => `${path}: ${problem}`));
     throw error;
   }
+}
+
+function fromHere(path: string | undefined): string | undefined {
+  return path === undefined ? undefined : resolve(path);
 }
 
 function overrideWith(values: Record<string, unknown>, overrides: Record<string, string | undefined>): void {

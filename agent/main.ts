@@ -1,19 +1,26 @@
-import { Command, CommanderError, Option } from 'commander';
-import { once } from 'node:events';
-import { ConfigError } from '../shared/config-file.ts';
-import { AppError } from '../shared/errors.ts';
+import { Command, InvalidArgumentError, Option } from 'commander';
 import { createLog } from '../shared/log.ts';
-import type { Log } from '../shared/log.ts';
 import { Role } from '../shared/protocol.ts';
-import { Agent } from './agent.ts';
-import type { AgentConfig, AgentFlags } from './config.ts';
-import { agentFileSchema, configPath, loadAgentConfig, stateDirOf } from './config.ts';
-import { AlreadyRunning } from './single-instance.ts';
+import { drain, resume } from './cli/drain.ts';
+import { HostClient } from './cli/host-client.ts';
+import { printLogs } from './cli/logs.ts';
+import type { Move } from './cli/move.ts';
+import { moveModel } from './cli/move.ts';
+import { pullWeights } from './cli/pull.ts';
+import { reload } from './cli/reload.ts';
+import { printStatus } from './cli/status.ts';
+import { addToken, listTokens, revokeToken } from './cli/tokens.ts';
+import type { AgentFlags } from './config.ts';
+import { agentFileSchema, configPath, loadAgentConfig, placesOf } from './config.ts';
+import { EXIT, fail, report } from './exit.ts';
+import { run } from './run.ts';
+import { socketPath } from './single-instance.ts';
 import { AGENT_VERSION } from './status.ts';
 import { TokenStore } from './tokens.ts';
 
-/** sysexits.h, where it has a word for it. */
-const EXIT = { failed: 1, usage: 2, unavailable: 69, cannotCreate: 73, tryLater: 75, config: 78 } as const;
+const DEFAULT_LOG_LINES = 100;
+/** Ctrl-C ends a command as it ends any program; what the agent was asked for goes on. */
+const never = new AbortController().signal;
 
 const program = new Command('gantry-agent')
   .description('Runs image models on the GPUs of this host for gantry bridges.')
@@ -27,32 +34,87 @@ withFlags(program.command('run'))
   .option('--log-level <level>', 'debug, info, warn or error')
   .action(run);
 
+withFlags(program.command('status'))
+  .description('one screen: GPUs, models, and what is in the way')
+  .option('--json', 'as JSON')
+  .action((flags: AgentFlags & { json?: boolean }) =>
+    withAgent(flags, (client) => printStatus(client, { isJson: flags.json === true, ...screen() })),
+  );
+withFlags(program.command('logs <model>'))
+  .description("the log of a model's server; a replica is model#2")
+  .option('-f, --follow', 'go on with what is written from now on')
+  .option('-n, --lines <count>', 'so many lines from its end', countOf, DEFAULT_LOG_LINES)
+  .action(async (model: string, flags: AgentFlags & { follow?: boolean; lines: number }) => {
+    const { logDir } = await placesOf(flags);
+    const { lines } = flags;
+    await printLogs({ logDir, model, lines, isFollowing: flags.follow === true, signal: never, write });
+  });
+
+withFlags(program.command('drain'))
+  .description('take no new work; what runs ends. Lasts until `resume`, also over a restart')
+  .option('--wait', 'return when nothing runs any more')
+  .action((flags: AgentFlags & { wait?: boolean }) =>
+    withAgent(flags, (client) => drain(client, { isWaiting: flags.wait === true, signal: never, write })),
+  );
+withFlags(program.command('resume'))
+  .description('take part again')
+  .action((flags: AgentFlags) => withAgent(flags, (client) => resume(client, { write })));
+for (const [to, description] of [
+  ['load', 'bring a model onto the GPU'],
+  ['offload', 'move the weights of a model to host RAM'],
+  ['release', 'end the server of a model and give everything back'],
+] as const satisfies [Move, string][]) {
+  withFlags(program.command(`${to} <model>`))
+    .description(`${description}; prints the VRAM before and after`)
+    .action((model: string, flags: AgentFlags) =>
+      withAgent(flags, (client) => moveModel(client, { model, to, write, say })),
+    );
+}
+withFlags(program.command('reload'))
+  .description('take over what agent.yaml says now; running models that did not change are not touched')
+  .action((flags: AgentFlags) =>
+    withAgent(flags, async (client) => {
+      const problems = await reload(client, { write });
+      if (problems.length > 0) process.exitCode = fail(EXIT.config, ...problems, 'Nothing was changed.');
+    }),
+  );
+
+withFlags(program.command('pull <model>'))
+  .description('download the weights of a model, with progress; works beside a running daemon')
+  .option('--json', 'the result as JSON')
+  .action(pull);
+
 const config = program.command('config').description('look at the configuration');
 withFlags(config.command('check')).description('print every problem of agent.yaml').action(checkConfig);
 config
   .command('schema')
   .description('print the JSON Schema of agent.yaml')
-  .action(() => print(JSON.stringify(agentFileSchema(), undefined, 2)));
+  .action(() => write(`${JSON.stringify(agentFileSchema(), undefined, 2)}\n`));
 
 const tokens = program.command('tokens').description('who may use this host');
 withFlags(tokens.command('add <name>'))
   .description('make a token and print it, once')
   .addOption(new Option('--role <role>', 'what it may do').choices(Role.options).default('operator'))
-  .action(addToken);
+  .action((name: string, flags: AgentFlags & { role: Role }) =>
+    withTokens(flags, (store) => addToken(store, { name, role: flags.role, write })),
+  );
 withFlags(tokens.command('list'))
   .description('show names, roles and last uses')
   .option('--json', 'as JSON')
-  .action(listTokens);
+  .action((flags: AgentFlags & { json?: boolean }) =>
+    withTokens(flags, (store) => listTokens(store, { isJson: flags.json === true, write })),
+  );
 withFlags(tokens.command('revoke <name>'))
   .description('end a token; its links close within a second')
-  .action(revokeToken);
+  .action((name: string, flags: AgentFlags) => withTokens(flags, (store) => revokeToken(store, { name, write })));
 
 await main();
 
 async function main(): Promise<void> {
+  process.stdout.on('error', () => process.exit(EXIT.ok)); // whoever read us has seen enough
   try {
     await program.parseAsync();
-    process.exit(0); // all is disposed; a child inside a library must not keep the process
+    process.exit(); // all is disposed; a child inside a library must not keep the process
   } catch (error) {
     process.exit(report(error));
   }
@@ -64,100 +126,59 @@ function withFlags(command: Command): Command {
     .option('--state-dir <dir>', 'instead of `state_dir` in the file');
 }
 
-/** Runs until SIGTERM, SIGINT or the end of its terminal. A defect ends the process at once: the next start clears up behind it. */
-async function run(flags: AgentFlags): Promise<void> {
-  const settings = await loadAgentConfig(flags);
-  const log = createLog({ name: 'gantry-agent', to: 'stdout', level: settings.logLevel });
+async function withAgent(flags: AgentFlags, ask: (client: HostClient) => Promise<void>): Promise<void> {
+  using client = await HostClient.connect(socketPath((await placesOf(flags)).stateDir));
+  await ask(client);
+}
+
+async function withTokens(flags: AgentFlags, work: (store: TokenStore) => Promise<void>): Promise<void> {
+  await using store = new TokenStore({ stateDir: (await placesOf(flags)).stateDir });
+  await work(store);
+}
+
+/** Ctrl-C ends the downloader and keeps what has arrived. */
+async function pull(model: string, flags: AgentFlags & { json?: boolean }): Promise<void> {
+  const { models, stateDir, logDir, times } = await loadAgentConfig(flags);
   const stop = new AbortController();
-  for (const name of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const) process.on(name, () => stop.abort());
-  const onDefect = (error: unknown): never => endAtDefect(error, log);
-  process.on('uncaughtException', onDefect);
-  process.on('unhandledRejection', onDefect);
-  for (const warning of settings.warnings) log.warn({ event: 'config-warning', message: warning });
-  const agent = await startUnlessStopped(settings, { log, signal: stop.signal });
-  if (agent === undefined) return;
-  log.info({ event: 'listening', ...agent.address, models: settings.models.length, agentVersion: AGENT_VERSION });
-  if (!stop.signal.aborted) await once(stop.signal, 'abort');
-  log.info({ event: 'stopping' });
-  await agent[Symbol.asyncDispose]();
-  log.info({ event: 'stopped' });
-}
-
-async function startUnlessStopped(
-  settings: AgentConfig,
-  { log, signal }: { log: Log; signal: AbortSignal },
-): Promise<Agent | undefined> {
+  for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(name, () => stop.abort());
+  const places = {
+    models,
+    stateDir,
+    logDir,
+    times,
+    log: createLog({ name: 'gantry-agent', to: 'stderr', level: 'silent' }), // its failure is said in words
+  };
+  const isTerminal = process.stderr.isTTY;
+  const print = (text: string): void => write(`${text}\n`);
   try {
-    return await Agent.start(settings, { log, signal });
+    const options = { ...places, isJson: flags.json === true, isTerminal, say, print, signal: stop.signal };
+    process.exitCode = await pullWeights(model, options);
   } catch (error) {
-    if (signal.aborted) return undefined;
-    throw error;
+    if (!stop.signal.aborted) throw error;
+    process.exitCode = fail(EXIT.interrupted, 'Interrupted. What has arrived is kept for the next time.');
   }
-}
-
-function endAtDefect(error: unknown, log: Log): never {
-  log.fatal({ event: 'defect', err: error });
-  process.exit(EXIT.failed);
 }
 
 async function checkConfig(flags: AgentFlags): Promise<void> {
   const settings = await loadAgentConfig(flags);
-  for (const warning of settings.warnings) print(`warning: ${warning}`);
-  print(`${configPath(flags)}: ok, ${settings.models.length} ${settings.models.length === 1 ? 'model' : 'models'}`);
+  for (const warning of settings.warnings) write(`warning: ${warning}\n`);
+  const count = settings.models.length;
+  write(`${configPath(flags)}: ok, ${count} ${count === 1 ? 'model' : 'models'}\n`);
 }
 
-async function addToken(name: string, flags: AgentFlags & { role: Role }): Promise<void> {
-  await using store = new TokenStore({ stateDir: await stateDirOf(flags) });
-  print(await store.add({ name, role: flags.role }));
+function screen(): { columns: number | undefined; write: (text: string) => void } {
+  return { columns: process.stdout.isTTY ? process.stdout.columns : undefined, write };
 }
 
-async function listTokens(flags: AgentFlags & { json?: boolean }): Promise<void> {
-  await using store = new TokenStore({ stateDir: await stateDirOf(flags) });
-  const list = (await store.list()).map(({ name, role, createdAt, lastUsedAt }) => ({
-    name,
-    role,
-    createdAt,
-    lastUsedAt,
-  }));
-  if (flags.json === true) print(JSON.stringify(list, undefined, 2));
-  else if (list.length === 0) print('There are no tokens. Make one with `gantry-agent tokens add NAME`.');
-  else
-    for (const { name, role, createdAt, lastUsedAt } of list)
-      print(`${name}\t${role}\tmade ${createdAt}\tused ${lastUsedAt ?? 'never'}`);
+function countOf(text: string): number {
+  if (/^\d{1,6}$/.test(text)) return Number(text);
+  throw new InvalidArgumentError('It must be a number of lines.');
 }
 
-async function revokeToken(name: string, flags: AgentFlags): Promise<void> {
-  await using store = new TokenStore({ stateDir: await stateDirOf(flags) });
-  await store.revoke(name);
-  print(`${name} is revoked.`);
+function write(text: string): void {
+  process.stdout.write(text);
 }
 
-/** Says what went wrong, on stderr, and which exit code that is. */
-function report(error: unknown): number {
-  if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : EXIT.usage; // it has printed its text
-  if (error instanceof ConfigError) return fail(EXIT.config, ...error.problems);
-  if (error instanceof AlreadyRunning) return fail(EXIT.tryLater, error.message);
-  if (error instanceof AppError) return fail(EXIT.failed, error.message);
-  const code = error instanceof Error && 'code' in error ? error.code : undefined;
-  const message = error instanceof Error ? error.message : String(error);
-  if (code === 'EADDRINUSE')
-    return fail(EXIT.unavailable, `${message}. Another program has that port; choose another one with \`listen\`.`);
-  if (code === 'EADDRNOTAVAIL')
-    return fail(EXIT.config, `${message}. \`listen\` must name an address of this machine.`);
-  if (code === 'EACCES' || code === 'EPERM' || code === 'EROFS') {
-    return fail(
-      EXIT.cannotCreate,
-      `${message}. Run it as the user that owns state_dir, or choose another one with --state-dir.`,
-    );
-  }
-  return fail(EXIT.failed, message);
-}
-
-function fail(exitCode: number, ...lines: string[]): number {
-  for (const line of lines) process.stderr.write(`gantry-agent: ${line}\n`);
-  return exitCode;
-}
-
-function print(line: string): void {
-  process.stdout.write(`${line}\n`);
+function say(text: string): void {
+  process.stderr.write(text);
 }

@@ -1,6 +1,7 @@
 import { createHash } from 'node:crypto';
+import { chmodSync } from 'node:fs';
 import { link, mkdir, rename, rm } from 'node:fs/promises';
-import type { Server } from 'node:net';
+import type { Server, Socket } from 'node:net';
 import { connect, createServer } from 'node:net';
 import { once } from 'node:events';
 import { join } from 'node:path';
@@ -22,28 +23,37 @@ export class AlreadyRunning extends Error {
 
 /**
  * The right to use a state directory, held as a listening unix socket `agent.sock` in it. The kernel closes it at death,
- * however that comes; a file nobody listens on is left over and is replaced. Whoever connects is told the holder's pid.
+ * however that comes; a file nobody listens on is left over and is replaced. Whoever connects is told the holder's pid in
+ * a first line, and is then served, or sent away while nobody serves. Only the owner of the file, and root, can connect.
  */
 export class SingleInstance implements AsyncDisposable {
   readonly #server: Server;
+  #serve: ((socket: Socket) => void) | undefined;
 
-  private constructor(server: Server) {
-    this.#server = server;
+  private constructor() {
+    this.#server = createServer((socket) => {
+      socket.on('error', () => socket.destroy()); // whoever asked has gone
+      socket.write(`pid ${process.pid}\n`);
+      if (this.#serve !== undefined) this.#serve(socket);
+      else socket.end(() => socket.destroy()); // one that stays would keep us from closing
+    });
   }
 
   static async acquire(stateDir: string): Promise<SingleInstance> {
     await mkdir(stateDir, { recursive: true, mode: 0o700 });
     const path = socketPath(stateDir);
     for (;;) {
-      const server = createServer((socket) => {
-        socket.on('error', () => socket.destroy()); // whoever asked has gone
-        socket.end(`pid ${process.pid}\n`, () => socket.destroy()); // one that stays would keep us from closing
-      });
-      if (await listens(server, path)) return new SingleInstance(server);
+      const instance = new SingleInstance();
+      if (await listens(instance.#server, path)) return instance;
       const holder = await askHolder(path);
       if (holder !== undefined) throw new AlreadyRunning(stateDir, holder);
       await clearLeftover(path, stateDir);
     }
+  }
+
+  /** From now on whoever connects is handed to `serve`. */
+  serve(serve: (socket: Socket) => void): void {
+    this.#serve = serve;
   }
 
   /** Closing the server also removes the file. */
@@ -54,7 +64,8 @@ export class SingleInstance implements AsyncDisposable {
   }
 }
 
-function socketPath(stateDir: string): string {
+/** Where the agent with this state directory listens for commands on the host. */
+export function socketPath(stateDir: string): string {
   if (process.platform === 'win32') {
     return `\\\\.\\pipe\\gantry-agent-${createHash('sha256').update(stateDir).digest('hex').slice(0, 16)}`;
   }
@@ -67,7 +78,10 @@ function socketPath(stateDir: string): string {
 
 async function listens(server: Server, path: string): Promise<boolean> {
   try {
-    await once(server.listen(path), 'listening');
+    server.listen(path);
+    // In the same moment: bound it is already, and nobody else may be quicker than this.
+    if (server.listening && process.platform !== 'win32') chmodSync(path, 0o600);
+    await once(server, 'listening');
     return true;
   } catch (error) {
     if (error instanceof Error && 'code' in error && error.code === 'EADDRINUSE') return false;
@@ -87,7 +101,7 @@ async function askHolder(path: string): Promise<string | undefined> {
   }
   try {
     const [line] = (await once(socket, 'data', { signal: answer.signal })) as [Buffer]; // a socket without an encoding
-    return line.toString().trim();
+    return line.toString().split('\n', 1)[0]?.trim();
   } catch {
     return 'it does not answer';
   } finally {

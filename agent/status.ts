@@ -33,7 +33,6 @@ const MIB = 1024 ** 2;
 export class HostStatus {
   readonly #options: HostStatusOptions;
   readonly #hostname = hostname();
-  #driver: string | null = null;
   #memory = { totalMiB: mib(totalmem()), freeMiB: mib(freemem()) };
   #diskFreeMiB: number | null = null;
   #refreshedAtMs = -Infinity;
@@ -41,7 +40,7 @@ export class HostStatus {
   constructor(options: HostStatusOptions) {
     this.#options = options;
     // Slow and rarely of interest; until it is there the driver is null.
-    void options.sampler.inventory().then(({ driver }) => (this.#driver = driver), this.#unknown('driver'));
+    void options.sampler.inventory().catch(this.#unknown('driver'));
   }
 
   snapshot(): HostSnapshot {
@@ -54,7 +53,7 @@ export class HostStatus {
       agentVersion: AGENT_VERSION,
       isSimulated: isSimulated(sampler),
       isDraining: exchange.isDraining,
-      driver: this.#driver,
+      driver: sampler.driver,
       problems: problems(),
       gpus: residency.gpuStatus(),
       memory: this.#memory,

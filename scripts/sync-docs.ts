@@ -13,7 +13,7 @@ import { JOB_TRANSITIONS } from '../bridge/fleet/job-state.ts';
 import { TOOLS } from '../bridge/mcp/tools.ts';
 import { ERROR_CODES } from '../shared/errors.ts';
 import { PROFILES } from '../shared/profiles.ts';
-import { CLOSE_CODES, LIMITS, NOTIFICATIONS, REQUESTS } from '../shared/protocol.ts';
+import { CLOSE_CODES, HOST_REQUESTS, LIMITS, NOTIFICATIONS, REQUESTS } from '../shared/protocol.ts';
 import { configRows } from './lib/config-rows.ts';
 import { NAMED_TYPES, typeText } from './lib/type-text.ts';
 
@@ -23,12 +23,8 @@ const MEND = 'npx tsx scripts/sync-docs.ts';
 /** Document → name of a block in it → the block's text. */
 const BLOCKS: Record<string, Record<string, () => string>> = {
   'docs/PROTOCOL.md': {
-    requests: () =>
-      Object.entries(REQUESTS)
-        .map(([method, { role, meaning, params, result }]) =>
-          [`### \`${method}\``, `${meaning} Role: ${role}.`, codeBlock({ params, result })].join('\n\n'),
-        )
-        .join('\n\n'),
+    requests: () => requests(REQUESTS),
+    'host-requests': () => requests(HOST_REQUESTS),
     notifications: () =>
       Object.entries(NOTIFICATIONS)
         .map(([method, { meaning, params }]) => [`### \`${method}\``, meaning, codeBlock({ params })].join('\n\n'))
@@ -168,6 +164,16 @@ function table(head: readonly string[], rows: readonly (readonly string[])[]): s
   const line = (cells: readonly string[]): string =>
     `| ${cells.map((cell) => cell.replaceAll('|', '\\|')).join(' | ')} |`;
   return [line(head), line(head.map(() => '---')), ...rows.map(line)].join('\n');
+}
+
+type Requests = Readonly<Record<string, { role: string; meaning: string; params: z.ZodType; result: z.ZodType }>>;
+
+function requests(table: Requests): string {
+  return Object.entries(table)
+    .map(([method, { role, meaning, params, result }]) =>
+      [`### \`${method}\``, `${meaning} Role: ${role}.`, codeBlock({ params, result })].join('\n\n'),
+    )
+    .join('\n\n');
 }
 
 function transitions(all: Record<string, readonly string[]>): string {

@@ -53,12 +53,13 @@ export class Deadline implements Disposable {
     return this.signal.aborted && !this.#parent?.aborted;
   }
 
-  restart(): void {
+  /** From now on, for the same time or for another one. */
+  restart(ms = this.#ms): void {
     clearTimeout(this.#timer);
     // eslint-disable-next-line no-restricted-globals -- this class is the owner of the timer
     this.#timer = setTimeout(
-      () => this.#controller.abort(new DOMException(`no answer within ${this.#ms} ms`, 'TimeoutError')),
-      this.#ms,
+      () => this.#controller.abort(new DOMException(`no answer within ${ms} ms`, 'TimeoutError')),
+      Math.min(ms, LONGEST_MS),
     );
   }
 

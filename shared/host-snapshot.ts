@@ -32,9 +32,13 @@ export const GpuStatus = z.object({
   degraded: z.string().optional(),
   /** Its memory is the host's RAM, shared with everything that runs there. */
   isUnified: z.boolean().optional(),
+  /** Why it cannot be used, for a person. */
+  note: z.string().optional(),
   /** VRAM of our servers by their process trees. */
   oursMiB: MiB,
   foreign: z.array(ForeignProcess),
+  /** How much is in use by nobody who can be named, and why, for a person. */
+  unlisted: z.string().optional(),
 });
 export type GpuStatus = z.infer<typeof GpuStatus>;
 

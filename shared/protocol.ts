@@ -165,6 +165,29 @@ export const REQUESTS = {
   },
 } as const satisfies Record<string, { role: Role; meaning: string; params: z.ZodType; result: z.ZodType }>;
 
+/** What only the agent's own socket on its host answers, beside model.* and host.* above. Whoever can open it is an operator. */
+export const HOST_REQUESTS = {
+  'host.snapshot': {
+    role: 'viewer',
+    meaning: 'The whole state of the host, as bridges get it.',
+    params: none,
+    result: z.object({ snapshot: HostSnapshot }),
+  },
+  'host.reload': {
+    role: 'operator',
+    meaning: 'Reads agent.yaml again, as SIGHUP does. Where there are problems nothing was changed.',
+    params: none,
+    result: z.object({
+      problems: z.array(z.string()),
+      changes: z.array(z.string()),
+      warnings: z.array(z.string()),
+    }),
+  },
+} as const satisfies Record<string, { role: Role; meaning: string; params: z.ZodType; result: z.ZodType }>;
+
+export type HostMethod = keyof typeof HOST_REQUESTS;
+export type HostResult<M extends HostMethod> = z.infer<(typeof HOST_REQUESTS)[M]['result']>;
+
 export type Method = keyof typeof REQUESTS;
 export type Params<M extends Method> = z.infer<(typeof REQUESTS)[M]['params']>;
 export type Result<M extends Method> = z.infer<(typeof REQUESTS)[M]['result']>;

@@ -27,13 +27,19 @@ export function estimateMs(service: ServiceTime, request: JobRequest): number {
 }
 
 /**
- * The estimate after one more observation: both terms are scaled by an average of log(observed / estimated).
- * The first observation replaces the guess, the next ones weigh at least `ALPHA`.
+ * The estimate after one more observation. The first one replaces the guess, the next ones weigh at least `ALPHA`, and the
+ * average is one of log(observed / estimated). What was wrong is put down to the two terms by their share of the estimate:
+ * large jobs teach the time of a unit, small ones the fixed part.
  */
 export function learnServiceTime(service: ServiceTime, seen: { request: JobRequest; runMs: number }): ServiceTime {
   const estimated = estimateMs(service, seen.request);
   if (!(seen.runMs > 0) || !(estimated > 0)) return service;
-  const weight = Math.max(ALPHA, 1 / (service.samples + 1));
-  const scale = Math.exp(weight * Math.log(seen.runMs / estimated));
-  return { fixedMs: service.fixedMs * scale, unitMs: service.unitMs * scale, samples: service.samples + 1 };
+  const samples = service.samples + 1;
+  const change = Math.max(ALPHA, 1 / samples) * Math.log(seen.runMs / estimated);
+  // One job cannot tell the two terms apart.
+  const fixedShare = samples === 1 ? 0.5 : service.fixedMs / estimated;
+  const unitShare = 1 - fixedShare;
+  const scaled = (ms: number, share: number): number =>
+    ms * Math.exp((change * share) / (fixedShare ** 2 + unitShare ** 2));
+  return { fixedMs: scaled(service.fixedMs, fixedShare), unitMs: scaled(service.unitMs, unitShare), samples };
 }

@@ -1,27 +1,21 @@
-import { execa } from 'execa';
-import { once } from 'node:events';
 import { Deadline, pause, untilAborted } from '../../shared/abort.ts';
 import { backoffMs } from '../../shared/backoff.ts';
-import type { GpuHealth } from '../../shared/host-snapshot.ts';
+import { AppError } from '../../shared/errors.ts';
 import type { Log } from '../../shared/log.ts';
-import { readHostMemory } from './host-memory.ts';
-import { readInventory } from './inventory.ts';
-import type { ComputeApp, Fields, GpuRow, SmiOutput } from './nvidia-smi.ts';
-import {
-  FIELD_LADDER,
-  NvidiaSmi,
-  exitOf,
-  healthOf,
-  isUnknownField,
-  loopArgs,
-  parseGpuLine,
-  settlesWithin,
-} from './nvidia-smi.ts';
+import { DriverVersion } from './driver-version.ts';
+import type { GpuReading } from './gpu-table.ts';
+import { GpuTable } from './gpu-table.ts';
+import { MigReader } from './mig-reader.ts';
+import { NvidiaSmi, WARNING_EXIT, stuckName } from './nvidia-smi.ts';
+import type { SmiOutput } from './smi-health.ts';
+import { healthOf, isUnknownField, namedLosses } from './smi-health.ts';
+import type { SmiLoopEnd } from './smi-loop.ts';
+import { runSmiLoop } from './smi-loop.ts';
+import type { ComputeApp, Fields, GpuRow, Trouble } from './smi-rows.ts';
+import { FIELD_LADDER, parseDeviceList } from './smi-rows.ts';
 
-export type { ComputeApp } from './nvidia-smi.ts';
-
-/** One GPU as last seen. `ageMs` is part of the state: an old value is never shown as a new one. */
-export type GpuReading = Omit<GpuRow, 'isMemoryUnsupported'> & { health: GpuHealth; ageMs: number };
+export type { GpuReading } from './gpu-table.ts';
+export type { ComputeApp } from './smi-rows.ts';
 
 export type GpuSamplerOptions = {
   nvidiaSmi: string;
@@ -34,45 +28,65 @@ export type GpuSamplerOptions = {
   onSample: () => void;
 };
 
-type Seen = { row: GpuRow; atMs: number; problem: GpuHealth | undefined };
-
 const STALE_INTERVALS = 2.5;
 /** With intervals far below a second, a busy moment of this host must not make every GPU stale. */
 const STALE_FLOOR_MS = 1_000;
-const TERM_MS = 2_000;
-const EXIT_MS = 3_000;
-const INVENTORY_MS = 20_000;
+/** The memory of MIG instances costs a whole inventory: rarely, but for transitions, which ask by themselves. */
+const MIG_INTERVALS = 5;
+/** A GPU whose neighbours went on without it for so long is not listed any more. */
+const ABSENT_INTERVALS = 10;
+/** How often a lost GPU is asked whether it answers, and for how long it must before it is used. */
+const RECHECK_INTERVALS = 10;
+const QUARANTINE_INTERVALS = 60;
 /** A loop that prints at least this often answers sooner than a new process would. */
 const QUICK_LOOP_MS = 100;
-/** Integrated devices share the host's memory. A lost GPU must never turn into "128 GB free", hence the list. */
-const UNIFIED = /\b(GB10|Thor|Orin|Xavier|Tegra|N1X)\b/i;
+/** nvidia-smi numbers GPUs without gaps but for lost ones: where the list itself fails, each is tried. */
+const MOST_GPUS = 32;
 
 /** One long-lived `nvidia-smi -lms` child at a time; a silent or dead one is replaced, with back-off. */
 export class GpuSampler implements AsyncDisposable {
   readonly #options: GpuSamplerOptions;
   readonly #smi: NvidiaSmi;
+  readonly #table: GpuTable;
+  readonly #mig: MigReader;
+  readonly #driver: DriverVersion;
   readonly #stop = new AbortController();
-  readonly #seen = new Map<string, Seen>();
-  readonly #lost = new Set<string>();
   readonly #listeners = new Set<() => void>();
   readonly #first: Promise<void>;
   #settleFirst: () => void = () => undefined;
-  #problem: { health: GpuHealth; reason: string } | undefined;
+  #trouble: Trouble | undefined;
   #rung = 0;
-  #inventoryRuns: Promise<{ driver: string }> | undefined;
+  /** Ends the loop child that runs: for good, or so that the next one asks for the GPUs that live now. */
+  #reshape = new AbortController();
+  #recheckedMs = performance.now();
+  /** What the loop's rows give rise to: one at a time. */
+  #errand: Promise<void> | undefined;
+  #wantsDriver = false;
   readonly done: Promise<void>;
 
   constructor(options: GpuSamplerOptions) {
     this.#options = options;
+    const { sampleIntervalMs: everyMs } = options;
+    const staleMs = (intervals: number): number => Math.max(STALE_FLOOR_MS, STALE_INTERVALS * intervals * everyMs);
     this.#smi = new NvidiaSmi(options.nvidiaSmi, { timeoutMs: options.queryTimeoutMs });
+    this.#mig = new MigReader(this.#smi);
+    this.#driver = new DriverVersion({ smi: this.#smi, ...options });
+    this.#table = new GpuTable({
+      staleMs: staleMs(1),
+      migStaleMs: staleMs(MIG_INTERVALS),
+      absentMs: Math.max(2 * STALE_FLOOR_MS, ABSENT_INTERVALS * everyMs),
+      quarantineMs: QUARANTINE_INTERVALS * everyMs,
+    });
     this.#first = new Promise((resolve) => (this.#settleFirst = resolve));
     this.done = this.#run(this.#stop.signal);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.#stop.abort();
+    this.#reshape.abort();
     this.#settleFirst();
     await this.done;
+    await this.#errand;
     await this.#smi[Symbol.asyncDispose]();
   }
 
@@ -82,21 +96,25 @@ export class GpuSampler implements AsyncDisposable {
     return () => void this.#listeners.delete(listener);
   }
 
-  /** Why there are no readings, when there are none. */
-  get problem(): { health: GpuHealth; reason: string } | undefined {
-    return this.#problem;
+  /** Why no GPU can be used, when none can. */
+  get problem(): Trouble | undefined {
+    if (this.#trouble !== undefined) return this.#trouble;
+    const readings = this.readings();
+    const [first] = readings;
+    if (first?.note === undefined || readings.some(({ note }) => note === undefined)) return undefined;
+    return {
+      health: first.health === 'absent' || first.health === 'lost' ? first.health : 'unreadable',
+      reason: first.note,
+    };
+  }
+
+  /** The driver's version; null until the inventory was read, and where it cannot be. */
+  get driver(): string | null {
+    return this.#driver.version;
   }
 
   readings(): GpuReading[] {
-    const nowMs = performance.now();
-    const staleMs = Math.max(STALE_FLOOR_MS, STALE_INTERVALS * this.#options.sampleIntervalMs);
-    return [...this.#seen.values()]
-      .map(({ row, atMs, problem }): GpuReading => {
-        const ageMs = nowMs - atMs;
-        const { isMemoryUnsupported: _, ...values } = row;
-        return { ...values, health: problem ?? (ageMs > staleMs ? 'stale' : 'ok'), ageMs };
-      })
-      .sort((a, b) => a.index - b.index);
+    return this.#table.readings(performance.now());
   }
 
   firstSample(signal: AbortSignal): Promise<void> {
@@ -106,44 +124,42 @@ export class GpuSampler implements AsyncDisposable {
   /** Values of this moment, within 3 s. Throws GPU_LOST where nvidia-smi does not answer or shows no GPU. */
   async sampleNow(signal: AbortSignal): Promise<GpuReading[]> {
     if (await this.#hasQuickAnswer(signal)) return this.readings();
-    const only = this.#alive();
-    this.#note(await this.#smi.gpus(signal, { fields: this.#fields, ...(only && { only }) }));
+    const { rows, output } = await this.#smi.gpus(signal, { fields: this.#fields, only: this.#table.living() });
+    this.#hear(output.stdout + output.stderr);
+    if (rows.length === 0) {
+      const { health, reason } = healthOf(output);
+      throw new AppError('GPU_LOST', `nvidia-smi shows no GPU (${health}): ${reason}. Run nvidia-smi on the host.`);
+    }
+    this.#keep(rows);
+    if (this.#table.hasMig) await this.#readMig(signal);
+    this.#announce();
     return this.readings();
   }
 
-  computeApps(signal: AbortSignal): Promise<ComputeApp[]> {
-    return this.#smi.computeApps(signal);
+  /** Throws GPU_LOST where nvidia-smi does not answer. */
+  async computeApps(signal: AbortSignal): Promise<ComputeApp[]> {
+    // Of a process on an instance the short list tells the GPU only.
+    if (this.#table.hasMig) return this.#readMig(signal);
+    return this.#smi.computeApps(signal, { only: this.#table.living() });
   }
 
-  /** The driver's version; null where it cannot be read. Never starts a second inventory while the first one hangs. */
+  /** Reads the driver's version, now and after each trouble. */
   async inventory(): Promise<{ driver: string | null }> {
-    using limit = new Deadline({ ms: INVENTORY_MS, signal: this.#stop.signal });
-    this.#inventoryRuns ??= readInventory(this.#options.nvidiaSmi).finally(() => (this.#inventoryRuns = undefined));
-    try {
-      return await untilAborted(this.#inventoryRuns, limit.signal);
-    } catch (error) {
-      this.#options.log.warn({ event: 'gpu-inventory-failed', error: String(error) });
-    }
-    // The package takes any warning on stderr for a failure, and finds only a command named nvidia-smi.
-    try {
-      const output = await this.#smi.run(['--query-gpu=driver_version', '--format=csv,noheader'], this.#stop.signal);
-      const version = output.stdout.split('\n')[0]?.trim() ?? '';
-      return { driver: /^\d+(\.\d+)+$/.test(version) ? version : null };
-    } catch {
-      return { driver: null }; // the loop reports why the GPU cannot be read
-    }
+    this.#wantsDriver = true;
+    await this.#driver.read(this.#stop.signal);
+    return { driver: this.driver };
   }
 
   /** Waits for the loop to print again after what it may have printed before the question. False where it does not. */
   async #hasQuickAnswer(signal: AbortSignal): Promise<boolean> {
     const { sampleIntervalMs } = this.#options;
     const readings = this.readings();
-    if (sampleIntervalMs > QUICK_LOOP_MS || readings.length === 0) return false;
+    if (sampleIntervalMs > QUICK_LOOP_MS || readings.length === 0 || this.#table.hasMig) return false;
     if (readings.some(({ health }) => health !== 'ok')) return false;
     using limit = new Deadline({ ms: 2 * STALE_INTERVALS * sampleIntervalMs, signal });
     for (let rounds = 0; rounds < 2; rounds += 1) {
       const askedMs = performance.now();
-      const isNew = (): boolean => [...this.#seen.values()].every(({ atMs }) => atMs > askedMs);
+      const isNew = (): boolean => this.readings().every(({ ageMs }) => performance.now() - ageMs > askedMs);
       while (!limit.signal.aborted && !isNew()) await this.#nextReadings(limit.signal);
     }
     signal.throwIfAborted();
@@ -163,125 +179,162 @@ export class GpuSampler implements AsyncDisposable {
   }
 
   async #run(signal: AbortSignal): Promise<void> {
-    const { sampleIntervalMs: everyMs, log } = this.#options;
+    const { nvidiaSmi, sampleIntervalMs: everyMs, silenceMs, log } = this.#options;
     for (let failures = 0; !signal.aborted;) {
-      const { samples, output, isHanging } = await this.#loop(signal);
+      await this.#smi.untilFree(signal);
       if (signal.aborted) return;
-      if (samples === 0 && isUnknownField(output) && this.#rung < FIELD_LADDER.length - 1) {
-        this.#rung += 1;
-        log.info({ event: 'gpu-fields-reduced', fields: this.#fields });
-        continue;
-      }
-      failures = samples > 0 ? 1 : failures + 1;
-      await this.#explain(output, isHanging, signal);
-      log.warn({ event: 'gpu-loop-ended', failures, ...this.#problem, exitCode: output.exitCode });
-      const firstMs = (isHanging ? 10 : 2) * everyMs;
-      await pause(backoffMs(failures, { firstMs, maxMs: 15 * firstMs, random: Math.random() }), signal);
+      this.#reshape = new AbortController();
+      const end = await runSmiLoop({
+        ...{ nvidiaSmi, fields: this.#fields, intervalMs: everyMs, only: this.#table.living(), silenceMs },
+        signal: this.#reshape.signal,
+        onRows: (rows) => this.#onRows(rows),
+        onWords: (text) => this.#hear(text),
+      });
+      if (end.stuck !== undefined) this.#smi.countStuck(stuckName(end.stuck.pid), end.stuck.gone);
+      if (signal.aborted) return;
+      if (end.how === 'stopped' && end.stuck === undefined) continue;
+      if (end.rows === 0 && this.#takesNextRung(end.output)) continue;
+      failures = end.rows > 0 ? 1 : failures + 1;
+      await this.#explain(end, signal);
+      log.warn({ event: 'gpu-loop-ended', how: end.how, failures, ...this.problem, exitCode: end.output.exitCode });
+      // A driver in trouble is not to be asked again and again.
+      const isHanging = end.stuck !== undefined || (end.how === 'silent' && end.rows === 0);
+      const limits = isHanging
+        ? { firstMs: 10 * everyMs, maxMs: 300 * everyMs }
+        : { firstMs: 2 * everyMs, maxMs: 30 * everyMs };
+      await pause(backoffMs(failures, { ...limits, random: Math.random() }), signal);
     }
   }
 
-  /** One child, from its start to its end. Ends it when it is silent, or when the sampler stops. */
-  async #loop(signal: AbortSignal): Promise<{ samples: number; output: SmiOutput; isHanging: boolean }> {
-    const only = this.#alive();
-    const args = loopArgs(this.#fields, { intervalMs: this.#options.sampleIntervalMs, ...(only && { only }) });
-    using silence = new Deadline({ ms: this.#options.silenceMs, signal });
-    const child = execa(this.#options.nvidiaSmi, args, {
-      reject: false,
-      buffer: false,
-      stdin: 'ignore',
-      forceKillAfterDelay: TERM_MS, // SIGTERM first: SIGKILL of a GPU client has frozen GPUs
-    });
-    let samples = 0;
-    let spoken = '';
-    let rest = '';
-    const onText = (chunk: Buffer): void => {
-      const lines = (rest + chunk.toString('latin1')).split('\n');
-      rest = (lines.pop() ?? '').slice(-4_096);
-      const rows = lines.flatMap((line) => parseGpuLine(line, this.#fields) ?? []);
-      if (rows.length === 0) spoken = (spoken + lines.join('\n')).slice(-4_096);
-      else {
-        silence.restart();
-        samples += rows.length;
-        this.#note(rows);
-      }
-    };
-    child.stdout.on('data', onText);
-    child.stderr.on('data', (chunk: Buffer) => (spoken = (spoken + chunk.toString('latin1')).slice(-4_096)));
-    const ended = exitOf(child);
-    let exitCode: number | undefined;
-    let isHanging = false;
-    try {
-      const end = await untilAborted(ended, silence.signal);
-      exitCode = end.exitCode;
-      spoken += end.error ?? '';
-      await Promise.race([once(child.stdout, 'close'), pause(100, signal)]); // its last words; a grandchild may keep the pipe
-    } catch {
-      child.kill('SIGTERM');
-      // Not bound to our own stop: the child must be gone when we are.
-      isHanging = !(await settlesWithin(ended, TERM_MS + EXIT_MS));
-      if (isHanging && child.pid !== undefined) this.#smi.countStuck(child.pid, ended);
-    } finally {
-      child.stdout.destroy();
-      child.stderr.destroy();
-      child.unref();
-    }
-    return { samples, output: { exitCode, stdout: spoken + rest, stderr: '' }, isHanging };
+  /** False where it is not for an unknown field that there is no answer, or where no field can be left out any more. */
+  #takesNextRung(output: SmiOutput): boolean {
+    if (!isUnknownField(output) || this.#rung === FIELD_LADDER.length - 1) return false;
+    this.#rung += 1;
+    this.#options.log.info({ event: 'gpu-fields-reduced', fields: this.#fields });
+    return true;
   }
 
   /** Why the loop ended, for every GPU known so far. One dead GPU can take the answer for all: then each is asked alone. */
-  async #explain(output: SmiOutput, isHanging: boolean, signal: AbortSignal): Promise<void> {
-    const problem = isHanging
-      ? { health: 'unreadable' as const, reason: 'nvidia-smi hangs in the GPU driver; restart the host' }
-      : healthOf(output);
-    if (problem.health === 'lost' && this.#seen.size > 1) return this.#findLost(signal);
-    this.#problem = problem;
-    for (const seen of this.#seen.values()) {
-      // A child that was ended, or died without a word, tells nothing about the GPU: the age of the values does.
-      const saysNothing =
-        !isHanging && (output.exitCode === undefined || output.exitCode === 0) && problem.health !== 'absent';
-      if (!saysNothing) seen.problem = problem.health;
+  async #explain({ output, how, rows, stuck }: SmiLoopEnd, signal: AbortSignal): Promise<void> {
+    if (stuck !== undefined) {
+      this.#troubleForAll({ health: 'unreadable', reason: 'nvidia-smi hangs in the GPU driver; restart the host' });
+    } else if (how === 'silent') {
+      // What it printed before it fell silent grows old by itself.
+      const reason = `nvidia-smi has printed nothing for ${this.#options.silenceMs} ms; the GPU driver may hang`;
+      if (rows === 0) this.#troubleForAll({ health: 'unreadable', reason });
+    } else {
+      const trouble = healthOf(output);
+      if (trouble.health === 'lost') await this.#findLost(output.stdout + output.stderr, signal);
+      // A child that was killed, or ended well, after it printed values tells nothing about the GPUs.
+      const saysNothing = rows > 0 && [undefined, 0, WARNING_EXIT].includes(output.exitCode);
+      if (trouble.health === 'lost' ? this.#table.living() === undefined : !saysNothing) this.#troubleForAll(trouble);
     }
     this.#settleFirst();
     this.#announce();
   }
 
-  async #findLost(signal: AbortSignal): Promise<void> {
-    for (const [uuid, seen] of this.#seen) {
-      try {
-        this.#note(await this.#smi.gpus(signal, { fields: this.#fields, only: [uuid] }));
-        this.#lost.delete(uuid);
-      } catch (error) {
-        if (signal.aborted) return;
-        this.#lost.add(uuid);
-        seen.problem = 'lost';
-        this.#options.log.error({ event: 'gpu-lost', uuid, index: seen.row.index, error: String(error) });
-      }
+  #troubleForAll(trouble: Trouble): void {
+    this.#trouble = trouble;
+    this.#table.markAll(trouble);
+  }
+
+  /** Asks each GPU alone. Of those that never told their UUID, the list of GPUs has it, where there is one. */
+  async #findLost(said: string, signal: AbortSignal): Promise<void> {
+    this.#hear(said);
+    const known = this.#table.living() ?? this.#table.uuids();
+    if (known.length > 0) {
+      for (const uuid of known) if (!(await this.#doesAnswer(uuid, signal))) this.#lose(uuid, said);
+      return;
     }
-    this.#announce();
+    const list = await this.#smi.run(['-L'], signal).catch(() => undefined); // then the indices have to do
+    const listed = parseDeviceList(list?.stdout ?? '').filter(({ mig }) => mig === undefined);
+    for (const { gpuUuid } of listed) await this.#doesAnswer(gpuUuid, signal);
+    if (listed.length > 0) return this.#hear(list?.stdout ?? '');
+    let unanswered = 0;
+    // The end of the numbers is said as clearly as a loss is; two gaps without either are the end too.
+    for (let index = 0; index < MOST_GPUS && unanswered < 2 && !signal.aborted; index += 1) {
+      const answer = await this.#askAlone(String(index), signal);
+      if (answer === 'none') return;
+      unanswered = answer === 'rows' ? 0 : unanswered + 1;
+    }
   }
 
-  /** The GPUs to ask for, once one of them is known to spoil the answer for all. */
-  #alive(): string[] | undefined {
-    if (this.#lost.size === 0 || this.#lost.size === this.#seen.size) return undefined;
-    return [...this.#seen.keys()].filter((uuid) => !this.#lost.has(uuid));
+  async #doesAnswer(id: string, signal: AbortSignal): Promise<boolean> {
+    return signal.aborted || (await this.#askAlone(id, signal)) === 'rows';
   }
 
-  #note(rows: readonly GpuRow[]): void {
-    const atMs = performance.now();
-    for (const row of rows) this.#seen.set(row.uuid, { row: withHostMemory(row), atMs, problem: undefined });
-    this.#problem = undefined;
+  async #askAlone(id: string, signal: AbortSignal): Promise<'rows' | 'none' | 'trouble'> {
+    try {
+      const { rows, output } = await this.#smi.gpus(signal, { fields: this.#fields, only: [id] });
+      this.#keep(rows);
+      if (rows.length > 0) return 'rows';
+      if (this.#takesNextRung(output)) return await this.#askAlone(id, signal);
+      this.#hear(output.stdout + output.stderr);
+      return healthOf(output).health === 'absent' ? 'none' : 'trouble';
+    } catch {
+      return 'trouble'; // in time there is no answer from it, or the sampler stops
+    }
+  }
+
+  /** Takes lost GPUs from what nvidia-smi says between its rows, and instead of them. */
+  #hear(text: string): void {
+    for (const loss of namedLosses(text)) {
+      if (!this.#table.markNamed(loss)) continue;
+      this.#options.log.error({ event: 'gpu-lost', ...loss });
+      this.#announce();
+    }
+  }
+
+  #lose(uuid: string, said: string): void {
+    const reason = said.split('\n')[0]?.trim() ?? '';
+    if (this.#table.markLost(uuid, reason)) this.#options.log.error({ event: 'gpu-lost', uuid, said: reason });
+  }
+
+  #onRows(rows: GpuRow[]): void {
+    this.#keep(rows);
+    this.#errand ??= this.#runErrand(this.#stop.signal).finally(() => (this.#errand = undefined));
+    if (this.#table.hasMig && this.#table.migAtMs === -Infinity) return; // the errand is about to read its instances
     this.#settleFirst();
     this.#announce();
+  }
+
+  /** Keeps rows as of now; any answer ends the trouble of all, which the next question would find again. */
+  #keep(rows: readonly GpuRow[]): void {
+    if (rows.length === 0) return;
+    this.#table.note(rows, performance.now());
+    if (this.#trouble === undefined) return;
+    this.#trouble = undefined;
+    // A driver that comes back may be another one.
+    if (this.#wantsDriver) void this.inventory(); // never rejects
+  }
+
+  /** Reads the memory of MIG instances when it is due, and asks after lost GPUs. Never rejects. */
+  async #runErrand(signal: AbortSignal): Promise<void> {
+    const nowMs = performance.now();
+    const { sampleIntervalMs: everyMs, log } = this.#options;
+    if (this.#table.hasMig && nowMs - this.#table.migAtMs > MIG_INTERVALS * everyMs) {
+      await this.#readMig(signal).catch((error: unknown) =>
+        log.warn({ event: 'mig-unreadable', error: String(error) }),
+      );
+      this.#settleFirst();
+      this.#announce();
+    }
+    if (nowMs - this.#recheckedMs < RECHECK_INTERVALS * everyMs) return;
+    this.#recheckedMs = nowMs;
+    const before = this.#table.lost();
+    // The loop itself asks for all of them where none lives.
+    if (this.#table.living() !== undefined) for (const id of before) await this.#askAlone(id, signal);
+    if (this.#table.lost().length < before.length) this.#reshape.abort();
+  }
+
+  async #readMig(signal: AbortSignal): Promise<ComputeApp[]> {
+    const { instances, apps } = await this.#mig.read(signal, { only: this.#table.living() });
+    this.#table.noteMig(instances, performance.now());
+    return apps;
   }
 
   #announce(): void {
     for (const listener of this.#listeners) listener();
     this.#options.onSample();
   }
-}
-
-function withHostMemory(row: GpuRow): GpuRow {
-  if (!row.isMemoryUnsupported || !UNIFIED.test(row.name)) return row;
-  const { totalMiB, availableMiB } = readHostMemory();
-  return { ...row, totalMiB, freeMiB: availableMiB, usedMiB: totalMiB - availableMiB };
 }

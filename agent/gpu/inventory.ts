@@ -1,15 +1,12 @@
 import { basename, delimiter, dirname, isAbsolute } from 'node:path';
 import readXmlInventory from 'node-nvidia-smi';
-import { z } from 'zod';
-
-/** Only what is used of `nvidia-smi -q -x`; its other names change with every driver. */
-const Inventory = z.object({ nvidia_smi_log: z.object({ driver_version: z.string() }) });
+import { SmiLog } from './smi-xml.ts';
 
 /**
  * The full inventory by node-nvidia-smi. It has no time limit and gives no handle of its child: the caller races the
  * promise, and counts the child as hanging until it settles.
  */
-export function readInventory(nvidiaSmi: string): Promise<{ driver: string }> {
+export function readInventory(nvidiaSmi: string): Promise<SmiLog> {
   if (basename(nvidiaSmi) !== 'nvidia-smi') {
     // The package runs the command of this very name, so another one cannot be read through it.
     return Promise.reject(new Error(`${nvidiaSmi} is not named nvidia-smi`));
@@ -17,8 +14,8 @@ export function readInventory(nvidiaSmi: string): Promise<{ driver: string }> {
   return withInPath(nvidiaSmi, () => {
     return new Promise((resolve, reject) => {
       readXmlInventory((error, inventory) => {
-        const parsed = Inventory.safeParse(inventory);
-        if (parsed.success) resolve({ driver: parsed.data.nvidia_smi_log.driver_version });
+        const parsed = SmiLog.safeParse(inventory);
+        if (parsed.success) resolve(parsed.data);
         // It also passes on what was printed on stderr, as a string.
         else
           reject(error instanceof Error ? error : new Error(typeof error === 'string' ? error : parsed.error.message));

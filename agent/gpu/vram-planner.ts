@@ -1,4 +1,6 @@
 import type { ModelStateKind } from '../../shared/host-snapshot.ts';
+import type { Evictions } from './evictions.ts';
+import { cheapestEvictions, freedOnEach } from './evictions.ts';
 
 /** A server that holds VRAM. MiB are sums over its GPUs, of which each holds an equal share. */
 export type Resident = {
@@ -10,14 +12,27 @@ export type Resident = {
   isPinned: boolean;
   isOffered: boolean;
   idleMs: number;
+  /** To ready again after a release, and after an offload. */
   reloadMs: number;
+  wakeMs: number;
   canOffload: boolean;
   /** What it keeps on the GPU after an offload. */
   offloadedMiB: number;
 };
 
+export type GpuRoom = {
+  uuid: string;
+  totalMiB: number;
+  freeMiB: number;
+  reserveMiB: number;
+  /** Its free memory is known now, so that more of it may be given away. */
+  usable: boolean;
+  /** Lost, or the memory of a dead server is missing there: not even what is placed there may begin a job. */
+  isOut: boolean;
+};
+
 export type VramView = {
-  gpus: readonly { uuid: string; totalMiB: number; freeMiB: number; reserveMiB: number; usable: boolean }[];
+  gpus: readonly GpuRoom[];
   residents: readonly Resident[];
   hostRamFreeMiB: number;
 };
@@ -30,78 +45,62 @@ export type Eviction = { slotId: string; by: 'offload' | 'release' };
 export type VramPlan =
   | { kind: 'fits'; gpus: readonly string[]; evict: readonly Eviction[] }
   | { kind: 'wait'; blockedBy: readonly string[] }
+  /** Less by `shortMiB`, and it would fit, or fit later: then it is `largestMiB`. */
   | { kind: 'impossible'; shortMiB: number; largestMiB: number };
 
-/** Chooses the GPUs and evicts idle servers, cheapest regret first, until the want fits. Never a busy or pinned one. */
+/** Over all choices of GPUs together, so that a large host decides as fast as a small one. */
+const MAX_STEPS = 5_000;
+/** Enough to find one set of evictions, whatever the choice. */
+const MIN_STEPS = 100;
+
+/**
+ * PURE. Chooses the GPUs and evicts idle servers so that the want fits: of all ways the one with the least regret. Never a
+ * busy or pinned server, never more than needed; all sums are of whole MiB, so that its numbers are exact.
+ */
 export function planVram(want: VramWant, view: VramView): VramPlan {
+  if (want.onGpus !== undefined && want.needMiB <= 0) return inPlace(want.onGpus, view);
   const sets = gpuSets(want, view);
-  if (want.needMiB <= 0 && want.onGpus !== undefined) return { kind: 'fits', gpus: want.onGpus, evict: [] };
   const others = view.residents.filter(({ slotId }) => modelOf(slotId) !== modelOf(want.slotId));
 
-  // 1. Evicting only what is idle, on the GPUs where that costs least.
-  const fitting = sets
-    .map((gpus) => ({ gpus, evict: evictions(want, view, { gpus, from: others.filter(isIdle) }) }))
-    .filter((option) => option.evict !== undefined)
-    .sort((a, b) => (a.evict?.length ?? 0) - (b.evict?.length ?? 0) || freeOn(view, b.gpus) - freeOn(view, a.gpus));
-  const best = fitting[0];
-  if (best?.evict !== undefined) return { kind: 'fits', gpus: best.gpus, evict: best.evict };
+  // 1. Evicting only what is idle, on the GPUs where that is regretted least.
+  const maxSteps = Math.max(MIN_STEPS, Math.floor(MAX_STEPS / Math.max(1, sets.length)));
+  const best = sets
+    .flatMap((gpus) => {
+      const found = evictions(want, view, { gpus, from: others.filter(isIdle), maxSteps });
+      return found === undefined ? [] : [{ gpus, ...found }];
+    })
+    .sort(
+      (a, b) => a.regret - b.regret || a.evict.length - b.evict.length || freeOn(view, b.gpus) - freeOn(view, a.gpus),
+    )[0];
+  if (best !== undefined) return { kind: 'fits', gpus: best.gpus, evict: best.evict };
 
   // 2. With the memory of those that are busy now. They end by themselves; nobody ends them.
   const mayGo = others.filter((resident) => isIdle(resident) || isBusy(resident));
-  for (const gpus of sets) {
-    if (largestOn(gpus, want, { view, without: mayGo }) < want.needMiB) continue;
-    const blockedBy = mayGo.filter((resident) => isBusy(resident) && touches(resident, gpus));
-    if (blockedBy.length > 0) return { kind: 'wait', blockedBy: blockedBy.map(({ slotId }) => slotId) };
-  }
+  const blocked = sets
+    .filter((gpus) => largestOn(gpus, { view, without: mayGo }) >= want.needMiB)
+    .map((gpus) => mayGo.filter((resident) => isBusy(resident) && touches(resident, gpus)))
+    .sort((a, b) => a.length - b.length)[0];
+  if (blocked !== undefined) return { kind: 'wait', blockedBy: blocked.map(({ slotId }) => slotId) };
 
-  // 3. Not even then.
-  const largestMiB = Math.max(0, ...sets.map((gpus) => largestOn(gpus, want, { view, without: mayGo })));
-  return { kind: 'impossible', shortMiB: Math.max(0, want.needMiB - largestMiB), largestMiB };
+  // 3. Not even then. A reserve that others have eaten into is missing on top of the want.
+  const roomMiB = sets.length === 0 ? 0 : Math.max(...sets.map((gpus) => largestOn(gpus, { view, without: mayGo })));
+  return { kind: 'impossible', shortMiB: want.needMiB - roomMiB, largestMiB: Math.max(0, roomMiB) };
 }
 
-/** The least that must go so that each GPU has room for its share; undefined where even all of `from` is not enough. */
+/** It needs nothing more than it has: no reading can be in the way, only the state of its GPUs. */
+function inPlace(gpus: readonly string[], view: VramView): VramPlan {
+  const isOut = view.gpus.some((gpu) => gpu.isOut && gpus.includes(gpu.uuid));
+  return isOut ? { kind: 'impossible', shortMiB: 0, largestMiB: 0 } : { kind: 'fits', gpus, evict: [] };
+}
+
 function evictions(
   want: VramWant,
   view: VramView,
-  { gpus, from }: { gpus: readonly string[]; from: readonly Resident[] },
-): Eviction[] | undefined {
-  const candidates = from
-    .filter((resident) => resident.heldMiB > 0 && touches(resident, gpus))
-    .sort((a, b) => regret(a) - regret(b));
-  const chosen = new Map<Resident, Eviction['by']>();
-  const isShort = (uuid: string): boolean => roomOn(uuid, view, chosen) < share(want);
-  const fits = (): boolean => !gpus.some(isShort);
-
-  // a. Cheapest first, and only where memory is still missing.
-  let ramMiB = view.hostRamFreeMiB;
-  for (const resident of candidates) {
-    if (fits()) break;
-    if (!resident.gpus.some((uuid) => gpus.includes(uuid) && isShort(uuid))) continue;
-    const toRamMiB = resident.heldMiB - resident.offloadedMiB;
-    const canOffload = resident.state === 'ready' && resident.canOffload && toRamMiB > 0 && toRamMiB <= ramMiB;
-    if (canOffload) ramMiB -= toRamMiB;
-    chosen.set(resident, canOffload ? 'offload' : 'release');
-  }
-  // b. What an offload leaves on the GPU may be what is missing.
-  for (const [resident, by] of chosen) {
-    if (fits()) break;
-    if (by === 'offload') chosen.set(resident, 'release');
-  }
-  if (!fits()) return undefined;
-  // c. Nobody goes in vain: a later, larger one may have made an earlier one unnecessary.
-  for (const [resident, by] of [...chosen].reverse()) {
-    chosen.delete(resident);
-    if (!fits()) chosen.set(resident, by);
-  }
-  return candidates.flatMap((resident) => {
-    const by = chosen.get(resident);
-    return by === undefined ? [] : [{ slotId: resident.slotId, by }];
-  });
-}
-
-/** What evicting costs later, per MiB freed now: a model that is offered work counts as used this moment. */
-function regret({ reloadMs, idleMs, isOffered, heldMiB }: Resident): number {
-  return reloadMs / (60_000 + (isOffered ? 0 : idleMs)) / heldMiB;
+  { gpus, from, maxSteps }: { gpus: readonly string[]; from: readonly Resident[]; maxSteps: number },
+): Evictions | undefined {
+  const shareMiB = Math.ceil(want.needMiB / gpus.length);
+  const short = new Map(gpus.map((uuid) => [uuid, shareMiB - roomOn(uuid, view)]));
+  return cheapestEvictions(short, { from, hostRamFreeMiB: view.hostRamFreeMiB, maxSteps });
 }
 
 /** Replicas are `alias`, `alias#2` ...: one never makes room for another, which would gain nothing. */
@@ -110,7 +109,7 @@ function modelOf(slotId: string): string {
 }
 
 /** In a steady state without a job. Servers on their way somewhere are as good as busy. */
-function isIdle({ state, inFlight, isPinned }: Resident): boolean {
+export function isIdle({ state, inFlight, isPinned }: Resident): boolean {
   return !isPinned && inFlight === 0 && (state === 'ready' || state === 'offloaded');
 }
 
@@ -123,31 +122,22 @@ function touches(resident: Resident, gpus: readonly string[]): boolean {
   return resident.gpus.some((uuid) => gpus.includes(uuid));
 }
 
-function share({ needMiB, gpuCount, onGpus }: VramWant): number {
-  return needMiB / (onGpus?.length ?? gpuCount);
+/** Whole MiB above the reserve. */
+function roomOn(uuid: string, { gpus }: VramView): number {
+  const gpu = gpus.find((candidate) => candidate.uuid === uuid);
+  return gpu === undefined ? -Infinity : Math.floor(gpu.freeMiB - gpu.reserveMiB);
 }
 
-/** Room above the reserve once the chosen have gone. */
-function roomOn(uuid: string, view: VramView, chosen: ReadonlyMap<Resident, Eviction['by']>): number {
-  const gpu = view.gpus.find((candidate) => candidate.uuid === uuid);
-  if (gpu === undefined) return -Infinity;
-  let roomMiB = gpu.freeMiB - gpu.reserveMiB;
-  for (const [resident, by] of chosen) {
-    if (!resident.gpus.includes(uuid)) continue;
-    const freesMiB = resident.heldMiB - (by === 'offload' ? resident.offloadedMiB : 0);
-    roomMiB += freesMiB / resident.gpus.length;
-  }
-  return roomMiB;
-}
-
+/** The largest want, over all these GPUs, once all of `without` have gone; below 0 where even the reserve is in use. */
 function largestOn(
   gpus: readonly string[],
-  want: VramWant,
   { view, without }: { view: VramView; without: readonly Resident[] },
 ): number {
-  const gone = new Map(without.map((resident) => [resident, 'release'] as const));
-  const smallest = Math.min(...gpus.map((uuid) => roomOn(uuid, view, gone)));
-  return Math.max(0, smallest) * (want.onGpus?.length ?? want.gpuCount);
+  const rooms = gpus.map((uuid) => {
+    const gone = without.filter((resident) => resident.gpus.includes(uuid));
+    return gone.reduce((sum, resident) => sum + freedOnEach(resident, 'release'), roomOn(uuid, view));
+  });
+  return Math.min(...rooms) * gpus.length;
 }
 
 function freeOn(view: VramView, gpus: readonly string[]): number {
@@ -156,7 +146,7 @@ function freeOn(view: VramView, gpus: readonly string[]): number {
 
 /** Every choice of `gpuCount` usable GPUs; the only one there is for a server that is placed already. */
 function gpuSets(want: VramWant, view: VramView): (readonly string[])[] {
-  const usable = view.gpus.filter((gpu) => gpu.usable).map(({ uuid }) => uuid);
+  const usable = view.gpus.filter((gpu) => gpu.usable && !gpu.isOut).map(({ uuid }) => uuid);
   if (want.onGpus !== undefined) return want.onGpus.every((uuid) => usable.includes(uuid)) ? [want.onGpus] : [];
   return combinations(usable, want.gpuCount);
 }

@@ -63,7 +63,7 @@ function dueTurnOver(tick: Tick, slot: SlotView): Due | undefined {
 function dueEarly(tick: Tick, slot: SlotView): Due | undefined {
   if (hasReadySibling(tick, slot) || !isInteractiveOverdue(tick, slot)) return undefined;
   const found = takeOver(tick, slot, () => true);
-  if (found === undefined) return undefined;
+  if (found === undefined || (!isDueEarly(tick, slot) && isWorthFinishing(tick, slot, found.mustGo))) return undefined;
   const isTooSoon = found.gpus.some((gpu) => tick.nowMs - (tick.memory.earlyAt[gpu] ?? -Infinity) < slot.swapMs);
   return isTooSoon && !isDueEarly(tick, slot) ? undefined : { ...found, isEarly: true };
 }
@@ -89,6 +89,24 @@ function takeOver(tick: Tick, slot: SlotView, mayGo: (other: SlotView) => boolea
   return mustGo.length === 0 ? undefined : { ...found, mustGo, isEarly: false };
 }
 
+/**
+ * What is left of their work takes less time than to bring them back for it. Counts for so long only, from when the person
+ * became impatient or they became ready: work that keeps coming would make it true for ever.
+ */
+function isWorthFinishing(tick: Tick, slot: SlotView, others: readonly SlotView[]): boolean {
+  const inUse = others.filter((other) => isInUse(tick, other));
+  const leftMs = inUse.flatMap((other) => linesFor(tick, other)).reduce((sum, line) => sum + line.workMs, 0);
+  const backMs = inUse.reduce((sum, other) => sum + other.swapMs, 0);
+  const readyMs = Math.min(...inUse.map((other) => tick.nowMs - (tick.memory.turns[other.slotId] ?? tick.nowMs)));
+  return leftMs < backMs && (impatientMs(tick, slot) < backMs || readyMs < backMs);
+}
+
+/** How long the first person has waited beyond their patience; below 0 while they are patient. */
+function impatientMs(tick: Tick, slot: SlotView): number {
+  const people = linesFor(tick, slot).filter((line) => line.class === 'interactive');
+  return Math.max(...people.map((line) => line.waitingMs)) - patienceMs(tick, slot);
+}
+
 /** 2. A turn is max(30 s, 3 x swap time). */
 function isTurnOver(tick: Tick, slot: SlotView): boolean {
   return turnEndsInMs(tick, slot) <= 0;
@@ -101,7 +119,7 @@ export function turnEndsInMs(tick: Tick, slot: SlotView): number {
 
 /** 2. An interactive line has waited max(10 s, swap / 4): 10 s is a third of the shortest turn. */
 function isInteractiveOverdue(tick: Tick, slot: SlotView): boolean {
-  return linesFor(tick, slot).some((line) => line.class === 'interactive' && line.waitingMs >= patienceMs(tick, slot));
+  return impatientMs(tick, slot) >= 0;
 }
 
 /** So long an interactive line waits before it is due early. */

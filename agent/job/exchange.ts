@@ -7,6 +7,7 @@ import type { ModelMove, Notification, OfferLine, Params, Result } from '../../s
 import type { ActiveJob } from './active-job.ts';
 import { Alarm } from './alarm.ts';
 import { DiskWatch } from './disk-watch.ts';
+import type { Drain } from './drain.ts';
 import { Grants } from './grants.ts';
 import type { InputStore } from './input-store.ts';
 import { JobDesk } from './job-desk.ts';
@@ -29,6 +30,7 @@ export type ExchangeOptions = {
   journal: Journal;
   results: ResultStore;
   inputs: InputStore;
+  drain: Drain;
   times: { grantMs: number; inputSilenceMs: number; turnMs: number; moveAnswerMs: number };
   /** The servers are not cleared up yet: no grants and no moves before `begin`. */
   isStarting?: boolean;
@@ -42,6 +44,7 @@ export type ExchangeOptions = {
 const LEAD_MS = 2_000;
 /** How often a disk that refused a line is tried again. */
 const PROBE_EVERY_MS = 2_000;
+const DRAINING = 'The host is draining: gantry-agent resume ends that.';
 const STARTING = 'The agent is starting: it clears up what the last one left, and looks at the GPUs.';
 
 /**
@@ -63,7 +66,6 @@ export class Exchange implements AsyncDisposable {
   #closed: ReadonlyMap<string, ModelId> = new Map();
   #leadMs = 0;
   #isStarting: boolean;
-  #isDraining = false;
   #isStopping = false;
   #isChoosing = false;
   #mustChooseAgain = false;
@@ -148,26 +150,33 @@ export class Exchange implements AsyncDisposable {
   }
 
   get isDraining(): boolean {
-    return this.#isDraining || this.#isStopping;
+    return this.#options.drain.isDraining || this.#isStopping;
   }
 
   /** Why no slot of this host gives grants; undefined when they do. */
   get refusal(): string | undefined {
-    if (this.#isStopping) return 'The agent is stopping.';
-    if (this.#isStarting) return STARTING;
-    if (this.#isDraining) return 'The host is draining.';
-    return this.#disk.failure?.message;
+    return this.#obstacle ?? (this.#options.drain.isDraining ? DRAINING : undefined);
   }
 
-  /** No grants; running jobs end. */
-  drain(): void {
-    this.#isDraining = true;
-    this.kick();
+  /** Something has this slot: a grant, a load or a job. It must not vanish under it. */
+  isTaken(slotId: string): boolean {
+    return this.#board.isTaken(slotId);
   }
 
-  resume(): void {
-    this.#isDraining = false;
+  /** No grants and no preloads; what was accepted ends. Lasts until `resume`, also over a restart of the agent. */
+  async drain(): Promise<Result<'host.drain'>> {
+    const kept = this.#options.drain.set(true);
+    this.#grants.withdraw(() => true);
     this.kick();
+    await kept;
+    return this.#drained();
+  }
+
+  async resume(): Promise<Result<'host.resume'>> {
+    const kept = this.#options.drain.set(false);
+    this.kick();
+    await kept;
+    return this.#drained();
   }
 
   /** A person's load, offload or release. A load waits for its turn like an interactive job without a job. */
@@ -205,7 +214,7 @@ export class Exchange implements AsyncDisposable {
   /** No grants; running jobs have their grace, then they end as INTERRUPTED. */
   async shutdown(grace: { jobGraceMs: number }): Promise<void> {
     this.#isStopping = true;
-    for (const session of this.#sessions) this.#grants.withdraw(session);
+    this.#grants.withdraw(() => true);
     this.kick();
     await this.#desk.shutdown(grace);
   }
@@ -219,26 +228,53 @@ export class Exchange implements AsyncDisposable {
     await this.#desk[Symbol.asyncDispose]();
   }
 
+  #drained(): Result<'host.drain'> {
+    return { isDraining: this.#options.drain.isDraining, running: this.#desk.activeCount };
+  }
+
+  /** Why nothing at all is started here. While the host only drains, a person may still move its models. */
+  get #obstacle(): string | undefined {
+    if (this.#isStopping) return 'The agent is stopping.';
+    if (this.#isStarting) return STARTING;
+    return this.#disk.failure?.message;
+  }
+
   #choose(): void {
     if (this.#closing.signal.aborted) return;
-    const { grants, closed, memory, againInMs } = choose(this.#view(), this.#memory);
+    const { residency } = this.#options;
+    this.#grants.withdraw(({ slotId }) => residency.slotFacts(slotId).leaving !== undefined);
+    const view = this.#view();
+    const { grants, closed, memory, againInMs } = choose(view, this.#memory);
     this.#memory = memory;
     this.#closed = closed;
     for (const grant of grants) this.#grant(grant);
+    this.#fetchWeights(view);
     if (againInMs === undefined) this.#alarm.clear();
     else this.#alarm.set(Math.max(5, againInMs), () => this.kick());
   }
 
+  /**
+   * Slots without weights give no grants, so nobody would ever bring them in. Not for a line that has just come: another host
+   * may be about to take it, and a download is long.
+   */
+  #fetchWeights({ lines, turnMs }: ChoiceView): void {
+    if (this.#obstacle !== undefined) return;
+    const waiting = lines.filter((line) => !line.isDeclined && line.count > 0 && line.waitingMs >= turnMs / 3);
+    for (const model of new Set(waiting.map((line) => line.model))) this.#options.residency.fetchWeights(model);
+  }
+
   #view(): ChoiceView {
-    const { residency, results, times } = this.#options;
+    const { residency, results, times, drain } = this.#options;
     const view = choiceView({
       board: this.#board,
       offers: this.#offers,
       wishes: this.#wishes,
       residency,
       // The sessions that may have grants now.
-      sessions: [...this.#sessions].filter((each) => !each.isMuted && !results.isFull(each.tokenId)),
-      refusal: this.refusal,
+      sessions: drain.isDraining
+        ? []
+        : [...this.#sessions].filter((each) => !each.isMuted && !results.isFull(each.tokenId)),
+      refusal: this.#obstacle,
     });
     return { ...view, leadMs: this.#leadMs, turnMs: times.turnMs };
   }
@@ -259,7 +295,7 @@ export class Exchange implements AsyncDisposable {
   #close(session: Session): void {
     if (!this.#sessions.delete(session)) return;
     this.#offers.remove(session.sessionId);
-    this.#grants.withdraw(session);
+    this.#grants.withdraw(({ grant }) => grant.sessionId === session.sessionId);
     this.kick();
   }
 

@@ -79,12 +79,11 @@ export class Grants {
     this.#options.kick();
   }
 
-  /** Takes back what a session has. */
-  withdraw(session: Session): void {
-    for (const { slotId, grant } of this.#options.board.grants()) {
-      if (grant.sessionId !== session.sessionId) continue;
-      this.#refused(grant);
-      this.#revoke(slotId, grant);
+  /** Takes back what is meant. */
+  withdraw(isMeant: (open: { slotId: string; grant: OpenGrant }) => boolean): void {
+    for (const open of this.#options.board.grants().filter(isMeant)) {
+      this.#refused(open.grant);
+      this.#revoke(open.slotId, open.grant);
     }
   }
 

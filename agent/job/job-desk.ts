@@ -111,6 +111,11 @@ export class JobDesk implements AsyncDisposable {
     return this.#attempts.latest(tokenId, jobId);
   }
 
+  /** Attempts whose end is not on disk yet. */
+  get activeCount(): number {
+    return this.#attempts.active().length;
+  }
+
   /** Everything of the token that its bridge has not acknowledged. */
   jobs(tokenId: string): AgentJob[] {
     return this.#attempts.unacknowledged(tokenId);

@@ -3,6 +3,7 @@ import { untilAborted } from '../../shared/abort.ts';
 import { AppError } from '../../shared/errors.ts';
 import type { Job, JobResult } from '../../shared/job.ts';
 import { megapixelsOf } from '../../shared/job.ts';
+import type { Lease } from '../model/lease.ts';
 import { makeFinalImage } from './final-image.ts';
 import type { InputStore } from './input-store.ts';
 import type { ResultStore } from './result-store.ts';
@@ -58,7 +59,7 @@ export async function runJob(parts: JobParts, options: RunOptions): Promise<JobR
 
   const origin = { job, hostname: parts.hostname, gpu: ran.gpu, runMs: ran.runMs, isSimulated: parts.isSimulated() };
   const final = await makeFinalImage(ran.image, origin);
-  parts.servers.learn(slotId, { request, runMs: ran.runMs });
+  if (ran.isSecondTry !== true) parts.servers.learn(slotId, { request, runMs: ran.runMs });
   const stored = await parts.results.put(tokenId, job.jobId, job.attempt, final.image, final.preview);
   return {
     sha256: stored.sha256,
@@ -76,7 +77,7 @@ async function runOnEngine(
   { servers }: JobParts,
   { job, slotId, always, on }: RunOptions,
   { inputs, waiting }: { inputs: readonly Buffer[]; waiting: AbortSignal },
-): Promise<{ image: Buffer; runMs: number; notes: string[]; gpu: string }> {
+): Promise<Awaited<ReturnType<Lease['run']>> & { gpu: string }> {
   const megapixels = megapixelsOf(job.request);
   const lease = await servers.admit(slotId, { megapixels, signal: waiting, onDetail: on.detail });
   let startedMs: number | undefined;

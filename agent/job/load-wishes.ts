@@ -124,35 +124,45 @@ export class LoadWishes {
     const { residency, board } = this.#options;
     const slotIds = board.slotIds(model);
     const view = board.vram;
-    const states = slotIds.map((slotId) => residency.slotFacts(slotId).state);
+    const facts = slotIds.map((slotId) => residency.slotFacts(slotId));
     return (
-      !states.some((state) => state === 'ready' || state === 'loading') &&
+      !facts.some(({ state }) => state === 'ready' || state === 'loading') &&
       slotIds.some((slotId, index) => {
         const plan = planVram(residency.wantFor(slotId, { megapixels: 1 }), view);
-        return states[index] !== 'failed' && plan.kind !== 'impossible';
+        const canBeGranted = facts[index]?.state !== 'failed' && facts[index]?.leaving === undefined;
+        return canBeGranted && plan.kind !== 'impossible';
       })
     );
   }
 
   #wish(model: ModelId): Wish {
+    const { residency, signal } = this.#options;
     let settle = (_move: Promise<ModelMove>): void => undefined;
     const moved = new Promise<ModelMove>((resolve) => (settle = resolve));
     moved.catch(() => undefined); // whoever still waits sees the failure; the next call finds the model failed
     const wish = { sinceMs: performance.now(), moved, settle, isStarted: false };
     this.#wishes.set(model, wish);
+    // Its slots give no grants before its weights are there, and never where that fails: that is the answer then.
+    residency.pullWeights(model, signal).catch((error: Error) => {
+      if (this.#wishes.get(model) !== wish || wish.isStarted) return;
+      this.#wishes.delete(model);
+      settle(Promise.reject(error));
+    });
     return wish;
   }
 
   #stillWaiting(model: ModelId, wish: Wish): ModelMove {
     const { residency, board } = this.#options;
     const facts = board.slotIds(model).map((slotId) => residency.slotFacts(slotId));
+    const download = facts[0]?.download;
+    const waiting = wish.isStarted
+      ? `${model} is loading.`
+      : `${model} waits for its turn: its GPUs run jobs of other models. Ask again to go on waiting.`;
     return {
       model,
-      state: facts[0]?.state ?? 'unknown',
+      state: download === undefined ? (facts[0]?.state ?? 'unknown') : 'loading',
       done: 'load',
-      message: wish.isStarted
-        ? `${model} is loading.`
-        : `${model} waits for its turn: its GPUs run jobs of other models. Ask again to go on waiting.`,
+      message: download === undefined ? waiting : `${model} is on its way: ${download.text}. Ask again to wait for it.`,
       tookMs: performance.now() - wish.sinceMs,
       readyInMs: Math.max(0, ...facts.map((each) => each.reloadMs)),
       heldAwayMs: 0,

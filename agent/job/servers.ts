@@ -1,4 +1,16 @@
 import type { Residency } from '../model/residency.ts';
 
 /** What the exchange may ask of the owner of the model servers. */
-export type Servers = Pick<Residency, 'slots' | 'vramView' | 'slotFacts' | 'wantFor' | 'admit' | 'move' | 'learn'>;
+export type Servers = Pick<
+  Residency,
+  | 'slots'
+  | 'strangers'
+  | 'vramView'
+  | 'slotFacts'
+  | 'wantFor'
+  | 'admit'
+  | 'move'
+  | 'learn'
+  | 'fetchWeights'
+  | 'pullWeights'
+>;

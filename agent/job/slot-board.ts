@@ -71,6 +71,10 @@ export class SlotBoard {
     this.#occupants.set(slotId, occupants);
   }
 
+  isTaken(slotId: string): boolean {
+    return this.#on(slotId).length > 0;
+  }
+
   grants(): { slotId: string; grant: OpenGrant }[] {
     return this.#all().flatMap(({ slotId, occupant }) =>
       occupant.kind === 'grant' ? [{ slotId, grant: occupant }] : [],
@@ -98,7 +102,7 @@ export class SlotBoard {
       slotId,
       model: model.id,
       phase: phaseOf(current),
-      cannot: reason !== undefined || isLeaving || cannotReason(facts) !== undefined,
+      cannot: reason !== undefined || isLeaving || facts.download !== undefined || cannotReason(facts) !== undefined,
       isReady: facts.isReady,
       isMoving: facts.state === 'loading' || facts.state === 'offloading' || facts.state === 'releasing',
       isHeldAway: facts.heldAwayMs > 0 && facts.state !== 'ready',
@@ -128,6 +132,10 @@ export class SlotBoard {
     if (phase !== 'idle') return { slotId, phase, freeInMs, isCancelled };
     const cannot = o.reason ?? cannotReason(facts) ?? this.#shortage(slotId);
     if (cannot !== undefined) return { slotId, phase: 'cannot', freeInMs: 0, isCancelled, reason: cannot };
+    if (facts.download !== undefined) {
+      const { text, leftMs } = facts.download;
+      return { slotId, phase: 'closed', freeInMs: leftMs, isCancelled, reason: text };
+    }
     if (o.isLeaving) {
       return { slotId, phase: 'closed', freeInMs: 0, isCancelled, reason: 'A person asked to move this model away.' };
     }
@@ -154,7 +162,9 @@ export class SlotBoard {
     const plan = planVram(this.#servers.wantFor(slotId, { megapixels: 1 }), this.vram);
     if (plan.kind !== 'impossible') return undefined;
     if (this.vram.gpus.length === 0) return 'nvidia-smi has shown no GPU yet.';
-    return `It needs ${Math.ceil(plan.shortMiB)} MiB more VRAM than can be freed; ${Math.floor(plan.largestMiB)} MiB is the most there is.`;
+    const short = `It needs ${Math.ceil(plan.shortMiB)} MiB more VRAM than can be freed; ${Math.floor(plan.largestMiB)} MiB is the most there is.`;
+    const strangers = this.#servers.strangers();
+    return strangers === undefined ? short : `${short} ${strangers}`;
   }
 }
 
@@ -172,6 +182,8 @@ function phaseOf(occupant: Occupant | undefined): Exclude<SlotPhase, 'closed' | 
 }
 
 function cannotReason(facts: SlotFacts): string | undefined {
+  if (facts.leaving !== undefined) return facts.leaving;
+  if (facts.download?.isFailed === true) return facts.download.text;
   if (facts.state !== 'failed' || facts.retryInMs === 0) return undefined;
   const again = facts.retryInMs === undefined ? '' : ` It is tried again in ${Math.ceil(facts.retryInMs / 1000)} s.`;
   return `${facts.error?.message ?? 'Its server failed.'}${again}`;

@@ -1,19 +1,23 @@
 import { untilAborted } from '../../shared/abort.ts';
 import { AppError } from '../../shared/errors.ts';
-import type { Log } from '../../shared/log.ts';
+import type { VramMeasure } from '../gpu/vram-measure.ts';
 import type { Eviction } from '../gpu/vram-planner.ts';
 import type { Changes } from './changes.ts';
+import type { Evictor } from './evictor.ts';
 import type { GpuLocks } from './gpu-locks.ts';
 import type { Learned } from './learned.ts';
-import type { ModelServer } from './model-server.ts';
+import { progressText, sayEveryMs } from './progress-text.ts';
 import type { Room } from './room.ts';
 import type { Slot } from './slot.ts';
-import { isAttached, isIdle, isUp, refuseFailed, seconds } from './slot.ts';
+import { isAttached, isIdle, isUp, refuseFailed } from './slot.ts';
+import { say, whileTelling } from './telling.ts';
 import type { Weights } from './weights.ts';
+import { downloadText } from './weights-text.ts';
 import type { WorkInHand } from './work-in-hand.ts';
 
 export type AdmissionOptions = {
   room: Room;
+  evictor: Evictor;
   learned: Learned;
   locks: GpuLocks;
   changes: Changes;
@@ -22,15 +26,17 @@ export type AdmissionOptions = {
   slots: () => readonly Slot[];
   /** Of the residency: a caller that leaves ends nothing. */
   signal: AbortSignal;
-  log: Log;
 };
 
+/** How often the progress of a download is said. */
+const SAY_DOWNLOAD_MS = 2_000;
 /** Plans are made again under the lock. If they keep changing, the host is too busy for this job. */
 const MAX_PLANS = 5;
 
 /** Gets servers ready for jobs: makes room, loads, wakes. One transition per GPU at a time. */
 export class Admission {
   readonly #options: AdmissionOptions;
+  readonly #fetching = new Map<Slot, AbortController>();
 
   constructor(options: AdmissionOptions) {
     this.#options = options;
@@ -74,30 +80,9 @@ export class Admission {
     return slot.bringing;
   }
 
-  /** Makes what room there is on the GPUs of a server that ran out of memory. False where nobody could go. */
-  async evictIdleBeside(slot: Slot, signal: AbortSignal): Promise<boolean> {
-    const { locks, slots, room } = this.#options;
-    using _lock = await locks.acquire(slot.server.gpus, signal);
-    const idle = slots().filter(
-      (other) =>
-        other !== slot &&
-        !other.model.pin &&
-        other.server.inFlight === 0 &&
-        other.server.heldMiB > 0 &&
-        (other.server.state.kind === 'ready' || other.server.state.kind === 'offloaded') &&
-        other.server.gpus.some((uuid) => slot.server.gpus.includes(uuid)),
-    );
-    for (const other of idle) {
-      const canOffload = other.server.state.kind === 'ready' && room.canOffload(other);
-      await this.#evict(slot, { slotId: other.slotId, by: canOffload ? 'offload' : 'release' });
-    }
-    return idle.length > 0;
-  }
-
-  say(slot: Slot, text: string): void {
-    slot.detail = text;
-    for (const listener of slot.listeners) listener(text);
-    this.#options.changes.announce();
+  /** Nobody wants this server any more: it is not loaded when its weights are there. The download itself goes on. */
+  abandonFetch(slot: Slot): void {
+    this.#fetching.get(slot)?.abort(notWanted(slot));
   }
 
   /** At once, where nothing has to be moved first. In the same tick as the plan, so that nobody comes between. */
@@ -120,20 +105,22 @@ export class Admission {
   }
 
   async #bringNow(slot: Slot, o: { megapixels: number; isAsked: boolean }): Promise<void> {
-    const { room, locks, signal } = this.#options;
-    const { server, model } = slot;
+    const { room, locks, changes, signal } = this.#options;
+    const { model } = slot;
+    if (slot.leaving !== undefined) throw notWanted(slot);
     if (!o.isAsked) refuseFailed(slot);
     if (isAttached(model)) {
-      await server.load([]);
+      await this.#load(slot, []);
       return;
     }
+    await this.#fetchWeights(slot, o);
     for (let tries = 0; tries < MAX_PLANS; tries += 1) {
       // 1. A plan from the last readings names the GPUs to wait for; a refusal only counts on fresh ones.
       const last = room.plan(slot, o.megapixels);
       const first = last.kind === 'fits' ? last : await room.planFresh(slot, o.megapixels);
       if (first.kind !== 'fits') throw room.refusal(slot, o.megapixels, first);
       const gpus = this.#gpusOf(first);
-      if (gpus.some((uuid) => locks.isHeld(uuid))) this.say(slot, 'waiting for another model on its way');
+      if (gpus.some((uuid) => locks.isHeld(uuid))) say(slot, 'waiting for another model on its way', changes);
       using _lock = await locks.acquire(gpus, signal);
       // 2. Meanwhile anything may have happened: only a plan made under the lock is carried out.
       if (await this.#bringLocked(slot, { ...o, gpus })) return;
@@ -146,7 +133,7 @@ export class Admission {
     slot: Slot,
     o: { megapixels: number; isAsked: boolean; gpus: readonly string[] },
   ): Promise<boolean> {
-    const { room } = this.#options;
+    const { room, evictor } = this.#options;
     // What was evicted may free less than was thought, and a victim may have taken a job: so a plan after each round.
     for (let rounds = 0; rounds < MAX_PLANS; rounds += 1) {
       await slot.server.settled(); // it may be dying, which no lock prevents
@@ -154,7 +141,7 @@ export class Admission {
       if (plan.kind !== 'fits') throw room.refusal(slot, o.megapixels, plan);
       if (!this.#gpusOf(plan).every((uuid) => o.gpus.includes(uuid))) return false;
       if (!o.isAsked) refuseFailed(slot);
-      for (const eviction of plan.evict) await this.#evict(slot, eviction);
+      for (const { slotId, by } of plan.evict) await evictor.evict(this.#slotOf(slotId), { by, isFor: slot });
       if (plan.evict.length > 0) continue;
       slot.promisedMiB = room.peakMiB(slot.model, o.megapixels);
       if (await this.#makeReady(slot, plan.gpus)) return true;
@@ -167,14 +154,14 @@ export class Admission {
     const { learned, room } = this.#options;
     const { server, model } = slot;
     switch (server.state.kind) {
-      case 'offloaded':
-        this.say(slot, `waking ${model.alias}, usually ${seconds(learned.wakeMs(model))}`);
-        await server.wake();
+      case 'offloaded': {
+        const isMeasured = learned.of(model.id).wakesMs.length > 0;
+        await this.#telling(slot, server.wake(), { doing: 'waking', usualMs: learned.wakeMs(model), isMeasured });
         return true;
+      }
       case 'released':
       case 'failed':
-        this.say(slot, `loading ${model.alias}, usually ${seconds(learned.loadMs(model))}`);
-        await server.load(gpus, room.measure(gpus));
+        await this.#load(slot, gpus, room.measure(gpus));
         return true;
       case 'ready':
         return true; // only room for its peak was missing
@@ -185,29 +172,44 @@ export class Admission {
     }
   }
 
-  async #evict(slot: Slot, { slotId, by }: Eviction): Promise<void> {
-    const { server, model } = this.#slotOf(slotId);
-    this.say(slot, `making room: ${by === 'offload' ? 'offloading' : 'releasing'} ${model.alias}`);
+  /** Before any room is looked for: a download takes an hour, and needs no GPU and nobody's leaving. */
+  async #fetchWeights(slot: Slot, { isAsked }: { isAsked: boolean }): Promise<void> {
+    const { weights, changes, signal } = this.#options;
+    const { model } = slot;
+    const unwanted = new AbortController();
+    this.#fetching.set(slot, unwanted);
+    const text = (): string | undefined => {
+      if (slot.leaving !== undefined) unwanted.abort(notWanted(slot));
+      const state = weights.stateOf(model);
+      return state.kind === 'absent' || state.kind === 'failed' ? undefined : downloadText(state);
+    };
     try {
-      // The memory was promised: an engine that gives back less than half of it, or refuses, loses the process.
-      if (by === 'release' || !(await this.#offload(slotId, server))) await server.release();
-    } catch (error) {
-      if (!(error instanceof AppError) || error.code !== 'GPU_BUSY') throw error; // it took a job: the next plan sees that
+      const there = untilAborted(weights.pull(model, signal, { isAsked }), unwanted.signal);
+      await whileTelling(there, { text, everyMs: SAY_DOWNLOAD_MS, say: (words) => say(slot, words, changes) });
+    } finally {
+      this.#fetching.delete(slot);
     }
   }
 
-  /** False where it freed too little, or the engine refused. */
-  async #offload(slotId: string, server: ModelServer): Promise<boolean> {
-    const { log } = this.#options;
-    try {
-      const { heldBeforeMiB: heldMiB, freedMiB } = await server.offload();
-      if (freedMiB >= heldMiB / 2) return true;
-      log.warn({ event: 'offload-insufficient', slotId, freedMiB, heldMiB });
-    } catch (error) {
-      if (!(error instanceof AppError) || error.code === 'GPU_BUSY') throw error;
-      log.warn({ event: 'offload-failed', slotId, error: error.message });
-    }
-    return false;
+  async #load(slot: Slot, gpus: readonly string[], before?: VramMeasure): Promise<void> {
+    const { learned } = this.#options;
+    const { server, model } = slot;
+    const isMeasured = learned.of(model.id).loadsMs.length > 0;
+    const load = server.load(gpus, before);
+    await this.#telling(slot, load, { doing: 'loading', usualMs: learned.loadMs(model), isMeasured });
+  }
+
+  async #telling(
+    slot: Slot,
+    work: Promise<unknown>,
+    o: { doing: 'loading' | 'waking'; usualMs: number; isMeasured: boolean },
+  ): Promise<void> {
+    const startMs = performance.now();
+    await whileTelling(work, {
+      text: () => progressText({ ...o, alias: slot.model.alias, soFarMs: performance.now() - startMs }),
+      everyMs: sayEveryMs(o.usualMs),
+      say: (words) => say(slot, words, this.#options.changes),
+    });
   }
 
   #gpusOf(plan: { gpus: readonly string[]; evict: readonly Eviction[] }): string[] {
@@ -219,4 +221,8 @@ export class Admission {
     if (slot === undefined) throw new Error(`no slot ${slotId}`);
     return slot;
   }
+}
+
+function notWanted({ model, leaving }: Slot): AppError {
+  return new AppError('GPU_BUSY', leaving ?? `A person asked to move ${model.alias} away.`);
 }

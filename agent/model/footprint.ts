@@ -6,6 +6,8 @@ export type Footprint = {
   offloadedMiB: number | null;
   /** The highest VRAM seen while a job of this size ran. */
   peaks: readonly { megapixels: number; peakMiB: number }[];
+  /** Jobs of this size ran out of memory when they had so much: this size, and every larger one, needs more. */
+  shortages?: readonly { megapixels: number; aboveMiB: number }[];
 };
 
 /** Nothing is known about the model and nobody configured anything. */
@@ -18,6 +20,9 @@ const PEAK_SHARE = 0.15;
 const CLASS_MEGAPIXELS = 0.25;
 const MAX_CLASSES = 16;
 
+/** What a job that ran out of memory had, and this, is what the next one gets. */
+const SHORTAGE_STEP_MIB = 256;
+
 type Guess = { vramMiB: number | null; profile: ModelProfile };
 
 export function loadedMiB(footprint: Footprint, { vramMiB, profile }: Guess): number {
@@ -29,11 +34,17 @@ export function offloadedMiB(footprint: Footprint, guess: Guess): number {
 }
 
 /**
- * Peak for a job of this size: as measured for it, else between what the nearest measured size grew by and what the
+ * Peak for a job of this size: more than was too little for it, and as measured for it, else between what the nearest measured size grew by and what the
  * profile lets one expect. Activations scale with the size but have a fixed part, so a small picture's growth times the
  * size would demand far more than a large one needs.
  */
 export function peakMiB(footprint: Footprint, { megapixels, ...guess }: Guess & { megapixels: number }): number {
+  const short = (footprint.shortages ?? []).filter((shortage) => shortage.megapixels <= sizeClass(megapixels));
+  const least = short.map(({ aboveMiB }) => aboveMiB + SHORTAGE_STEP_MIB);
+  return Math.max(expectedPeakMiB(footprint, { ...guess, megapixels }), ...least);
+}
+
+function expectedPeakMiB(footprint: Footprint, { megapixels, ...guess }: Guess & { megapixels: number }): number {
   const loaded = loadedMiB(footprint, guess);
   const at = sizeClass(megapixels);
   const nearest = [...footprint.peaks].sort(
@@ -71,6 +82,12 @@ export function learnPeak(footprint: Footprint, seen: { megapixels: number; peak
   return { ...footprint, peaks: [{ megapixels, peakMiB: Math.round(peak) }, ...others].slice(0, MAX_CLASSES) };
 }
 
-function sizeClass(megapixels: number): number {
+/** The shortages that are still believed when a job of this size had enough: those of larger ones. */
+export function shortagesAbove<T extends { megapixels: number }>(shortages: readonly T[], megapixels: number): T[] {
+  return shortages.filter((shortage) => shortage.megapixels > sizeClass(megapixels));
+}
+
+/** Sizes are compared as classes. */
+export function sizeClass(megapixels: number): number {
   return Math.max(1, Math.ceil(megapixels / CLASS_MEGAPIXELS)) * CLASS_MEGAPIXELS;
 }

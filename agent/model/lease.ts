@@ -1,18 +1,19 @@
 import { AppError } from '../../shared/errors.ts';
 import type { JobRequest } from '../../shared/job.ts';
 import { megapixelsOf } from '../../shared/job.ts';
-import { estimateMs } from '../../shared/service-time.ts';
 import type { GpuSampler } from '../gpu/gpu-sampler.ts';
-import type { Admission } from './admission.ts';
-import { loadedMiB } from './footprint.ts';
+import { OutOfStep } from './engines/engine.ts';
+import type { Evictor } from './evictor.ts';
+import { loadedMiB, peakMiB } from './footprint.ts';
 import type { GpuLocks } from './gpu-locks.ts';
 import type { Learned } from './learned.ts';
-import { watchPeak } from './peak-watch.ts';
+import { freeOn, watchPeak } from './peak-watch.ts';
 import type { Slot } from './slot.ts';
 import { isAttached } from './slot.ts';
 
 type RunOptions = { signal: AbortSignal; onStep: (step: number, steps: number) => void };
-type Made = { image: Buffer; runMs: number; notes: string[] };
+/** `isSecondTry`: the time says nothing about such a job. */
+type Made = { image: Buffer; runMs: number; notes: string[]; isSecondTry?: true };
 
 /** A server in use until disposed. */
 export type Lease = Disposable & {
@@ -28,15 +29,14 @@ export type LeaseParts = {
   sampler: GpuSampler;
   learned: Learned;
   locks: GpuLocks;
-  admission: Admission;
+  evictor: Evictor;
   slots: () => readonly Slot[];
-  /** Looks at everybody's VRAM in the background. */
-  look: () => void;
+  /** Looks at everybody's VRAM. Never rejects. */
+  look: () => Promise<unknown>;
+  /** Shortest time without a new step before a server counts as hung. */
+  jobFloorMs: number;
 };
 
-/** A job takes at most so many times its expected time, and never less than the floor: then its server hangs. */
-const HANG_FACTOR = 10;
-const HANG_FLOOR_MS = 600_000;
 /** Less than this is the driver's own coming and going. */
 const NOISE_MIB = 64;
 
@@ -46,14 +46,23 @@ export function leaseOf(slot: Slot, { use, ...parts }: LeaseParts & { use: Dispo
   return {
     gpuNames: isAttached(model) ? ['attached server'] : readings.map(({ name }) => name),
     run: async (request, inputs, o) => {
+      const job = { request, inputs, parts, ...o };
       try {
-        return await run(slot, { request, inputs, parts, ...o });
+        return await run(slot, job);
       } catch (error) {
-        if (!(error instanceof AppError) || error.code !== 'GPU_OUT_OF_MEMORY') throw error;
-        if (server.state.kind !== 'ready' || !(await parts.admission.evictIdleBeside(slot, o.signal))) throw error;
+        if (!isOutOfMemory(error)) throw error;
+        // The one repeat, where the server has survived it and others can make room.
+        if (server.state.kind !== 'ready' || !(await parts.evictor.evictBeside(slot, o.signal))) {
+          throw tooLarge(slot, job, error);
+        }
       }
-      const made = await run(slot, { request, inputs, parts, ...o });
-      return { ...made, notes: [...made.notes, 'Ran out of GPU memory once; idle models made room for a second try.'] };
+      try {
+        const made = await run(slot, job);
+        const note = 'Ran out of GPU memory once; idle models made room for a second try.';
+        return { ...made, isSecondTry: true, notes: [...made.notes, note] };
+      } catch (error) {
+        throw isOutOfMemory(error) ? tooLarge(slot, job, error) : error;
+      }
     },
     [Symbol.dispose]: () => use[Symbol.dispose](),
   };
@@ -63,27 +72,71 @@ type Run = RunOptions & { request: JobRequest; inputs: readonly Buffer[]; parts:
 
 async function run(slot: Slot, { request, inputs, parts, signal, onStep }: Run): Promise<Made> {
   const { server, model } = slot;
-  const { sampler, learned, look } = parts;
-  const heldMiB = server.heldMiB;
-  using peak = watchPeak(sampler, server.gpus);
+  const { sampler, learned, look, jobFloorMs } = parts;
+  const before = { heldMiB: server.heldMiB, freeMiB: freeOn(sampler, server.gpus), measure: server.measure };
+  const { gpus } = server;
+  using peak = watchPeak(sampler, gpus);
   const wasAlone = isAlone(slot, parts);
-  const deadlineMs = Math.max(HANG_FLOOR_MS, HANG_FACTOR * estimateMs(learned.service(model), request));
+  // Somebody else's server may work for them first, so there nothing learned says when this job should have ended.
+  const isFirst = server.isFirst || isAttached(model);
+  const deadlineMs = learned.deadlineMs(model, { request, floorMs: jobFloorMs, isFirst });
   const startMs = performance.now();
-  const made = await server.run(request, inputs, { signal, onStep, deadlineMs });
-  const runMs = performance.now() - startMs;
-  // The change of free memory is this job's only where nothing else moved on its GPUs.
-  if (wasAlone && isAlone(slot, parts) && server.gpus.length > 0) {
-    const peakMiB = Math.max(heldMiB + peak.usedMiB(), loadedMiB(learned.of(model.id), model));
-    learned.peak(model.id, { megapixels: megapixelsOf(request), peakMiB });
-    if (server.isHeldInFlux || Math.abs(peak.grownMiB()) > NOISE_MIB) look();
+  const megapixels = megapixelsOf(request);
+  try {
+    const made = await server.run(request, inputs, { signal, onStep, deadlineMs, outOfMemoryMs: jobFloorMs / 2 });
+    const runMs = performance.now() - startMs;
+    // The change of free memory is this job's only where nothing else moved on its GPUs.
+    if (wasAlone && isAlone(slot, parts) && gpus.length > 0 && peak.isSeen()) {
+      const seenMiB = Math.max(before.heldMiB + peak.usedMiB(), loadedMiB(learned.of(model.id), model));
+      learned.peak(model.id, { megapixels, peakMiB: seenMiB });
+      if (server.isHeldInFlux || Math.abs(peak.grownMiB()) > NOISE_MIB) void look(); // the accounts follow
+    }
+    return { ...made, runMs };
+  } catch (error) {
+    if (!isOutOfMemory(error) || !wasAlone || gpus.length === 0) throw error;
+    await look();
+    // What others took meanwhile, it did not have.
+    const othersMiB = (server.measure?.othersMiB ?? 0) - (before.measure?.othersMiB ?? 0);
+    const hadMiB = before.heldMiB + before.freeMiB - Math.max(0, othersMiB);
+    if (isAlone(slot, parts)) learned.ranShort(model.id, { megapixels, aboveMiB: hadMiB });
+    throw error;
   }
-  return { ...made, runMs };
+}
+
+/** Memory was short, as opposed to a CUDA context that broke. */
+function isOutOfMemory(error: unknown): error is AppError {
+  return error instanceof AppError && error.code === 'GPU_OUT_OF_MEMORY' && !(error instanceof OutOfStep);
+}
+
+function tooLarge(slot: Slot, { request, parts }: Run, error: AppError): AppError {
+  const { model } = slot;
+  const { learned, sampler } = parts;
+  const megapixels = megapixelsOf(request);
+  const needMiB = Math.round(peakMiB(learned.of(model.id), { ...model, megapixels }));
+  const largestMiB = Math.max(0, ...sampler.readings().map(({ freeMiB }) => freeMiB ?? 0));
+  const { width, height } = request;
+  const size = width === undefined || height === undefined ? 'this size' : `${width}x${height}`;
+  return new AppError(
+    'GPU_OUT_OF_MEMORY',
+    `${model.alias} ran out of GPU memory: it needs about ${needMiB} MiB at ${size}, of which it held ` +
+      `${Math.round(slot.server.heldMiB)}; the most that is free on one GPU is ${Math.round(largestMiB)} MiB. ` +
+      `Try ${smaller(slot, request)}, or a host with more free VRAM. ${error.message}`,
+    { cause: error },
+  );
+}
+
+/** Half of the pixels, in the multiples of the model. */
+function smaller({ model }: Slot, request: JobRequest): string {
+  const { width, height } = request;
+  if (request.kind === 'edit' && (request.sizeLevel ?? 0) > 512) return 'a smaller size_level';
+  if (width === undefined || height === undefined) return 'a smaller picture';
+  const { multiple } = model.profile;
+  const less = (side: number): number => Math.max(multiple, Math.floor((side * Math.SQRT1_2) / multiple) * multiple);
+  return `${less(width)}x${less(height)}`;
 }
 
 function isAlone(slot: Slot, { locks, slots }: LeaseParts): boolean {
   const { gpus } = slot.server;
   if (gpus.some((uuid) => locks.isHeld(uuid))) return false;
-  return !slots().some(
-    ({ server }) => server !== slot.server && server.inFlight > 0 && server.gpus.some((uuid) => gpus.includes(uuid)),
-  );
+  return !slots().some(({ server }) => server !== slot.server && server.isWorkingOn(gpus));
 }

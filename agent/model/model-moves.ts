@@ -12,6 +12,7 @@ import type { Moved } from './moved.ts';
 import { movedBy, notMoved } from './moved.ts';
 import type { Slot } from './slot.ts';
 import { isAttached, isIdle, isUp, shouldBeUp } from './slot.ts';
+import { say } from './telling.ts';
 import type { WorkInHand } from './work-in-hand.ts';
 
 export type Destination = 'load' | 'offload' | 'release';
@@ -43,13 +44,19 @@ export class ModelMoves {
     this.#options = options;
   }
 
+  /** Batch work does not bring it back for so long, or for as long as it is held away already. */
+  holdAway(model: ModelId, ms: number): void {
+    const untilMs = Math.max(this.#heldAwayUntilMs.get(model) ?? 0, performance.now() + ms);
+    this.#heldAwayUntilMs.set(model, untilMs);
+  }
+
   heldAwayMs(model: ModelId): number {
     return Math.max(0, (this.#heldAwayUntilMs.get(model) ?? 0) - performance.now());
   }
 
   /** Answers after `moveAnswerMs` at the latest; the move goes on, and the same call again joins it. */
   async move(model: ModelId, to: Destination, signal: AbortSignal): Promise<ModelMove> {
-    const { slots, times, readyInMs } = this.#options;
+    const { slots, times, readyInMs, admission } = this.#options;
     const chosen = slots().filter((slot) => slot.model.id === model || slot.model.alias === model);
     const [first] = chosen;
     if (first === undefined) {
@@ -57,7 +64,10 @@ export class ModelMoves {
     }
     const { id, alias } = first.model;
     if (to === 'load') this.#heldAwayUntilMs.delete(id);
-    else this.#holdAway(id);
+    else {
+      this.holdAway(id, times.heldAwayMs);
+      for (const slot of chosen) admission.abandonFetch(slot);
+    }
     for (const slot of chosen) slot.isWanted = to === 'load' && shouldBeUp(slot.model);
     const startMs = performance.now();
     const work = this.#begin(chosen, { id, to });
@@ -101,7 +111,9 @@ export class ModelMoves {
       slots.map((slot) => (to === 'load' ? this.#loadAsked(slot) : this.#putAway(slot, to))),
     );
     // From the end of the move on, unless somebody has asked for the model again.
-    if (to !== 'load' && this.#moves.get(first.model.id)?.to === to) this.#holdAway(first.model.id);
+    if (to !== 'load' && this.#moves.get(first.model.id)?.to === to) {
+      this.holdAway(first.model.id, this.#options.times.heldAwayMs);
+    }
     const vram = sumVram(moved);
     const heldAwayMs = this.heldAwayMs(first.model.id);
     return {
@@ -129,33 +141,35 @@ export class ModelMoves {
         await this.#options.admission.bring(slot, { megapixels: MEGAPIXELS, isAsked: true });
         const isWake = state.kind === 'offloaded';
         const after = await this.#readings();
+        // Which GPUs somebody else's server is on is not known: so the change on all of them is shown.
+        const gpus = isAttached(slot.model) ? after.map(({ uuid }) => uuid) : server.gpus;
         return movedBy(isWake ? 'wake' : 'load', {
           startMs,
-          before: freeOn(before, server.gpus),
-          after: freeOn(after, server.gpus),
+          before: freeOn(before, gpus),
+          after: freeOn(after, gpus),
           heldBeforeMiB,
           heldAfterMiB: server.heldMiB,
         });
       } catch (error) {
-        const isStillWanted = this.#moves.get(slot.model.id)?.to === 'load' && !signal.aborted;
+        const isStillWanted =
+          this.#moves.get(slot.model.id)?.to === 'load' && slot.leaving === undefined && !signal.aborted;
         if (!(error instanceof AppError) || error.code !== 'GPU_BUSY' || !isStillWanted) throw error;
-        this.#options.admission.say(slot, error.message);
+        say(slot, error.message, this.#options.changes);
         await this.#options.changes.next(signal);
       }
     }
   }
 
   async #putAway(slot: Slot, to: 'offload' | 'release'): Promise<Moved> {
-    const { server, model } = slot;
-    const signal = this.#options.signal;
+    const { server } = slot;
+    const { signal } = this.#options;
     for (;;) {
       if (slot.bringing !== undefined) await slot.bringing.catch(() => undefined); // whoever asked for it sees the failure
       while (server.inFlight > 0) await this.#options.changes.next(signal);
       const { gpus } = server;
       using _lock = await this.#options.locks.acquire(gpus, signal);
       if (!isIdle(slot) || server.gpus !== gpus) continue; // meanwhile it was put to use, or elsewhere
-      const isRelease = to === 'release' || (model.offload === 'none' && !isAttached(model));
-      return await (isRelease ? server.release() : server.offload());
+      return await (to === 'release' ? server.release() : server.offload());
     }
   }
 
@@ -164,10 +178,6 @@ export class ModelMoves {
     const { sampler, signal } = this.#options;
     return sampler.sampleNow(signal).catch(() => []);
   }
-
-  #holdAway(model: ModelId): void {
-    this.#heldAwayUntilMs.set(model, performance.now() + this.#options.times.heldAwayMs);
-  }
 }
 
 /** Free memory is all that is shown of it; undefined where nothing was read. */
@@ -175,5 +185,5 @@ function freeOn(readings: readonly GpuReading[], gpus: readonly string[]): VramM
   const here = readings.filter(({ uuid }) => gpus.includes(uuid));
   if (here.length === 0) return undefined;
   const freeMiB = here.reduce((sum, reading) => sum + (reading.freeMiB ?? 0), 0);
-  return { freeMiB, mineMiB: 0, othersMiB: 0, isListed: false, unexplainedMiB: null };
+  return { freeMiB, mineMiB: 0, othersMiB: 0, isPresent: false, isListed: false, unexplainedMiB: null };
 }

@@ -4,11 +4,18 @@ import type { Learned } from './learned.ts';
 import type { Room } from './room.ts';
 import type { Slot } from './slot.ts';
 import { isAttached } from './slot.ts';
+import type { WeightsState } from './weights.ts';
+import { downloadText } from './weights-text.ts';
 
 /** One model of the host's status; `slots` are its replicas, of which the one that is furthest on its way stands for it. */
 export function statusOf(
   slots: readonly Slot[],
-  { learned: all, room, heldAwayMs }: { learned: Learned; room: Room; heldAwayMs: number },
+  {
+    learned: all,
+    room,
+    heldAwayMs,
+    weights,
+  }: { learned: Learned; room: Room; heldAwayMs: number; weights: WeightsState },
 ): Omit<ModelStatus, 'slots'> | undefined {
   const [first] = [...slots].sort((a, b) => RANK[b.server.state.kind] - RANK[a.server.state.kind]);
   if (first === undefined) return undefined;
@@ -27,6 +34,8 @@ export function statusOf(
     profileFrom: model.profileFrom,
     state: state.kind,
     ...(shown !== undefined && { detail: shown }),
+    // Instead of both, as long as no server of it has its weights already.
+    ...(state.kind === 'released' && downloadStatus(weights)),
     gpus: [...new Set(slots.flatMap((slot) => slot.server.gpus))],
     heldMiB: sum((slot) => slot.server.heldMiB),
     isPinned: model.pin,
@@ -47,6 +56,31 @@ export function statusOf(
     releases: sum((slot) => slot.server.counts.releases),
     ...(server.version !== undefined && { version: server.version }),
   };
+}
+
+/** For whoever looks, the download is the first part of loading. */
+function downloadStatus(weights: WeightsState): Pick<ModelStatus, 'state' | 'detail' | 'download'> | undefined {
+  const detail = downloadText(weights);
+  switch (weights.kind) {
+    case 'present':
+      return undefined;
+    case 'absent':
+      return detail === undefined ? undefined : { state: 'released', detail };
+    case 'queued': {
+      const download = { doneMiB: 0, totalMiB: null, mibPerSecond: null, leftMs: null };
+      return { state: 'loading', ...(detail !== undefined && { detail }), download };
+    }
+    case 'downloading': {
+      const { doneMiB, totalMiB, mibPerSecond, leftMs } = weights;
+      return {
+        state: 'loading',
+        ...(detail !== undefined && { detail }),
+        download: { doneMiB, totalMiB, mibPerSecond, leftMs },
+      };
+    }
+    case 'failed':
+      return { state: 'failed', detail: weights.error.message };
+  }
 }
 
 const RANK: Record<ModelStateKind, number> = {

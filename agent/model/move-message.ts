@@ -4,6 +4,10 @@ import type { Moved } from './moved.ts';
 
 /** Less than this share of what it held came free: said, because the engine claims success all the same. */
 const POOR_SHARE = 0.5;
+/** Less than this share after a release: the driver, or somebody else, has the rest. */
+const BACK_SHARE = 0.8;
+/** Less than this is the driver's own coming and going. */
+const NOISE_MIB = 256;
 
 /** VRAM before and after over all replicas; undefined where nvidia-smi did not answer. */
 export function sumVram(moved: readonly Moved[]): VramChange | undefined {
@@ -29,11 +33,13 @@ export function movedMessage(o: {
   heldAwayMs: number;
 }): string {
   const done = o.moved.find((one) => one.done !== 'nothing');
-  if (done === undefined) return `${o.alias} is ${o.state} already; nothing was done.`;
+  if (done === undefined) return `${o.alias} is ${o.state} already; nothing was done.${stillHeld(o)}`;
   const sentences = [
-    o.to === 'offload' && done.done === 'release' ? cannotOffload(o.alias) : `${o.alias} is ${o.state} now.`,
+    o.to === 'offload' && done.done === 'release' ? cannotOffload(o.alias, done.why) : `${o.alias} is ${o.state} now.`,
   ];
-  if (o.vram !== undefined) {
+  if (o.vram === undefined) {
+    sentences.push('nvidia-smi did not answer, so what that changed in GPU memory is not known.');
+  } else {
     const { freeBeforeMiB, freeAfterMiB, heldBeforeMiB } = o.vram;
     sentences.push(`nvidia-smi shows ${mib(freeAfterMiB)} free, ${mib(freeBeforeMiB)} before.`);
     const freedMiB = freeAfterMiB - freeBeforeMiB;
@@ -43,6 +49,13 @@ export function movedMessage(o: {
           'Use release_gpu to get all of it.',
       );
     }
+    if (done.done === 'release' && freedMiB < BACK_SHARE * heldBeforeMiB) {
+      sentences.push('Not all of its memory is back yet; until it is, that GPU gets no work.');
+    }
+    // Of somebody else's server it is not known what it held.
+    if (done.done === 'offload' && heldBeforeMiB === 0 && freedMiB < NOISE_MIB) {
+      sentences.push('So the engine did nothing, whatever it says. vLLM-Omni needs --enable-sleep-mode for it.');
+    }
   }
   if (o.heldAwayMs > 0) {
     sentences.push(`Batch work leaves it away for ${Math.round(o.heldAwayMs / 60_000)} min; load_model ends that.`);
@@ -50,8 +63,16 @@ export function movedMessage(o: {
   return sentences.join(' ');
 }
 
-function cannotOffload(alias: string): string {
-  return `${alias} cannot be offloaded, so it was released: its process ended and all its memory came back.`;
+function cannotOffload(alias: string, why: string | undefined): string {
+  const because = why === undefined ? '' : ` (${why})`;
+  return `${alias} cannot be offloaded${because}, so it was released: its process ended.`;
+}
+
+/** An engine that sleeps and yet keeps its memory. */
+function stillHeld({ to, state, moved }: { to: string; state: ModelStateKind; moved: readonly Moved[] }): string {
+  const heldMiB = moved.reduce((sum, { heldAfterMiB }) => sum + heldAfterMiB, 0);
+  if (to !== 'offload' || state !== 'offloaded' || heldMiB < NOISE_MIB) return '';
+  return ` It still holds ${mib(heldMiB)} of GPU memory; release_gpu gets all of it.`;
 }
 
 function mib(value: number): string {

@@ -10,6 +10,8 @@ export type Moved = {
   heldBeforeMiB: number;
   heldAfterMiB: number;
   freedMiB: number;
+  /** Why something else was done than was asked for. */
+  why?: string;
 };
 
 export function movedBy(

@@ -6,22 +6,28 @@ export type PeakWatch = Disposable & {
   usedMiB(): number;
   /** What is taken now compared with the start. */
   grownMiB(): number;
+  /** False for what was over before anybody looked: then the figures say nothing. */
+  isSeen(): boolean;
 };
 
 export function watchPeak(sampler: GpuSampler, gpus: readonly string[]): PeakWatch {
   const startMiB = freeOn(sampler, gpus);
   let leastMiB = startMiB;
+  let looks = 0;
   const stop = sampler.onReadings(() => {
     leastMiB = Math.min(leastMiB, freeOn(sampler, gpus));
+    looks += 1;
   });
   return {
     usedMiB: () => Math.max(0, startMiB - leastMiB),
+    isSeen: () => looks > 0,
     grownMiB: () => startMiB - freeOn(sampler, gpus),
     [Symbol.dispose]: stop,
   };
 }
 
-function freeOn(sampler: GpuSampler, gpus: readonly string[]): number {
+/** Free memory of these GPUs by the last readings. */
+export function freeOn(sampler: GpuSampler, gpus: readonly string[]): number {
   return sampler
     .readings()
     .filter(({ uuid }) => gpus.includes(uuid))

@@ -1,155 +1,179 @@
-import { readFileSync, readdirSync, readlinkSync } from 'node:fs';
 import { pause } from '../../shared/abort.ts';
+import type { Cgroup } from './cgroup.ts';
+import type { ProcessId, ProcessStat, ProcessTable } from './process-table.ts';
+import { isAlive, titleOf } from './process-table.ts';
 
-/** A process that cannot be mistaken for a later one with the same pid. */
-export type ProcessId = { pid: number; startTime: string };
+export type NamedProcess = { pid: number; name: string };
 
-type ProcessStat = ProcessId & { parent: number; group: number; session: number; isDead: boolean };
+/** What the end of a tree took: who had to be killed, and who could not be. */
+export type TreeEnd = { killed: readonly NamedProcess[]; survivors: readonly number[] };
 
-const SCAN_MS = 50;
+export type ProcessTreeOptions = {
+  leader: ProcessId | null;
+  logPath: string;
+  cgroup?: Cgroup | undefined;
+  table: ProcessTable;
+};
+
+const POLL_MS = 50;
+const KILL_POLL_MS = 10;
+/** How long the death of those that were just killed is watched before all processes are looked through again. */
+const KILL_ROUND_MS = 250;
+/** Members that fork without end may be missed by one scan. */
+const EMPTY_SCANS = 2;
 /** Some processes cannot be killed (in the driver). After this long they are reported, not waited for. */
 const KILL_MS = 10_000;
-/** What members may take to leave by themselves when their leader is gone. */
+/** What members may take to leave by themselves when their leader is gone, and then when they are told. */
 const ORPHAN_MS = 2_000;
+const ORPHAN_GRACE_MS = 5_000;
 
 /**
- * The processes of one server: descendants of the leader, its session and group, whoever has the server's log as stdout
- * or stderr, and whoever was one of these in an earlier scan. Children that renamed themselves, wiped their environment
- * or took a session of their own are found by the log.
+ * The processes of one server: its control group where it has one; descendants of the leader; sessions and groups that a
+ * member opened; whoever has the server's log as stdout or stderr; and whoever was one of these in an earlier scan. Children
+ * that renamed themselves, wiped their environment or took a session of their own are found by the log.
  */
 export class ProcessTree {
   readonly #leader: ProcessId | null;
   readonly #logPath: string;
+  readonly #cgroup: Cgroup | undefined;
+  readonly #table: ProcessTable;
+  /** Members, and dead ones as long as their session or group has members: nobody else can get such a pid. */
   readonly #known = new Map<number, string>();
 
-  constructor({ leader, logPath }: { leader: ProcessId | null; logPath: string }) {
+  constructor({ leader, logPath, cgroup, table }: ProcessTreeOptions) {
     this.#leader = leader;
     this.#logPath = logPath;
+    this.#cgroup = cgroup;
+    this.#table = table;
     if (leader !== null) this.#known.set(leader.pid, leader.startTime);
   }
 
   /** Those that live now. Zombies are dead: they hold no memory. */
   scan(): number[] {
-    const all = listProcesses();
-    const byPid = new Map(all.map((stat) => [stat.pid, stat]));
-    for (const [pid, startTime] of this.#known) if (byPid.get(pid)?.startTime !== startTime) this.#known.delete(pid);
-    const isOurs = (stat: ProcessStat): boolean =>
-      this.#known.has(stat.pid) || this.#isOfSession(stat, byPid) || writesTo(stat.pid, this.#logPath);
-    for (const stat of all) if (!stat.isDead && isOurs(stat)) this.#known.set(stat.pid, stat.startTime);
-    for (let found = true; found;) {
-      const children = all.filter((stat) => !stat.isDead && this.#known.has(stat.parent) && !this.#known.has(stat.pid));
-      for (const child of children) this.#known.set(child.pid, child.startTime);
-      found = children.length > 0;
-    }
-    return [...this.#known.keys()].filter((pid) => byPid.get(pid)?.isDead === false);
+    const grouped = this.#cgroup?.pids() ?? [];
+    // As long as the leader is in its control group, so are all the others: no need to look at the whole machine.
+    if (this.#leader !== null && grouped.includes(this.#leader.pid)) return grouped;
+    return this.#sweep().map(({ pid }) => pid);
   }
 
   /**
    * SIGTERM to the leader; after half the grace SIGTERM and SIGCONT to all; after the grace SIGKILL until a scan finds
-   * none. Returns who could not be killed. Not bound to a signal: a stop that was begun is never made ruder, nor left off.
+   * none. Not bound to a signal: a stop that was begun is never made ruder, nor left off.
    */
-  async stop({ graceMs }: { graceMs: number }): Promise<number[]> {
+  async stop(o: { graceMs: number }): Promise<TreeEnd> {
+    const graceMs = this.#isLeaderAlive() ? o.graceMs : Math.min(o.graceMs, ORPHAN_GRACE_MS);
     const startMs = performance.now();
     const leftMs = (until: number): number => Math.max(0, startMs + until - performance.now());
+    this.#sweep(); // whoever leaves the tree from now on is known
 
     // 1. The leader takes its workers down in its own order; signalling workers first has hung them for minutes.
     if (this.#isLeaderAlive()) send(this.#leader?.pid, 'SIGTERM');
     await this.#gone({ ms: leftMs(graceMs / 2), orEarlier: () => !this.#isLeaderAlive() });
     // 2. Without a leader nobody else tells its members to end.
     await this.#gone({ ms: Math.min(ORPHAN_MS, leftMs(graceMs / 2)) });
-    for (const pid of this.scan()) {
+    for (const { pid } of this.#sweep()) {
       send(pid, 'SIGTERM');
       send(pid, 'SIGCONT'); // a stopped process would get the SIGTERM only when continued
     }
     await this.#gone({ ms: leftMs(graceMs) });
-    // 3. Each scan may find children that were born since the last one.
-    const killMs = performance.now() + KILL_MS;
-    let alive = this.scan();
-    while (alive.length > 0 && performance.now() < killMs) {
-      for (const pid of alive) send(pid, 'SIGKILL');
-      await pause(SCAN_MS / 2, NEVER);
-      alive = this.scan();
+    // 3. Each scan may find children that were born since the last one, and miss those that were born while it looked.
+    const killEndMs = performance.now() + KILL_MS;
+    let alive = this.#sweep();
+    const left = new Set([...alive.map(({ pid }) => pid), ...(this.#cgroup?.pids() ?? [])]);
+    const killed = [...left].map((pid) => ({ pid, name: titleOf(pid) }));
+    for (let empty = killed.length === 0 ? EMPTY_SCANS : 0; empty < EMPTY_SCANS && performance.now() < killEndMs;) {
+      this.#cgroup?.kill();
+      // A whole group in one call: of a member that forks faster than we look, no child escapes.
+      for (const group of this.#known.keys()) send(-group, 'SIGKILL');
+      for (const { pid } of alive) send(pid, 'SIGKILL');
+      await this.#gone({ ms: KILL_ROUND_MS, pollMs: KILL_POLL_MS });
+      await pause(KILL_POLL_MS, NEVER);
+      alive = this.#sweep();
+      empty = alive.length === 0 && !this.#isPopulated() ? empty + 1 : 0;
     }
-    return alive;
+    await this.#cgroup?.remove();
+    return { killed, survivors: alive.map(({ pid }) => pid) };
   }
 
-  /** Polls, because only one of these processes is our child: the others have no exit event. */
-  async #gone({ ms, orEarlier = () => false }: { ms: number; orEarlier?: () => boolean }): Promise<void> {
-    const endMs = performance.now() + ms;
-    while (performance.now() < endMs && !orEarlier() && this.scan().length > 0) {
-      await pause(Math.min(SCAN_MS, ms), NEVER);
+  /**
+   * Polls, because only one of these processes is our child: the others have no exit event. Those that are known are
+   * looked at one by one; only when all are dead is the whole machine looked through for others.
+   */
+  async #gone(o: { ms: number; pollMs?: number; orEarlier?: () => boolean }): Promise<void> {
+    const endMs = performance.now() + o.ms;
+    while (performance.now() < endMs && o.orEarlier?.() !== true && this.#isAnyoneLeft()) {
+      await pause(Math.min(o.pollMs ?? POLL_MS, o.ms), NEVER);
     }
+  }
+
+  #isAnyoneLeft(): boolean {
+    if (this.#isPopulated()) return true;
+    for (const [pid, startTime] of this.#known) if (isAlive({ pid, startTime })) return true;
+    return this.#sweep().length > 0;
+  }
+
+  /** Its control group knows of members that no scan was quick enough to see. */
+  #isPopulated(): boolean {
+    return (this.#cgroup?.pids().length ?? 0) > 0;
   }
 
   #isLeaderAlive(): boolean {
-    if (this.#leader === null) return false;
-    const stat = readStat(this.#leader.pid);
-    return stat?.startTime === this.#leader.startTime && !stat.isDead;
+    return this.#leader !== null && isAlive(this.#leader);
   }
 
-  /** Session and group ids are pids: a stranger with the leader's pid and another start time has nothing to do with us. */
-  #isOfSession(stat: ProcessStat, byPid: ReadonlyMap<number, ProcessStat>): boolean {
-    if (this.#leader === null) return false;
-    const { pid, startTime } = this.#leader;
-    if (stat.session !== pid && stat.group !== pid) return false;
-    const holder = byPid.get(pid);
-    return holder === undefined || holder.startTime === startTime;
+  /** Looks at every process of the machine. */
+  #sweep(): ProcessStat[] {
+    const all = this.#table.read();
+    const byPid = new Map(all.map((stat) => [stat.pid, stat]));
+    const isGone = (pid: number): boolean => byPid.get(pid)?.isDead ?? pid !== process.pid;
+    this.#forgetStrangers(byPid);
+    const grouped = new Set(this.#cgroup?.pids());
+    const live = all.filter(({ isDead }) => !isDead);
+    for (const { pid, startTime, session, group, outputs } of live) {
+      if (!grouped.has(pid) && !outputs.includes(this.#logPath)) continue;
+      this.#known.set(pid, startTime);
+      // Whoever opened its session or group has gone before anybody saw it.
+      for (const opener of [session, group]) if (opener > 1 && isGone(opener)) this.#known.set(opener, GONE);
+    }
+    const has = (pid: number): boolean => this.#known.has(pid);
+    for (let found = true; found;) {
+      const more = live.filter(
+        ({ pid, parent, session, group }) => !has(pid) && (has(parent) || has(session) || has(group)),
+      );
+      for (const { pid, startTime } of more) this.#known.set(pid, startTime);
+      found = more.length > 0;
+    }
+    return live.filter(({ pid }) => has(pid));
   }
-}
 
-/** Start time of a live process, undefined when there is none. */
-export function startTimeOf(pid: number): string | undefined {
-  return readStat(pid)?.startTime;
-}
-
-/** The short name of a process, as the kernel has it. */
-export function processName(pid: number): string {
-  try {
-    return readFileSync(`/proc/${pid}/comm`, 'utf8').trim();
-  } catch {
-    return 'unknown'; // ended, or of another pid namespace
+  /**
+   * Session and group ids are pids, and a pid stays taken as long as one of these has members. When none is left, or
+   * another process has it, it means nothing to us any more.
+   */
+  #forgetStrangers(byPid: ReadonlyMap<number, ProcessStat>): void {
+    const live = [...byPid.values()].filter(({ isDead }) => !isDead);
+    const inUse = new Set(live.flatMap(({ session, group }) => [session, group]));
+    for (const [pid, startTime] of this.#known) {
+      const holder = byPid.get(pid);
+      const isStranger = holder !== undefined && !holder.isDead && holder.startTime !== startTime;
+      const isOver = (holder === undefined || holder.isDead) && !inUse.has(pid) && !hasMembers(pid);
+      if (isStranger || isOver) this.#known.delete(pid);
+    }
   }
 }
 
 const NEVER = new AbortController().signal;
+/** In place of the start time of one that nobody saw. */
+const GONE = 'gone';
 
-function listProcesses(): ProcessStat[] {
-  let names: string[];
+/** A look at all processes may miss those that live for a moment only; the kernel does not. */
+function hasMembers(group: number): boolean {
   try {
-    names = readdirSync('/proc');
+    process.kill(-group, 0);
+    return true;
   } catch {
-    return []; // not Linux: no owned servers there
+    return false; // nobody, or nobody of ours
   }
-  return names.flatMap((name) => {
-    const pid = /^\d+$/.test(name) ? Number(name) : 0;
-    return pid === 0 || pid === process.pid ? [] : (readStat(pid) ?? []);
-  });
-}
-
-/** The command in parentheses may contain anything, so fields are counted from the last one. */
-function readStat(pid: number): ProcessStat | undefined {
-  try {
-    const text = readFileSync(`/proc/${pid}/stat`, 'latin1');
-    const [state, parent, group, session, ...rest] = text.slice(text.lastIndexOf(')') + 2).split(' ');
-    const startTime = rest[15]; // field 22 of stat(5)
-    if (startTime === undefined) return undefined;
-    const isDead = state === 'Z' || state === 'X';
-    return { pid, parent: Number(parent), group: Number(group), session: Number(session), startTime, isDead };
-  } catch {
-    return undefined; // it ended meanwhile
-  }
-}
-
-/** Only stdout and stderr count: a person's `tail -f` has the log open too, under another number. */
-function writesTo(pid: number, logPath: string): boolean {
-  return [1, 2].some((fd) => {
-    try {
-      const path = readlinkSync(`/proc/${pid}/fd/${fd}`);
-      return path === logPath || path === `${logPath} (deleted)`;
-    } catch {
-      return false; // closed, ended, or another user's
-    }
-  });
 }
 
 function send(pid: number | undefined, signal: NodeJS.Signals): void {

@@ -10,10 +10,15 @@ import type { GpuSampler } from '../gpu/gpu-sampler.ts';
 import type { VramView, VramWant } from '../gpu/vram-planner.ts';
 import { Admission } from './admission.ts';
 import { Changes } from './changes.ts';
+import { CgroupRoot } from './cgroup.ts';
 import type { ConfiguredModel } from './configured-model.ts';
+import { HOST } from './engines/engine.ts';
 import { step1xEdit } from './engines/step1x-edit.ts';
 import { vllmOmni } from './engines/vllm-omni.ts';
 import { loadedMiB } from './footprint.ts';
+import { PortTable } from './free-port.ts';
+import { Evictor } from './evictor.ts';
+import { ForeignPressure } from './foreign-pressure.ts';
 import { GpuLocks } from './gpu-locks.ts';
 import { Learned } from './learned.ts';
 import type { Lease } from './lease.ts';
@@ -23,14 +28,18 @@ import type { Destination } from './model-moves.ts';
 import { ModelMoves } from './model-moves.ts';
 import { ModelServer } from './model-server.ts';
 import { statusOf } from './model-status.ts';
+import { ProcessTable } from './process-table.ts';
 import { Room } from './room.ts';
+import { Roster } from './roster.ts';
 import type { ModelTimes } from './server-life.ts';
 import { ServerRecords } from './server-records.ts';
 import type { Slot } from './slot.ts';
-import { isAttached, isUp, isWokenByJob, newSlot, reloadMs } from './slot.ts';
+import { isAttached, isIdle, isUp, isWokenByJob, newSlot, reloadMs } from './slot.ts';
 import { Upkeep } from './upkeep.ts';
 import { VramAccounts } from './vram-accounts.ts';
 import { Weights } from './weights.ts';
+import type { MissingWeights } from './weights-text.ts';
+import { missingWeights } from './weights-text.ts';
 import { WorkInHand } from './work-in-hand.ts';
 
 export type { Lease } from './lease.ts';
@@ -48,14 +57,25 @@ export type ResidencyOptions = {
   ramReserveMiB: number;
   /** Idle models give their VRAM up when a program that is not ours needs it. */
   yieldsToForeign: boolean;
+  /** A person has taken the host out of service: nothing is loaded by itself. */
+  isDraining?: () => boolean;
+  /** Somebody has this slot beside what the residency knows of: it must not vanish under them. */
+  isTaken?: (slotId: string) => boolean;
   logs: { maxMiB: number; keep: number };
   times: ResidencyTimes;
   log: Log;
   onChange: () => void;
 };
 
+/** What agent.yaml may change about the host's memory while the agent runs. */
+export type MemorySettings = Pick<ResidencyOptions, 'reserveMiB' | 'ramReserveMiB' | 'yieldsToForeign'>;
+
 export type SlotFacts = {
   state: ModelStateKind;
+  /** Why agent.yaml wants it no more; absent for one that stays. */
+  leaving?: string;
+  /** Its weights are not on the disk; absent when they are, or its server has them already. */
+  download?: MissingWeights;
   /** A job could start without a load or a wake. */
   isReady: boolean;
   gpus: readonly string[];
@@ -89,39 +109,85 @@ export class Residency implements AsyncDisposable {
   readonly #changes: Changes;
   readonly #learned: Learned;
   readonly #records: ServerRecords;
+  readonly #table = new ProcessTable();
+  readonly #ports = new PortTable(HOST);
+  #cgroups: CgroupRoot | undefined;
   readonly #weights: Weights;
   readonly #accounts: VramAccounts;
   readonly #room: Room;
+  readonly #evictor: Evictor;
   readonly #admission: Admission;
   readonly #moves: ModelMoves;
+  readonly #pressure: ForeignPressure;
   readonly #upkeep: Upkeep;
-  #slots: readonly Slot[];
+  readonly #roster: Roster;
+  readonly #settings: MemorySettings;
   #upkeepRuns: Promise<void> = Promise.resolve();
   #stopWatching: () => void = () => undefined;
   #ended: Promise<void> | undefined;
 
   constructor(options: ResidencyOptions) {
     this.#options = options;
-    const { models, stateDir, log, sampler, times, reserveMiB, ramReserveMiB } = options;
-    this.#changes = new Changes(options.onChange);
+    const { models, stateDir, log, sampler, times, reserveMiB, ramReserveMiB, yieldsToForeign } = options;
+    const settings: MemorySettings = { reserveMiB, ramReserveMiB, yieldsToForeign };
+    this.#settings = settings;
+    this.#changes = new Changes(() => {
+      this.#roster.look();
+      options.onChange();
+    });
     this.#learned = new Learned({ stateDir, log });
     this.#records = new ServerRecords({ stateDir, log });
-    this.#weights = new Weights({ stateDir, logDir: options.logDir, log, onChange: () => this.#changes.announce() });
+    this.#weights = new Weights({
+      ...{ stateDir, logDir: options.logDir, stallMs: times.stallMs, retryFirstMs: times.retryFirstMs, log },
+      onChange: () => this.#changes.announce(),
+      onProgress: () => options.onChange(), // whoever waits for room need not plan again
+    });
     this.#accounts = new VramAccounts({ sampler, log, servers: () => this.#servers() });
     const ours = {
       ...{ sampler, log, learned: this.#learned, accounts: this.#accounts, locks: this.#locks },
       ...{ changes: this.#changes, work: this.#work, signal: this.#lifetime.signal },
-      slots: () => this.#slots,
+      slots: () => this.#roster.slots,
     };
-    this.#room = new Room({ ...ours, reserveMiB, ramReserveMiB });
-    this.#admission = new Admission({ ...ours, room: this.#room, weights: this.#weights });
+    this.#room = new Room({
+      ...ours,
+      // A reload may change them.
+      get reserveMiB() {
+        return settings.reserveMiB;
+      },
+      get ramReserveMiB() {
+        return settings.ramReserveMiB;
+      },
+    });
+    this.#evictor = new Evictor({ ...ours, room: this.#room });
+    const roomy = { ...ours, room: this.#room, evictor: this.#evictor };
+    this.#admission = new Admission({ ...roomy, weights: this.#weights });
     const readyInMs = ({ slotId }: Slot): number => this.slotFacts(slotId).reloadMs;
-    this.#moves = new ModelMoves({ ...ours, admission: this.#admission, readyInMs, times });
+    const staying = (): Slot[] => this.#roster.slots.filter(({ leaving }) => leaving === undefined);
+    const parts = { ...roomy, admission: this.#admission };
+    this.#moves = new ModelMoves({ ...parts, slots: staying, readyInMs, times });
+    this.#pressure = new ForeignPressure({
+      ...parts,
+      isOn: () => settings.yieldsToForeign,
+      holdAway: (model, ms) => this.#moves.holdAway(model, ms),
+    });
     const pulseMs = times.healthPollMs;
-    this.#upkeep = new Upkeep({ ...ours, admission: this.#admission, room: this.#room, pulseMs });
-    this.#slots = models.flatMap((model) =>
-      this.#newSlots(model, { to: model.replicas === 'auto' ? 1 : model.replicas }),
-    );
+    const isDraining = options.isDraining ?? (() => false);
+    const heldAwayMs = (model: ModelId): number => this.heldAwayMs(model);
+    const upkeepParts = { weights: this.#weights, pressure: this.#pressure, heldAwayMs };
+    this.#upkeep = new Upkeep({ ...parts, ...upkeepParts, isDraining, pulseMs });
+    this.#roster = new Roster({
+      ...ours,
+      newSlot: (slotId, model) => this.#newSlot(slotId, model),
+      autoReplicas: (model) => this.#autoReplicas(model),
+      isTaken: options.isTaken ?? (() => false),
+      cut: async (slot) => {
+        this.#admission.abandonFetch(slot);
+        await slot.server.cutLoad();
+      },
+      release: (slot) => this.#release(slot),
+      onChange: () => this.#changes.announce(),
+    });
+    this.#roster.change(models);
   }
 
   /** Ends when the residency does; a defect in its upkeep rejects it. */
@@ -130,17 +196,35 @@ export class Residency implements AsyncDisposable {
   }
 
   get slots(): readonly { slotId: string; model: ConfiguredModel }[] {
-    return this.#slots;
+    return this.#roster.slots;
+  }
+
+  /**
+   * Other models or other settings, from a reload of agent.yaml. Returns at once: servers whose definition is the same are
+   * not touched, all others end what they have first. What was learned stays, because it is kept by the model's id.
+   */
+  reconfigure(models: readonly ConfiguredModel[], settings: MemorySettings): void {
+    Object.assign(this.#settings, settings);
+    this.#roster.change(models);
+    this.#changes.announce();
+  }
+
+  /** Somebody let go of a slot. */
+  look(): void {
+    this.#roster.look();
   }
 
   /** Ends what a crashed agent left running, before anything is loaded. Preloads come later, once the GPUs are known. */
   async start(signal: AbortSignal): Promise<void> {
-    const { sampler, log, times } = this.#options;
+    const { sampler, log, logDir, stateDir, times } = this.#options;
     await this.#learned.read();
-    await endLeftOver(await this.#records.leftOver(), { sampler, times, signal, log });
+    this.#cgroups = await CgroupRoot.open({ stateDir, log });
+    const records = await this.#records.leftOver();
+    const where = { cgroups: this.#cgroups, table: this.#table, logDir };
+    await endLeftOver({ records, ...where, sampler, times, signal, log });
     await this.#records.clear();
-    this.#stopWatching = sampler.onReadings(() => this.#addReplicas());
-    this.#addReplicas();
+    this.#stopWatching = sampler.onReadings(() => this.#countReplicas());
+    this.#countReplicas();
     this.#upkeepRuns = this.#keepUp(this.#lifetime.signal);
   }
 
@@ -157,8 +241,11 @@ export class Residency implements AsyncDisposable {
     const wakeMs = isWokenByJob(slot) ? 0 : this.#learned.wakeMs(model);
     const retry = state.kind === 'failed' ? state.retry : 'never';
     const retryInMs = retry === 'never' ? undefined : Math.max(0, retry.atMs - performance.now());
+    const download = this.#missingWeights(slot);
     return {
       state: state.kind,
+      ...(slot.leaving !== undefined && { leaving: slot.leaving }),
+      ...(download !== undefined && { download }),
       isReady: isUp(slot),
       gpus: server.gpus,
       heldMiB: server.heldMiB,
@@ -166,7 +253,7 @@ export class Residency implements AsyncDisposable {
       ...(retryInMs !== undefined && { retryInMs }),
       loadedMiB: loadedMiB(this.#learned.of(model.id), model),
       peakMiB: this.#room.peakMiB(model, ONE_MEGAPIXEL),
-      reloadMs: reloadMs(slot, { loadMs, wakeMs, retryInMs: retryInMs ?? 0 }),
+      reloadMs: (download?.leftMs ?? 0) + reloadMs(slot, { loadMs, wakeMs, retryInMs: retryInMs ?? 0 }),
       loadMs,
       wakeMs,
       idleMs: server.idleMs,
@@ -192,21 +279,46 @@ export class Residency implements AsyncDisposable {
     const use = await this.#admission.use(slot, o);
     const { sampler } = this.#options;
     return leaseOf(slot, {
-      ...{ use, sampler, learned: this.#learned, locks: this.#locks, admission: this.#admission },
-      slots: () => this.#slots,
-      look: () => void this.#work.hold(this.#accounts.look(this.#lifetime.signal)), // never rejects
+      ...{ use, sampler, learned: this.#learned, locks: this.#locks, evictor: this.#evictor },
+      slots: () => this.#roster.slots,
+      look: () => this.#work.hold(this.#accounts.look(this.#lifetime.signal)),
+      jobFloorMs: this.#options.times.jobFloorMs,
     });
+  }
+
+  /** Somebody wants this model: its weights are downloaded, unless that failed a moment ago or needs a person first. */
+  fetchWeights(model: ModelId): void {
+    const slot = this.#roster.slots.find((each) => each.model.id === model);
+    if (slot === undefined || this.#missingWeights(slot) === undefined || !this.#weights.isDue(slot.model)) return;
+    // Its failure is in the state of the weights, and logged there.
+    void this.#work.hold(this.#weights.pull(slot.model, this.#lifetime.signal)).catch(() => undefined);
+  }
+
+  /** The same, asked for by a person: what failed before is tried again, and its failure is an answer. */
+  async pullWeights(model: ModelId, signal: AbortSignal): Promise<void> {
+    const slot = this.#roster.slots.find((each) => each.model.id === model);
+    if (slot === undefined || this.#missingWeights(slot) === undefined) return;
+    await this.#weights.pull(slot.model, signal, { isAsked: true });
   }
 
   /** A person's load, offload or release. Answers after `moveAnswerMs` at the latest; the same call again joins. */
   move(model: ModelId, to: Destination, signal: AbortSignal): Promise<ModelMove> {
+    const named = this.#roster.slots.filter((slot) => slot.model.id === model || slot.model.alias === model);
+    const [first] = named;
+    if (first?.leaving !== undefined && named.every(({ leaving }) => leaving !== undefined)) {
+      const message = `${first.model.alias} is on its way out. ${first.leaving} Ask again in a moment.`;
+      return Promise.reject(new AppError('GPU_BUSY', message));
+    }
     return this.#moves.move(model, to, signal);
   }
 
   modelStatus(): Omit<ModelStatus, 'slots'>[] {
-    return this.#options.models.flatMap((model) => {
-      const facts = { learned: this.#learned, room: this.#room, heldAwayMs: this.heldAwayMs(model.id) };
-      return statusOf(this.#slotsOf(model), facts) ?? [];
+    return this.#roster.models.flatMap((model) => {
+      const facts = {
+        ...{ learned: this.#learned, room: this.#room, heldAwayMs: this.heldAwayMs(model.id) },
+        weights: this.#weights.stateOf(model),
+      };
+      return statusOf(this.#roster.slotsOf(model), facts) ?? [];
     });
   }
 
@@ -218,11 +330,20 @@ export class Residency implements AsyncDisposable {
     }));
   }
 
-  learn(slotId: string, seen: { request: JobRequest; runMs: number; peakMiB?: number }): void {
-    const { model } = this.#slot(slotId);
+  learn(slotId: string, seen: { request: JobRequest; runMs: number }): void {
+    const model = this.#roster.slots.find((slot) => slot.slotId === slotId)?.model;
+    if (model === undefined) return; // agent.yaml dropped it while the picture was being stored
     this.#learned.job(model, seen);
-    if (seen.peakMiB === undefined) return;
-    this.#learned.peak(model.id, { megapixels: megapixelsOf(seen.request), peakMiB: seen.peakMiB });
+  }
+
+  /** Who else holds VRAM on this host, in a sentence. */
+  strangers(): string | undefined {
+    return this.#room.strangers();
+  }
+
+  /** What other programs cost the models of this host at the moment, in sentences. */
+  problems(): string[] {
+    return this.#pressure.problems();
   }
 
   /** How long batch work still leaves this model away, in ms; 0 when it may come back. */
@@ -262,51 +383,58 @@ export class Residency implements AsyncDisposable {
     await this.#learned.written();
   }
 
-  #newSlots(model: ConfiguredModel, { from = 0, to }: { from?: number; to: number }): Slot[] {
-    const { sampler, logDir, times, log } = this.#options;
-    return Array.from({ length: Math.max(0, to - from) }, (_, at) => {
-      const slotId = from + at === 0 ? model.alias : `${model.alias}#${from + at + 1}`;
-      const server = new ModelServer({
-        ...{ slotId, model, sampler, logDir, times, log, learned: this.#learned, records: this.#records },
-        engine: model.engine === 'vllm-omni' ? vllmOmni() : step1xEdit(),
-        look: (signal) => this.#accounts.look(signal),
-        onChange: () => this.#changes.announce(),
-        onVramMissing: (claim) => this.#accounts.owe(claim),
-      });
-      return newSlot(slotId, { model, server });
+  #newSlot(slotId: string, model: ConfiguredModel): Slot {
+    const { sampler, logDir, logs, times, log } = this.#options;
+    this.#learned.configure(model);
+    const server: ModelServer = new ModelServer({
+      ...{ slotId, model, sampler, logDir, logs, times, log, learned: this.#learned, records: this.#records },
+      ...{ ports: this.#ports, table: this.#table, cgroups: () => this.#cgroups },
+      usedMiB: (gpus) => {
+        const here = sampler.readings().filter(({ uuid }) => gpus.includes(uuid));
+        return here.reduce((sum, { usedMiB }) => sum + (usedMiB ?? 0), 0);
+      },
+      engine: model.engine === 'vllm-omni' ? vllmOmni() : step1xEdit(),
+      extraEnv: () => this.#weights.environment(model),
+      look: (signal) => this.#accounts.look(signal),
+      isAlone: (gpus) => !this.#servers().some((other) => other !== server && other.isWorkingOn(gpus)),
+      hostRamFreeMiB: () => this.#room.hostRamFreeMiB(),
+      onChange: () => this.#changes.announce(),
+      onVramMissing: (claim) => this.#accounts.owe(claim),
     });
+    return newSlot(slotId, { model, server });
+  }
+
+  /** Under the lock of its GPUs, as every transition; meanwhile it may have been put to use. */
+  async #release(slot: Slot): Promise<void> {
+    using _lock = await this.#locks.acquire(slot.server.gpus, this.#lifetime.signal);
+    if (isIdle(slot) && slot.leaving !== undefined) await slot.server.release();
   }
 
   /** How many GPUs there are is known only when they are read; one that was lost may come back. */
-  #addReplicas(): void {
-    const before = this.#slots.length;
-    this.#slots = this.#options.models.flatMap((model) => {
-      const slots = this.#slotsOf(model);
-      if (model.replicas !== 'auto') return slots;
-      return [...slots, ...this.#newSlots(model, { from: slots.length, to: this.#autoReplicas(model) })];
-    });
-    if (this.#slots.length > before) this.#changes.announce();
+  #countReplicas(): void {
+    if (this.#roster.settle()) this.#changes.announce();
   }
 
-  /** One for each GPU it fits alone. */
+  /** One for each GPU it fits alone, or for each group of GPUs that one server spans. */
   #autoReplicas(model: ConfiguredModel): number {
-    if (isAttached(model) || model.gpuCount > 1) return 1;
-    const needMiB = this.#room.peakMiB(model, ONE_MEGAPIXEL) + this.#options.reserveMiB;
+    if (isAttached(model)) return 1;
+    const needMiB = this.#room.peakMiB(model, ONE_MEGAPIXEL) / model.gpuCount + this.#settings.reserveMiB;
     const fitting = this.#options.sampler.readings().filter(({ totalMiB }) => (totalMiB ?? 0) >= needMiB);
-    return Math.max(1, fitting.length);
+    return Math.max(1, Math.floor(fitting.length / model.gpuCount));
   }
 
-  #slotsOf(model: ConfiguredModel): Slot[] {
-    return this.#slots.filter((slot) => slot.model === model);
+  #missingWeights({ server, model }: Slot): MissingWeights | undefined {
+    if (server.state.kind !== 'released' && server.state.kind !== 'failed') return undefined;
+    return missingWeights(this.#weights.stateOf(model), performance.now());
   }
 
   #slot(slotId: string): Slot {
-    const slot = this.#slots.find((candidate) => candidate.slotId === slotId);
+    const slot = this.#roster.slots.find((candidate) => candidate.slotId === slotId);
     if (slot === undefined) throw new Error(`no slot ${slotId}`);
     return slot;
   }
 
   #servers(): ModelServer[] {
-    return this.#slots.map(({ server }) => server);
+    return this.#roster.slots.map(({ server }) => server);
   }
 }

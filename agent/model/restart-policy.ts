@@ -7,6 +7,8 @@ const MAX_DELAY_MS = 60_000;
 const JITTER = 0.25;
 /** So long in `ready`, and what was before no longer counts. */
 const FORGIVEN_AFTER_MS = 10 * 60_000;
+/** Of the shell and of sysexits(3): a bad configuration, a program that cannot be run, one that is not there. */
+const FATAL_EXITS: readonly (number | null)[] = [78, 126, 127];
 
 /**
  * When to start again after the last of `failures`: 2, 4, 8 ... 60 s with jitter, or never after three failed starts in
@@ -27,4 +29,9 @@ export function retryAfter(
 /** The failures that still count once a server has been ready for `readyMs`. */
 export function afterReady(failures: Failures, readyMs: number): Failures {
   return readyMs >= FORGIVEN_AFTER_MS ? [] : failures;
+}
+
+/** A start that ended so would end so again. What else is fatal, its engine knows. */
+export function isFatalExit(exitCode: number | null): boolean {
+  return FATAL_EXITS.includes(exitCode);
 }

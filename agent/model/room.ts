@@ -1,6 +1,6 @@
 import { AppError } from '../../shared/errors.ts';
 import type { ModelId } from '../../shared/job.ts';
-import type { GpuSampler } from '../gpu/gpu-sampler.ts';
+import type { GpuReading, GpuSampler } from '../gpu/gpu-sampler.ts';
 import { readHostMemory } from '../gpu/host-memory.ts';
 import type { VramMeasure } from '../gpu/vram-measure.ts';
 import type { Resident, VramPlan, VramView, VramWant } from '../gpu/vram-planner.ts';
@@ -35,7 +35,7 @@ export class Room {
 
   viewFor(offered: ReadonlySet<ModelId>): VramView {
     this.#offered = offered;
-    return this.#view();
+    return this.view();
   }
 
   /** What a job of this size needs on top of what the slot holds, so that its peak fits. */
@@ -50,15 +50,22 @@ export class Room {
     return peakMiB(this.#options.learned.of(model.id), { ...model, megapixels });
   }
 
-  /** Not where the server is known to keep more than half of its memory. */
-  canOffload({ model }: Slot): boolean {
+  /** Not where the server is known to keep more than half of its memory, nor where host RAM and VRAM are one. */
+  canOffload({ model, server }: Slot): boolean {
+    const isUnified = ({ uuid, isUnified: isOne = false }: GpuReading): boolean => isOne && server.gpus.includes(uuid);
+    if (this.#options.sampler.readings().some(isUnified)) return false;
     const learned = this.#options.learned.of(model.id);
     return model.offload === 'auto' && offloadedMiB(learned, model) < loadedMiB(learned, model) / 2;
   }
 
+  /** Host RAM can take what an offload moves there. */
+  hasRamFor(slot: Slot): boolean {
+    return this.#toRamMiB(slot) <= this.hostRamFreeMiB();
+  }
+
   plan(slot: Slot, megapixels: number): VramPlan {
     if (isAttached(slot.model)) return { kind: 'fits', gpus: [], evict: [] };
-    return planVram(this.want(slot, megapixels), this.#view());
+    return planVram(this.want(slot, megapixels), this.view());
   }
 
   /** On readings of this moment. Throws GPU_LOST: without a reading nothing is started. */
@@ -92,12 +99,18 @@ export class Room {
       const reason = sampler.problem?.reason ?? 'nvidia-smi shows no GPU';
       return new AppError('GPU_LOST', `${alias} cannot run: ${reason}. Run nvidia-smi on the host.`);
     }
-    const foreign = readings.flatMap(({ index, uuid }) =>
-      accounts
-        .of(uuid)
-        .foreign.map(({ pid, name, usedMiB }) => `${name} (pid ${pid}, ${Math.round(usedMiB)} MiB on GPU ${index})`),
-    );
-    const others = foreign.length === 0 ? '' : ` Other programs hold VRAM: ${foreign.join(', ')}.`;
+    const here = readings.filter(({ uuid }) => slot.server.gpus.includes(uuid));
+    const lost = here.find(({ health }) => health === 'lost');
+    if (lost !== undefined) {
+      return new AppError('GPU_LOST', `${alias} is on GPU ${lost.index}, which is lost. Run nvidia-smi on the host.`);
+    }
+    const stuck = here.find(({ uuid }) => accounts.isDegraded(uuid));
+    if (stuck !== undefined) {
+      const message = `${alias} is on GPU ${stuck.index}, where memory of an ended server has not come back. It waits for that.`;
+      return new AppError('GPU_BUSY', message);
+    }
+    const strangers = this.strangers();
+    const others = strangers === undefined ? '' : ` ${strangers}`;
     const waiting =
       degraded.length === 0
         ? ''
@@ -110,8 +123,20 @@ export class Room {
     );
   }
 
-  #view(): VramView {
-    const { sampler, accounts, reserveMiB, ramReserveMiB, slots } = this.#options;
+  /** Who else holds VRAM here, in a sentence; undefined where nobody is listed. */
+  strangers(): string | undefined {
+    const { sampler, accounts } = this.#options;
+    const foreign = sampler.readings().flatMap(({ index, uuid }) =>
+      accounts
+        .of(uuid)
+        .foreign.filter(({ usedMiB }) => usedMiB > 0)
+        .map(({ pid, name, usedMiB }) => `${name} (pid ${pid}, ${Math.round(usedMiB)} MiB on GPU ${index})`),
+    );
+    return foreign.length === 0 ? undefined : `Other programs hold VRAM: ${foreign.join(', ')}.`;
+  }
+
+  view(): VramView {
+    const { sampler, accounts, reserveMiB, slots } = this.#options;
     const placed = slots().filter(({ server }) => server.gpus.length > 0);
     const promisedOn = (uuid: string): number =>
       placed
@@ -120,12 +145,43 @@ export class Room {
     const gpus = sampler.readings().map(({ uuid, totalMiB, freeMiB, health }) => ({
       uuid,
       totalMiB: totalMiB ?? 0,
-      freeMiB: Math.max(0, (freeMiB ?? 0) - promisedOn(uuid)),
+      freeMiB: (freeMiB ?? 0) - promisedOn(uuid),
       reserveMiB,
-      usable: health === 'ok' && freeMiB !== null && !accounts.isDegraded(uuid),
+      usable: health === 'ok' && freeMiB !== null,
+      isOut: health === 'lost' || accounts.isDegraded(uuid),
     }));
-    const hostRamFreeMiB = Math.max(0, readHostMemory().availableMiB - ramReserveMiB);
-    return { gpus, residents: placed.map((slot) => this.#residentOf(slot)), hostRamFreeMiB };
+    const residents = placed.map((slot) => this.#residentOf(slot, placed));
+    return { gpus, residents, hostRamFreeMiB: this.hostRamFreeMiB() };
+  }
+
+  /**
+   * What readings show as used on the GPUs of a server that moves or works, and that nobody is known to hold: it has taken it
+   * since the last look at processes, and will give it back. Without it, all that it took would seem to be gone for ever.
+   */
+  #takenSinceMiB({ server }: Slot, placed: readonly Slot[]): number {
+    const readings = this.#options.sampler.readings().filter(({ uuid }) => server.gpus.includes(uuid));
+    const perGpu = readings.map(({ uuid, totalMiB, freeMiB }) => {
+      if (totalMiB === null || freeMiB === null) return 0;
+      const here = placed.filter((slot) => slot.server.gpus.includes(uuid));
+      const oursMiB = here.reduce((sum, slot) => sum + slot.server.heldMiB / slot.server.gpus.length, 0);
+      const othersMiB = this.#options.accounts.of(uuid).foreign.reduce((sum, { usedMiB }) => sum + usedMiB, 0);
+      return Math.max(0, totalMiB - freeMiB - oursMiB - othersMiB);
+    });
+    // It gives back the same on each of them.
+    return perGpu.length === 0 ? 0 : Math.max(...perGpu) * perGpu.length;
+  }
+
+  /** Host RAM for offloaded weights. What is on its way there counts as taken. */
+  hostRamFreeMiB(): number {
+    const { ramReserveMiB, slots } = this.#options;
+    const onTheWay = slots().filter(({ server }) => server.state.kind === 'offloading');
+    const comingMiB = onTheWay.reduce((sum, slot) => sum + this.#toRamMiB(slot), 0);
+    return Math.max(0, readHostMemory().availableMiB - ramReserveMiB - comingMiB);
+  }
+
+  #toRamMiB({ server, model }: Slot): number {
+    const learned = this.#options.learned.of(model.id);
+    return Math.max(0, server.heldMiB - offloadedMiB(learned, model));
   }
 
   /**
@@ -141,19 +197,23 @@ export class Room {
     return isPromised ? Math.max(server.heldMiB, promisedMiB) : server.heldMiB;
   }
 
-  #residentOf(slot: Slot): Resident {
+  #residentOf(slot: Slot, placed: readonly Slot[]): Resident {
     const { slotId, server, model, bringing } = slot;
     const { learned } = this.#options;
+    const { kind } = server.state;
+    const isSettled = isIdle(slot) && (kind === 'ready' || kind === 'offloaded');
+    const takenSinceMiB = isSettled ? 0 : this.#takenSinceMiB(slot, placed);
     return {
       slotId,
       gpus: server.gpus,
-      heldMiB: this.#claimedMiB(slot),
-      state: server.state.kind,
+      heldMiB: this.#claimedMiB(slot) + takenSinceMiB,
+      state: kind,
       inFlight: server.inFlight + (bringing === undefined ? 0 : 1),
       isPinned: model.pin,
       isOffered: this.#offered.has(model.id),
       idleMs: server.idleMs,
       reloadMs: learned.loadMs(model),
+      wakeMs: learned.wakeMs(model),
       canOffload: this.canOffload(slot),
       offloadedMiB: Math.min(server.heldMiB, offloadedMiB(learned.of(model.id), model)),
     };

@@ -1,6 +1,7 @@
 import { setImmediate } from 'node:timers/promises';
 import { AppError, toAppError } from '../../shared/errors.ts';
 import { settlesWithin } from '../gpu/nvidia-smi.ts';
+import type { VramMeasure } from '../gpu/vram-measure.ts';
 import type { ServerProcess } from './server-process.ts';
 import { describeExit } from './server-process.ts';
 
@@ -46,6 +47,23 @@ export async function deathNews(error: unknown, process: ServerProcess | undefin
 
 export function died(alias: string, how: string): AppError {
   return new AppError('MODEL_FAILED', `The server of ${alias} ${how}.`);
+}
+
+/** What others may breathe without having anything to do with a failed start. */
+const GROWTH_MIB = 256;
+
+/**
+ * Whether others took memory on its GPUs while it started: then a start that ran out of memory may go well another time.
+ * Where the driver lists no processes, that is what is missing when its own is back.
+ */
+export function hadForeignGrowth(
+  began: VramMeasure | undefined,
+  [last, after]: readonly (VramMeasure | undefined)[],
+): boolean {
+  if (began === undefined) return false;
+  const others = [last, after].map((seen) => (seen?.othersMiB ?? 0) - (began.othersMiB ?? Infinity));
+  const missingMiB = after === undefined ? 0 : began.freeMiB - after.freeMiB;
+  return Math.max(...others, missingMiB) >= GROWTH_MIB;
 }
 
 export function withLog(error: AppError, logText: string): AppError {

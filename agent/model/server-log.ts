@@ -1,42 +1,72 @@
-import { constants, createReadStream, createWriteStream } from 'node:fs';
-import { mkdir, open, readdir, realpath, rm, stat, truncate } from 'node:fs/promises';
-import { join } from 'node:path';
-import { pipeline } from 'node:stream/promises';
-import { stripVTControlCharacters } from 'node:util';
+import { constants } from 'node:fs';
+import { appendFile, mkdir, open, readdir, realpath, rename, rm, stat, truncate } from 'node:fs/promises';
+import { basename, join } from 'node:path';
 import { pause } from '../../shared/abort.ts';
+import { cleanLine, cleanLines } from './log-lines.ts';
 
-const KEPT_STARTS = 5;
-/** What follows the slot in the name of a log; the older part of a capped one ends with .1. */
-const STAMPED = /^\d{17}\.log(\.1)?$/;
-const MAX_BYTES = 20 * 1024 * 1024;
-const TAIL_BYTES = 64 * 1024;
+export type LogBounds = { maxMiB: number; keep: number };
+
+/** What follows the slot in the name of a log; older parts of a large one end with .1, .2 ... */
+const STAMPED = /-\d{17}\.log(\.(\d+|new))?$/;
+const DEFAULT_BOUNDS: LogBounds = { maxMiB: 20, keep: 5 };
+const MIB = 1024 * 1024;
+const TAIL_BYTES = 100 * 1024;
+/** What a flood leaves: less than a reader gets, so that the note above it is seen. */
+const KEPT_BYTES = TAIL_BYTES / 2;
+const COPY_BYTES = MIB;
 const FOLLOW_MS = 250;
-const LINE_CHARS = 300;
+const BOUND_MS = 250;
+const FAST_BOUND_MS = 50;
+/** A log that fills a part sooner than this would push all older parts out in no time: its output is dropped instead. */
+const FLOOD_MS = 10_000;
+/** Lines of an error message: shorter than those of a log, because they travel in frames. */
 const ERROR_LINES = 20;
+const ERROR_CHARS = 300;
 
 /** The log file of one start of a server. The server writes it by itself: no pipe that could fill up or break. */
 export class ServerLog {
   readonly path: string;
+  readonly #bounds: LogBounds;
+  readonly #secrets: readonly string[];
+  #rotatedMs = -Infinity;
 
-  private constructor(path: string) {
+  private constructor(path: string, { bounds, secrets }: { bounds: LogBounds; secrets: readonly string[] }) {
     this.path = path;
+    this.#bounds = bounds;
+    this.#secrets = secrets;
   }
 
-  /** A new file for this start; those of the last few starts of the slot stay. */
-  static async create({ logDir, slotId }: { logDir: string; slotId: string }): Promise<ServerLog> {
+  /** A new file for this start; those of the last few starts of the slot stay. `secrets` are never shown to a reader. */
+  static async create(o: {
+    logDir: string;
+    slotId: string;
+    bounds?: LogBounds;
+    secrets?: readonly string[];
+  }): Promise<ServerLog> {
+    const { logDir, slotId, bounds = DEFAULT_BOUNDS, secrets = [] } = o;
     await mkdir(logDir, { recursive: true });
     // The kernel names open files by their real path, and by that the members of the tree are found.
     const directory = await realpath(logDir);
-    const prefix = `${slotId.replace(/[^\w.-]/g, '_')}-`;
     const stamp = new Date().toISOString().replace(/\D/g, '');
-    const names = (await readdir(directory)).filter(
-      (name) => name.startsWith(prefix) && STAMPED.test(name.slice(prefix.length)),
-    );
-    const starts = [...new Set(names.map((name) => name.replace(/\.1$/, '')))].sort();
-    for (const name of starts.slice(0, -(KEPT_STARTS - 1))) {
-      for (const part of [name, `${name}.1`]) await rm(join(directory, part), { force: true });
+    for (const starts of (await startsOf(directory, slotId)).slice(bounds.keep - 1)) {
+      for (const name of starts) await rm(join(directory, name), { force: true });
     }
-    return new ServerLog(join(directory, `${prefix}${stamp}.log`));
+    return new ServerLog(join(directory, `${fileSlot(slotId)}-${stamp}.log`), { bounds, secrets });
+  }
+
+  /** The log of the newest start of a slot. Undefined where it was never started. */
+  static async newest(o: { logDir: string; slotId: string; bounds?: LogBounds }): Promise<ServerLog | undefined> {
+    const [last] = await startsOf(o.logDir, o.slotId);
+    const name = last?.find((part) => part.endsWith('.log')) ?? last?.[0]?.replace(/\.\d+$/, '');
+    return name === undefined
+      ? undefined
+      : new ServerLog(join(o.logDir, name), { bounds: o.bounds ?? DEFAULT_BOUNDS, secrets: [] });
+  }
+
+  /** Which slot a file is the log of; undefined where it is none. */
+  static slotOf(path: string): string | undefined {
+    const name = basename(path);
+    return name.endsWith('.log') && STAMPED.test(name) ? name.replace(STAMPED, '') : undefined;
   }
 
   /** For the server's stdout and stderr. Appending, so that truncating the file leaves no hole. */
@@ -54,74 +84,176 @@ export class ServerLog {
 
   /** The last lines, fit for an error message. */
   async lastLines(): Promise<string> {
-    const size = await this.size();
-    return cleanLines(await this.#read(Math.max(0, size - TAIL_BYTES), TAIL_BYTES))
-      .slice(-ERROR_LINES)
-      .join('\n');
+    return (await this.#lastOf(ERROR_LINES, ERROR_CHARS)).join('\n');
   }
 
-  /** Reads what is appended, every 250 ms until the signal aborts. Survives truncation. */
-  async follow({ signal, onText }: { signal: AbortSignal; onText: (text: string) => void }): Promise<void> {
-    let at = await this.size();
+  /** The last lines, for a person: without colours and secrets, each 16 KiB at most. */
+  tail(lines: number): Promise<string[]> {
+    return this.#lastOf(lines);
+  }
+
+  /**
+   * Reads what is appended, every 250 ms until the signal aborts. Survives rotation; of a flood it shows the end. `from`: the
+   * size that it had, where what came since then counts.
+   */
+  async follow(o: { signal: AbortSignal; onText: (text: string) => void; from?: number }): Promise<void> {
+    const { signal, onText } = o;
+    let at = o.from ?? (await this.size());
     while (!signal.aborted) {
       await pause(FOLLOW_MS, signal);
       const size = await this.size();
       if (size < at) at = 0;
-      if (size > at) onText(await this.#read(Math.max(at, size - TAIL_BYTES), TAIL_BYTES));
+      if (size > at) onText(await read(this.path, Math.max(at, size - TAIL_BYTES)));
       at = size;
     }
   }
 
-  /**
-   * Moves the end of a file that has grown too large to one older part beside it. The server goes on writing to the same
-   * file; what it writes in this moment is lost.
-   */
-  async cap(): Promise<void> {
-    const size = await this.size();
-    if (size <= MAX_BYTES) return;
-    const end = createReadStream(this.path, { start: size - MAX_BYTES, end: size - 1 });
-    await pipeline(end, createWriteStream(`${this.path}.1`, { mode: 0o640 }));
-    await truncate(this.path, 0);
+  /** The same by whole lines, as `tail` gives them. */
+  async followLines({ signal, onLine }: { signal: AbortSignal; onLine: (line: string) => void }): Promise<void> {
+    let rest = '';
+    const onText = (text: string): void => {
+      const lines = (rest + text).split('\n');
+      rest = (lines.pop() ?? '').slice(-TAIL_BYTES);
+      for (const line of lines) {
+        const clean = cleanLine(line, { secrets: this.#secrets });
+        if (clean !== '') onLine(clean);
+      }
+    };
+    await this.follow({ signal, onText });
   }
 
-  async #read(from: number, bytes: number): Promise<string> {
-    try {
-      const file = await open(this.path, 'r');
+  /** Keeps the file near its bound until the signal aborts, looking more often while it grows fast. Never rejects. */
+  async keepBounded(o: { signal: AbortSignal; onProblem: (error: unknown) => void }): Promise<void> {
+    let last = 0;
+    let everyMs = BOUND_MS;
+    while (!o.signal.aborted) {
+      await pause(everyMs, o.signal);
+      const size = await this.size();
+      everyMs = size - last > this.#maxBytes / 8 ? FAST_BOUND_MS : BOUND_MS;
+      last = size;
       try {
-        const { buffer, bytesRead } = await file.read(Buffer.alloc(bytes), 0, bytes, from);
-        return buffer.toString('utf8', 0, bytesRead);
-      } finally {
-        await file.close();
+        await this.bound();
+      } catch (error) {
+        o.onProblem(error);
       }
-    } catch {
-      return ''; // removed by someone
     }
   }
-}
 
-/** Reports the steps of the progress bar in a server's log until disposed. */
-export function followSteps(log: ServerLog | undefined, onStep: (step: number, steps: number) => void): Disposable {
-  const stop = new AbortController();
-  const onText = (text: string): void => {
-    const last = lastStep(text);
-    if (last !== undefined) onStep(last.step, last.steps);
-  };
-  void log?.follow({ signal: stop.signal, onText }); // reads what is there; a missing file is no text
-  return { [Symbol.dispose]: () => stop.abort() };
-}
+  /**
+   * Moves the end of a file that has grown too large to an older part beside it. The server goes on writing to the same
+   * file; what it writes between the copy and the cut is lost. A flood is cut without a copy, but for its end.
+   */
+  async bound(): Promise<void> {
+    const size = await this.size();
+    if (size <= this.#maxBytes) return;
+    const nowMs = performance.now();
+    if (nowMs - this.#rotatedMs < FLOOD_MS) return this.#drop(size);
+    this.#rotatedMs = nowMs;
+    const part = `${this.path}.new`;
+    try {
+      await copyFrom(this.path, size - this.#maxBytes, { to: part, maxBytes: 2 * this.#maxBytes });
+      await this.#shiftParts(part);
+    } catch (error) {
+      await this.#drop(size); // whatever is in the way of a copy, a full disk above all, must not keep the file growing
+      await rm(part, { force: true });
+      throw error;
+    }
+    await truncate(this.path);
+  }
 
-/** Lines without colours, without the overwritten states of a progress bar, without secrets. */
-export function cleanLines(text: string): string[] {
-  return stripVTControlCharacters(text)
-    .split('\n')
-    .map((line) => line.trimEnd().split('\r').at(-1) ?? '')
-    .map((line) => line.replace(/hf_[A-Za-z0-9]{8,}/g, 'hf_[redacted]').replace(/(bearer\s+)\S+/gi, '$1[redacted]'))
-    .map((line) => (line.length > LINE_CHARS ? `${line.slice(0, LINE_CHARS)}…` : line))
-    .filter((line) => line.trim() !== '');
+  async #shiftParts(newest: string): Promise<void> {
+    await rm(`${this.path}.${this.#bounds.keep}`, { force: true });
+    for (let at = this.#bounds.keep - 1; at >= 1; at -= 1) {
+      await rename(`${this.path}.${at}`, `${this.path}.${at + 1}`).catch(() => undefined); // not so many yet
+    }
+    await rename(newest, `${this.path}.1`);
+  }
+
+  async #drop(size: number): Promise<void> {
+    const end = await read(this.path, Math.max(0, size - KEPT_BYTES));
+    await truncate(this.path);
+    await appendFile(this.path, `[gantry: ${Math.round(size / MIB)} MiB of output dropped, too much to keep]\n${end}`);
+  }
+
+  get #maxBytes(): number {
+    return this.#bounds.maxMiB * MIB;
+  }
+
+  /** From the file, and from the part before where it has just begun anew. */
+  async #lastOf(count: number, maxChars?: number): Promise<string[]> {
+    const clean = async (path: string, bytes: number): Promise<string[]> =>
+      cleanLines(await read(path, Math.max(0, bytes - TAIL_BYTES)), {
+        secrets: this.#secrets,
+        ...(maxChars !== undefined && { maxChars }),
+      });
+    const lines = await clean(this.path, await this.size());
+    if (lines.length >= count) return lines.slice(-count);
+    const older = `${this.path}.1`;
+    const olderBytes = await stat(older).then(
+      ({ size }) => size,
+      () => 0, // it was never rotated
+    );
+    return [...(olderBytes > 0 ? await clean(older, olderBytes) : []), ...lines].slice(-count);
+  }
 }
 
 /** The last step of a tqdm bar, as in ` 48%|████▊     | 24/50 [00:03<00:03,  7.73it/s]`. */
 export function lastStep(text: string): { step: number; steps: number } | undefined {
   const last = [...text.matchAll(/\|\s*(\d{1,5})\/(\d{1,5}) \[/g)].at(-1);
   return last && { step: Number(last[1]), steps: Number(last[2]) };
+}
+
+/** The files of each start of a slot, newest start first. */
+async function startsOf(directory: string, slotId: string): Promise<string[][]> {
+  const slot = fileSlot(slotId);
+  const names = (await readdir(directory).catch(() => [])).filter((name) => {
+    return STAMPED.test(name) && name.replace(STAMPED, '') === slot;
+  });
+  const starts = new Map<string, string[]>();
+  for (const name of names) {
+    const start = name.replace(/\.log.*$/, '');
+    starts.set(start, [...(starts.get(start) ?? []), name]);
+  }
+  return [...starts.entries()].sort(([a], [b]) => (a < b ? 1 : -1)).map(([, files]) => files.sort());
+}
+
+/** Replicas have a # in their name, which shells do not like; no alias has a ~. */
+function fileSlot(slotId: string): string {
+  return slotId.replace(/[^\w.-]/g, '~');
+}
+
+/** At most 100 KiB of text from there. */
+async function read(path: string, from: number): Promise<string> {
+  try {
+    const file = await open(path, 'r');
+    try {
+      const { buffer, bytesRead } = await file.read(Buffer.alloc(TAIL_BYTES), 0, TAIL_BYTES, from);
+      return buffer.toString('utf8', 0, bytesRead);
+    } finally {
+      await file.close();
+    }
+  } catch {
+    return ''; // removed by someone
+  }
+}
+
+/** To the end of a file that may be growing, through one buffer. */
+async function copyFrom(path: string, from: number, o: { to: string; maxBytes: number }): Promise<void> {
+  const source = await open(path, 'r');
+  try {
+    const target = await open(o.to, 'w', 0o640);
+    try {
+      const buffer = Buffer.alloc(COPY_BYTES);
+      for (let copied = 0; copied < o.maxBytes;) {
+        const { bytesRead } = await source.read(buffer, 0, COPY_BYTES, from + copied);
+        if (bytesRead === 0) return;
+        await target.write(buffer, 0, bytesRead);
+        copied += bytesRead;
+      }
+    } finally {
+      await target.close();
+    }
+  } finally {
+    await source.close();
+  }
 }

@@ -11,6 +11,8 @@ export const ServerRecord = z.object({
   leader: z.object({ pid: z.int(), startTime: z.string() }).nullable(),
   /** Open in every process of the tree, and so the one mark that survives renaming and a new session. */
   logPath: z.string(),
+  /** Its control group, where it has one. */
+  cgroup: z.string().optional(),
   bootId: z.string(),
 });
 export type ServerRecord = z.infer<typeof ServerRecord>;

@@ -1,6 +1,7 @@
 import { AppError } from '../../shared/errors.ts';
 import type { ConfiguredModel } from './configured-model.ts';
 import type { ModelServer } from './model-server.ts';
+import { seconds } from './progress-text.ts';
 
 /** One configured server, up or not, with what the residency has in mind for it. */
 export type Slot = {
@@ -19,22 +20,30 @@ export type Slot = {
   isWanted: boolean;
   /** Where a preload found no room, it is tried again then. */
   notBeforeMs: number;
+  /** Why agent.yaml wants it no more: no grants, and it goes when it has come to rest. */
+  leaving: string | undefined;
 };
 
 export function newSlot(slotId: string, { model, server }: { model: ConfiguredModel; server: ModelServer }): Slot {
   return {
     ...{ slotId, model, server, promisedMiB: 0, bringing: undefined, detail: undefined },
     ...{ listeners: new Set<(text: string) => void>(), isWanted: shouldBeUp(model), notBeforeMs: 0 },
+    leaving: undefined,
   };
 }
 
-/** Attached servers are up already: we only have to find them. */
-export function shouldBeUp(model: ConfiguredModel): boolean {
-  return model.preload || model.pin || isAttached(model);
+/** Attached servers are up already, and only have to be found; one that we may start is started when it is needed. */
+export function shouldBeUp({ preload, pin, launch }: ConfiguredModel): boolean {
+  return preload || pin || (launch.kind === 'attached' && launch.start === undefined);
 }
 
 export function isAttached(model: ConfiguredModel): boolean {
   return model.launch.kind === 'attached';
+}
+
+/** A server of somebody else is ours to end only where its owner named a program for that. */
+export function canEnd({ launch }: ConfiguredModel): boolean {
+  return launch.kind === 'owned' || launch.stop !== undefined;
 }
 
 export function isWokenByJob({ model }: Slot): boolean {
@@ -83,8 +92,4 @@ export function reloadMs({ server }: Slot, o: { loadMs: number; wakeMs: number; 
     case 'failed':
       return o.retryInMs + o.loadMs;
   }
-}
-
-export function seconds(ms: number): string {
-  return ms < 10_000 ? `${(ms / 1000).toFixed(1)} s` : `${Math.round(ms / 1000)} s`;
 }

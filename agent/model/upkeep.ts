@@ -1,13 +1,16 @@
 import { pause } from '../../shared/abort.ts';
+import type { ModelId } from '../../shared/job.ts';
 import type { Log } from '../../shared/log.ts';
 import type { Admission } from './admission.ts';
 import type { Changes } from './changes.ts';
+import type { ForeignPressure } from './foreign-pressure.ts';
 import type { GpuLocks } from './gpu-locks.ts';
 import { idleAction } from './idle-policy.ts';
 import type { Room } from './room.ts';
 import type { Slot } from './slot.ts';
-import { isAttached, isIdle, shouldBeUp } from './slot.ts';
+import { canEnd, isAttached, isIdle, shouldBeUp } from './slot.ts';
 import type { VramAccounts } from './vram-accounts.ts';
+import type { Weights } from './weights.ts';
 import type { WorkInHand } from './work-in-hand.ts';
 
 export type UpkeepOptions = {
@@ -18,6 +21,14 @@ export type UpkeepOptions = {
   changes: Changes;
   work: WorkInHand;
   slots: () => readonly Slot[];
+  pressure: ForeignPressure;
+  weights: Weights;
+  /** How long a person's wish, or another program's need, keeps this model away. */
+  heldAwayMs: (model: ModelId) => number;
+  /** Of the residency. */
+  signal: AbortSignal;
+  /** While the host drains nothing is started by itself. */
+  isDraining: () => boolean;
   pulseMs: number;
   log: Log;
 };
@@ -41,7 +52,7 @@ export class Upkeep {
 
   /** Ends with the signal. */
   async run(signal: AbortSignal): Promise<void> {
-    const { slots, accounts, changes, work, pulseMs, log } = this.#options;
+    const { slots, accounts, changes, work, pressure, pulseMs } = this.#options;
     let lookedMs = performance.now();
     for (let pulse = 1; !signal.aborted; pulse += 1) {
       this.#keepUp(signal);
@@ -49,8 +60,8 @@ export class Upkeep {
       const servers = slots().map(({ server }) => server);
       for (const server of servers) {
         if (pulse % HEALTH_EVERY_PULSES === 0) void work.hold(server.checkHealth()); // its failure is in the server's state
-        await server.capLog().catch((error: unknown) => log.warn({ event: 'log-not-capped', error: String(error) }));
       }
+      await pressure.look(signal);
       const isMoving = servers.some(({ state }) => state.kind === 'loading') || accounts.hasDebts();
       if (performance.now() - lookedMs >= (isMoving ? ATTRIBUTE_MOVING_MS : ATTRIBUTE_EVERY_MS)) {
         await accounts.look(signal);
@@ -61,21 +72,50 @@ export class Upkeep {
     }
   }
 
-  /** Brings up what should be up at start, and what crashed when its time has come. Who was evicted waits for a job. */
+  /**
+   * Brings up what should be up at start, and what crashed when its time has come. Who was evicted waits for a job. Pinned
+   * models first, then the largest, which have the fewest places, then in the order of agent.yaml. Only a pinned one takes
+   * room from others: two preloads that do not fit together would else take turns.
+   */
   #keepUp(signal: AbortSignal): void {
-    const { slots, admission, log } = this.#options;
+    const { admission, isDraining, heldAwayMs, log } = this.#options;
     const nowMs = performance.now();
-    for (const slot of slots()) {
+    const takenNow = new Set<string>();
+    for (const slot of this.#wantedFirst()) {
       const { state, counts } = slot.server;
       const isFirst = state.kind === 'released' && counts.loads === 0 && slot.notBeforeMs <= nowMs;
       const isRetry = state.kind === 'failed' && state.retry !== 'never' && state.retry.atMs <= nowMs;
       if (state.kind === 'ready') slot.isWanted = shouldBeUp(slot.model);
-      if (!slot.isWanted || slot.bringing !== undefined || !(isRetry || isFirst)) continue;
+      if (!slot.isWanted || isDraining() || slot.bringing !== undefined || !(isRetry || isFirst)) continue;
+      if (heldAwayMs(slot.model.id) > 0 || !this.#mayCome(slot, { takenNow, nowMs })) continue;
       slot.notBeforeMs = nowMs + WANTED_RETRY_MS;
       admission.bring(slot, { megapixels: MEGAPIXELS }).catch((error: unknown) => {
         if (!signal.aborted) log.warn({ event: 'preload-failed', slotId: slot.slotId, error: String(error) });
       });
     }
+  }
+
+  #wantedFirst(): Slot[] {
+    const { slots, room } = this.#options;
+    const rank = ({ model }: Slot): number => (model.pin ? 0 : 1);
+    const sizeMiB = ({ model }: Slot): number => room.peakMiB(model, MEGAPIXELS);
+    return [...slots()].sort((a, b) => rank(a) - rank(b) || sizeMiB(b) - sizeMiB(a));
+  }
+
+  /** Looks again at the next pulse. One after another on each GPU, so that each sees what the last one took. */
+  #mayCome(slot: Slot, { takenNow, nowMs }: { takenNow: Set<string>; nowMs: number }): boolean {
+    const { room, locks, weights, signal } = this.#options;
+    if (isAttached(slot.model)) return true;
+    if (weights.stateOf(slot.model).kind !== 'present') {
+      if (weights.isDue(slot.model)) weights.pull(slot.model, signal).catch(() => undefined); // the model's status says why
+      return false;
+    }
+    const plan = room.plan(slot, MEGAPIXELS);
+    if (plan.kind === 'impossible') return slot.notBeforeMs <= nowMs; // to be refused, with names, in the log
+    if (plan.kind !== 'fits' || plan.gpus.some((uuid) => takenNow.has(uuid) || locks.isHeld(uuid))) return false;
+    if (plan.evict.length > 0 && !slot.model.pin) return false;
+    for (const uuid of plan.gpus) takenNow.add(uuid);
+    return true;
   }
 
   #applyIdlePolicy(signal: AbortSignal): void {
@@ -86,9 +126,9 @@ export class Upkeep {
         state: server.state.kind,
         inFlight: isIdle(slot) ? 0 : 1,
         isPinned: model.pin,
-        isAttached: isAttached(model),
+        canEnd: canEnd(model),
         idleMs: server.idleMs,
-        canOffload: room.canOffload(slot),
+        canOffload: room.canOffload(slot) && room.hasRamFor(slot),
         offloadAfterMs: model.offloadAfterMs,
         releaseAfterMs: model.releaseAfterMs,
       });

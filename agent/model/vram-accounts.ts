@@ -1,24 +1,44 @@
+import { readlinkSync } from 'node:fs';
 import type { ForeignProcess } from '../../shared/host-snapshot.ts';
 import type { Log } from '../../shared/log.ts';
 import type { GpuSampler } from '../gpu/gpu-sampler.ts';
+import type { ComputeApp } from '../gpu/smi-rows.ts';
 import type { VramLook, VramMeasure } from '../gpu/vram-measure.ts';
-import { measureVram } from '../gpu/vram-measure.ts';
+import { freedMiB, measureVram } from '../gpu/vram-measure.ts';
 import type { ModelServer } from './model-server.ts';
-import { processName } from './process-tree.ts';
+import type { Numbering } from './pid-numbering.ts';
+import { numberingOf } from './pid-numbering.ts';
+import { titleOf } from './process-table.ts';
+import type { Holder, Owners, Person } from './vram-owners.ts';
+import { ownersOf } from './vram-owners.ts';
 import type { VramClaim } from './vram-verifier.ts';
 import { isBack } from './vram-verifier.ts';
 
-type Account = { oursMiB: number; foreign: ForeignProcess[] };
+/** What an account shows of one GPU. `degraded`: whose memory did not come back, and who still holds it. */
+export type Account = { oursMiB: number; foreign: ForeignProcess[]; unlisted?: string; degraded?: string };
+
+type Shown = {
+  look: VramLook;
+  pidsOf: ReadonlyMap<ModelServer, readonly number[]>;
+  people: ReadonlyMap<number, Person>;
+};
+
+/** The pid namespace that the machine starts with has this number in every kernel. */
+const FIRST_NAMESPACE = 'pid:[4026531836]';
 
 /** Whose VRAM is whose: ours by the process tree of each server, all else foreign. And what dead servers still owe. */
 export class VramAccounts {
   readonly #sampler: GpuSampler;
   readonly #servers: () => readonly ModelServer[];
   readonly #log: Log;
-  readonly #byGpu = new Map<string, Account>();
+  readonly #isFirstNamespace = isFirstNamespace();
+  #numbering: Numbering = { kind: 'here', isProven: false };
   #debts: VramClaim[] = [];
   /** Undefined where the driver did not answer the last time. */
   #last: VramLook | undefined;
+  /** The last look that there was, with whom it showed. */
+  #shown: Shown | undefined;
+  #listedBefore: ReadonlySet<number> = new Set();
 
   constructor({ sampler, servers, log }: { sampler: GpuSampler; servers: () => readonly ModelServer[]; log: Log }) {
     this.#sampler = sampler;
@@ -27,7 +47,10 @@ export class VramAccounts {
   }
 
   of(uuid: string): Account {
-    return this.#byGpu.get(uuid) ?? { oursMiB: 0, foreign: [] };
+    const { unlisted, ...owners } = this.#ownersOf(uuid);
+    const degraded = this.#degraded(uuid);
+    if (degraded !== undefined) return { ...owners, degraded };
+    return { ...owners, ...(unlisted !== undefined && { unlisted }) };
   }
 
   /** These GPUs as the last look showed them: what is there before a server starts. */
@@ -46,7 +69,8 @@ export class VramAccounts {
 
   owe(claim: VramClaim): void {
     this.#debts.push(claim);
-    this.#log.error({ event: 'gpu-degraded', gpus: claim.gpus, missingMiB: claim.heldMiB, pids: claim.pids });
+    const reasons = claim.gpus.map((uuid) => this.#degraded(uuid));
+    this.#log.error({ event: 'gpu-degraded', gpus: claim.gpus, missingMiB: this.#missingMiB(claim), reasons });
   }
 
   /**
@@ -57,8 +81,9 @@ export class VramAccounts {
     if (this.#sampler.readings().length === 0 && this.#sampler.problem !== undefined) return undefined;
     try {
       const apps = await this.#sampler.computeApps(signal);
+      const isNumberedHere = this.#isNumberedHere(apps);
       // Free memory after the list, so that no process can be in one of them only for longer than this takes.
-      const look = { apps, readings: await this.#sampler.sampleNow(signal) };
+      const look = { apps, isNumberedHere, readings: await this.#sampler.sampleNow(signal) };
       this.#last = look;
       this.#keep(look);
       return look;
@@ -69,28 +94,89 @@ export class VramAccounts {
     }
   }
 
+  #isNumberedHere(apps: readonly ComputeApp[]): boolean {
+    const last = this.#numbering;
+    this.#numbering = numberingOf({
+      ours: new Set(this.#servers().flatMap((server) => server.pids())),
+      listed: apps.map(({ pid }) => ({ pid, lives: lives(pid) })),
+      before: this.#listedBefore,
+      last,
+      isFirstNamespace: this.#isFirstNamespace,
+    });
+    this.#listedBefore = new Set(apps.map(({ pid }) => pid));
+    if (this.#numbering.kind !== last.kind) this.#log.info({ event: 'gpu-pids', numbered: this.#numbering.kind });
+    return this.#numbering.kind === 'here';
+  }
+
   #keep(look: VramLook): void {
-    const ours = new Set<number>();
+    const pidsOf = new Map<ModelServer, number[]>();
     for (const server of this.#servers()) {
       const pids = server.pids();
-      for (const pid of pids) ours.add(pid);
+      pidsOf.set(server, pids);
       const measure = measureVram(look, { gpus: server.gpus, pids });
       // Without a live process it is on its way through its death, which needs the look from before.
       if (measure !== undefined && pids.length > 0) server.note(measure);
     }
-    for (const { uuid } of look.readings) {
-      const here = look.apps.filter(({ gpuUuid }) => gpuUuid === uuid);
-      const foreign = here
-        .filter(({ pid }) => !ours.has(pid))
-        .map(({ pid, usedMiB }) => ({ pid, name: processName(pid), usedMiB: usedMiB ?? 0 }));
-      const oursMiB = here.filter(({ pid }) => ours.has(pid)).reduce((sum, { usedMiB }) => sum + (usedMiB ?? 0), 0);
-      this.#byGpu.set(uuid, { oursMiB, foreign });
-    }
+    this.#shown = { look, pidsOf, people: new Map(look.apps.map(({ pid }) => [pid, personOf(pid)])) };
     this.#debts = this.#debts.filter((claim) => {
       const now = measureVram(look, claim);
       if (now === undefined || !isBack(claim, now)) return true;
       this.#log.info({ event: 'gpu-recovered', gpus: claim.gpus, freeMiB: now.freeMiB });
       return false;
     });
+  }
+
+  /** With what each server is known to hold by now: its own look may have followed the one for all. */
+  #ownersOf(uuid: string): Owners {
+    const reading = this.#shown?.look.readings.find((candidate) => candidate.uuid === uuid);
+    if (this.#shown === undefined || reading === undefined) return { oursMiB: 0, foreign: [] };
+    const { look, pidsOf, people } = this.#shown;
+    const holders = [...pidsOf].map(([{ gpus, heldMiB }, pids]): Holder => ({ gpus, heldMiB, pids }));
+    return ownersOf(reading, { look, holders, personOf: (pid) => people.get(pid) });
+  }
+
+  /** In a sentence, with the processes that nvidia-smi still lists. */
+  #degraded(uuid: string): string | undefined {
+    const claims = this.#debts.filter(({ gpus }) => gpus.includes(uuid));
+    if (claims.length === 0) return undefined;
+    const missingMiB = claims.reduce((sum, claim) => sum + this.#missingMiB(claim), 0);
+    const pids = new Set(claims.flatMap((claim) => claim.pids));
+    const rows = this.#last?.isNumberedHere === true ? this.#last.apps : [];
+    const holders = rows
+      .filter((app) => pids.has(app.pid) && app.gpuUuid === uuid)
+      .map(({ pid, name, usedMiB }) => `${name ?? 'unknown'} (pid ${pid}, ${usedMiB ?? 'unknown'} MiB)`);
+    const who = `of the ended server with pid ${[...pids].join(', ')}`;
+    const listed =
+      holders.length === 0 ? 'nvidia-smi lists no holder of it' : `nvidia-smi still lists ${holders.join(', ')}`;
+    return `${missingMiB} MiB ${who} did not come back; ${listed}. No work starts here until it is back.`;
+  }
+
+  /** What is not back yet; all of it where nothing can be read. */
+  #missingMiB(claim: VramClaim): number {
+    const now = this.#last && measureVram(this.#last, claim);
+    const freed = now === undefined ? 0 : freedMiB(claim.before, now);
+    return Math.round(Math.min(claim.heldMiB, Math.max(0, claim.heldMiB - freed)));
+  }
+}
+
+function personOf(pid: number): Person {
+  const title = titleOf(pid);
+  return { lives: lives(pid), title: title === 'unknown' ? undefined : title };
+}
+
+/** Also where /proc hides the processes of others. */
+function lives(pid: number): boolean {
+  try {
+    return process.kill(pid, 0);
+  } catch (error) {
+    return error instanceof Error && 'code' in error && error.code === 'EPERM';
+  }
+}
+
+function isFirstNamespace(): boolean {
+  try {
+    return readlinkSync('/proc/self/ns/pid') === FIRST_NAMESPACE;
+  } catch {
+    return true; // no /proc: no namespaces either
   }
 }

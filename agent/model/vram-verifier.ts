@@ -39,20 +39,28 @@ type Limits = { look: Look; deadlineMs: number; pollMs: number; signal: AbortSig
  * lists processes, those that live explain what is in use: a wrong baseline must not keep a GPU from work for ever.
  */
 export function isBack({ before, heldMiB }: VramClaim, after: VramMeasure): boolean {
-  if (after.isListed) return false;
+  if (after.isPresent) return false;
   if (freedMiB(before, after) >= BACK_SHARE * heldMiB - NOISE_MIB) return true;
+  // A worker that died before its leader may have been listed at the baseline, and counted there as somebody else.
+  if (heldMiB <= NOISE_MIB && after.freeMiB >= before.freeMiB - NOISE_MIB) return true;
   if (!before.isListed || after.unexplainedMiB === null) return false;
   return after.unexplainedMiB <= Math.max(DRIVER_MIB, (1 - BACK_SHARE) * heldMiB);
 }
 
-/** Polls until the memory of dead processes is back, or the deadline: then it is missing, and that is the answer. */
-export async function untilBack(claim: VramClaim, { look, deadlineMs, pollMs, signal }: Limits): Promise<VramVerdict> {
+/**
+ * Polls until the memory of dead processes is back, or the deadline: then it is missing, and that is the answer. `lives`:
+ * one of the tree could not be ended, and as long as it lives nothing of it is back.
+ */
+export async function untilBack(
+  claim: VramClaim,
+  { look, deadlineMs, pollMs, signal, lives = () => false }: Limits & { lives?: () => boolean },
+): Promise<VramVerdict> {
   const endMs = performance.now() + deadlineMs;
   for (;;) {
     const seen = await look(signal);
     const after = seen && measureVram(seen, claim);
     const freed = after === undefined ? 0 : freedMiB(claim.before, after);
-    if (after !== undefined && isBack(claim, after)) return { isBack: true, freedMiB: freed, after };
+    if (after !== undefined && isBack(claim, after) && !lives()) return { isBack: true, freedMiB: freed, after };
     if (performance.now() >= endMs || signal.aborted) return { isBack: false, freedMiB: freed, after };
     await pause(pollMs, signal);
   }

@@ -3,13 +3,14 @@ import { z } from 'zod';
 import { AppError } from '../../shared/errors.ts';
 import type { Log } from '../../shared/log.ts';
 import type { Frame, Notification } from '../../shared/protocol.ts';
-import { CLOSE_CODES, LIMITS, METHOD_NOT_FOUND, PROTOCOL_VERSION, REQUESTS } from '../../shared/protocol.ts';
+import { CLOSE_CODES, METHOD_NOT_FOUND, PROTOCOL_VERSION, REQUESTS } from '../../shared/protocol.ts';
 import type { Exchange } from '../job/exchange.ts';
 import type { Session, TokenRef } from '../job/session.ts';
 import { cleaned, closeReason, errorFrame, parseFrame } from './frames.ts';
 import { LinkWatch } from './link-watch.ts';
-import type { BoundMethod } from './method-table.ts';
-import { methodNamed } from './method-table.ts';
+import type { BridgeContext } from './method-table.ts';
+import { BRIDGE_METHODS } from './method-table.ts';
+import { RequestDesk } from './request-desk.ts';
 import type { StatusFeed } from './status-feed.ts';
 
 export type SessionParts = {
@@ -34,7 +35,7 @@ export class BridgeSession {
   readonly #ended = new AbortController();
   #session: Session | undefined;
   #unsubscribe: () => void = () => undefined;
-  #inFlight = 0;
+  #desk: RequestDesk<BridgeContext> | undefined;
   #hasGap = false;
 
   constructor(socket: WebSocket, { token, parts }: { token: TokenRef; parts: SessionParts }) {
@@ -86,29 +87,12 @@ export class BridgeSession {
     // A notification this release does not know is ignored; it knows none.
   }
 
-  #request({ id, method, params }: { id: number; method: string; params: unknown }): void {
-    if (this.#session === undefined) {
-      this.#hello({ id, method, params });
-      return;
-    }
+  #request(request: { id: number; method: string; params: unknown }): void {
+    if (this.#session === undefined || this.#desk === undefined) return this.#hello(request);
     this.#session.touch();
-    if (this.#inFlight >= LIMITS.requestsInFlight.value) {
-      this.close('TOO_MANY_REQUESTS');
-      return;
-    }
-    const known = methodNamed(method);
-    if (known === undefined) {
-      const message = method === 'hello' ? 'hello was said already' : `unknown method ${cleaned(method, 60)}`;
-      this.#fail(id, new AppError('INVALID_ARGUMENT', message), METHOD_NOT_FOUND);
-      return;
-    }
-    const parsed = known.parse(params);
-    if (!parsed.success) {
-      this.#refuseFrame(method, parsed.error);
-      return;
-    }
-    const context = { session: this.#session, exchange: this.#parts.exchange, signal: this.#ended.signal };
-    void this.#answer({ id, method, role: known.role }, () => parsed.call(context)); // it catches everything itself
+    if (request.method === 'hello') {
+      this.#fail(request.id, new AppError('INVALID_ARGUMENT', 'hello was said already'), METHOD_NOT_FOUND);
+    } else this.#desk.take(request);
   }
 
   #hello({ id, method, params }: { id: number; method: string; params: unknown }): void {
@@ -132,27 +116,19 @@ export class BridgeSession {
       notify: (notification) => this.#notify(notification),
       onReplaced: () => this.close('REPLACED'),
     });
+    this.#desk = new RequestDesk<BridgeContext>({
+      methods: BRIDGE_METHODS,
+      role: this.token.role,
+      context: { session: this.#session, exchange, signal: this.#ended.signal },
+      send: (frame) => this.#send(frame),
+      onInvalid: (invalid, error) => this.#refuseFrame(invalid, error),
+      onTooMany: () => this.close('TOO_MANY_REQUESTS'),
+      log,
+    });
     log.info({ event: 'bridge-connected', tokenId: this.token.id, bridgeId, bridgeName: cleaned(name, 100) });
     this.#send({ jsonrpc: '2.0', id, result: { agentId, epoch, jobs: this.#session.jobs() } });
     this.#unsubscribe = status.subscribe((delta) => this.#sendStatus(delta));
     this.#sendSnapshot();
-  }
-
-  async #answer(
-    { id, method, role }: { id: number; method: string; role: BoundMethod['role'] },
-    call: () => Promise<object>,
-  ): Promise<void> {
-    this.#inFlight += 1;
-    try {
-      if (role === 'operator' && this.token.role !== 'operator') throw notAllowed(method);
-      this.#send({ jsonrpc: '2.0', id, result: await call() });
-    } catch (error) {
-      if (this.#ended.signal.aborted) return;
-      if (!(error instanceof AppError)) this.#parts.log.error({ event: 'request-failed', method, err: error });
-      this.#fail(id, error instanceof AppError ? error : defect(method));
-    } finally {
-      this.#inFlight -= 1;
-    }
   }
 
   #notify({ method, params }: Notification): void {
@@ -196,19 +172,4 @@ export class BridgeSession {
     this.#session?.close();
     this.#parts.log.info({ event: 'bridge-disconnected', tokenId: this.token.id, closeCode: code });
   }
-}
-
-function notAllowed(method: string): AppError {
-  return new AppError(
-    'AUTH_FAILED',
-    `${method} needs a token of role operator, and this one has role viewer. ` +
-      'Make one on that host with `gantry-agent tokens add NAME --role operator`.',
-  );
-}
-
-function defect(method: string): AppError {
-  return new AppError(
-    'INTERNAL',
-    `${method} failed in the agent. Its log on that host has the details (event request-failed).`,
-  );
 }

@@ -1,69 +1,81 @@
 import type { z } from 'zod';
-import type { Method, Role } from '../../shared/protocol.ts';
-import { REQUESTS } from '../../shared/protocol.ts';
+import type { HostSnapshot } from '../../shared/host-snapshot.ts';
+import type { HostMethod, HostResult, Method, Role } from '../../shared/protocol.ts';
+import { HOST_REQUESTS, REQUESTS } from '../../shared/protocol.ts';
 import type { Exchange } from '../job/exchange.ts';
 import type { Session } from '../job/session.ts';
 
 /** What a method may use. The signal ends with the link, which ends the waiting and not the work. */
-export type MethodContext = { session: Session; exchange: Exchange; signal: AbortSignal };
-
-type Call = (context: MethodContext) => Promise<object>;
-
-/** A method with its schema: parameters are parsed once, here, and typed from then on. */
-export type BoundMethod = {
-  role: Role;
-  parse: (params: unknown) => { success: true; call: Call } | { success: false; error: z.ZodError };
+type AnyContext = { exchange: Exchange; signal: AbortSignal };
+export type BridgeContext = AnyContext & { session: Session };
+export type HostContext = AnyContext & {
+  snapshot: () => HostSnapshot;
+  reload: () => Promise<HostResult<'host.reload'>>;
 };
 
-/** Every request but `hello`, which opens the session the others need. */
-export const METHODS = {
-  'job.offer': bind(REQUESTS['job.offer'], ({ lines }, { session }) => {
+/** A method with its schema: parameters are parsed once, here, and typed from then on. */
+export type BoundMethod<C> = {
+  role: Role;
+  parse: (
+    params: unknown,
+  ) => { success: true; call: (context: C) => Promise<object> } | { success: false; error: z.ZodError };
+};
+export type MethodTable<C> = Readonly<Record<string, BoundMethod<C>>>;
+
+/** What bridges and the commands on the host may ask alike. */
+const COMMON = {
+  'model.load': bind(REQUESTS['model.load'], ({ model }, { exchange, signal }: AnyContext) =>
+    exchange.move(model, 'load', signal),
+  ),
+  'model.offload': bind(REQUESTS['model.offload'], ({ model }, { exchange, signal }: AnyContext) =>
+    exchange.move(model, 'offload', signal),
+  ),
+  'model.release': bind(REQUESTS['model.release'], ({ model }, { exchange, signal }: AnyContext) =>
+    exchange.move(model, 'release', signal),
+  ),
+  'host.drain': bind(REQUESTS['host.drain'], (_params, { exchange }: AnyContext) => exchange.drain()),
+  'host.resume': bind(REQUESTS['host.resume'], (_params, { exchange }: AnyContext) => exchange.resume()),
+};
+
+/** Every request of a bridge but `hello`, which opens the session the others need. */
+export const BRIDGE_METHODS = {
+  ...COMMON,
+  'job.offer': bind(REQUESTS['job.offer'], ({ lines }, { session }: BridgeContext) => {
     session.offer(lines);
     return {};
   }),
-  'job.take': bind(REQUESTS['job.take'], (params, { session }) => session.take(params)),
-  'slot.decline': bind(REQUESTS['slot.decline'], ({ grantId }, { session }) => {
+  'job.take': bind(REQUESTS['job.take'], (params, { session }: BridgeContext) => session.take(params)),
+  'slot.decline': bind(REQUESTS['slot.decline'], ({ grantId }, { session }: BridgeContext) => {
     session.decline(grantId);
     return {};
   }),
-  'job.cancel': bind(REQUESTS['job.cancel'], ({ jobId }, { session }) => session.cancel(jobId)),
-  'job.get': bind(REQUESTS['job.get'], ({ jobId }, { session }) => session.get(jobId)),
-  'job.ack': bind(REQUESTS['job.ack'], async (params, { session }) => {
+  'job.cancel': bind(REQUESTS['job.cancel'], ({ jobId }, { session }: BridgeContext) => session.cancel(jobId)),
+  'job.get': bind(REQUESTS['job.get'], ({ jobId }, { session }: BridgeContext) => session.get(jobId)),
+  'job.ack': bind(REQUESTS['job.ack'], async (params, { session }: BridgeContext) => {
     await session.ack(params);
     return {};
   }),
-  'model.load': bind(REQUESTS['model.load'], ({ model }, { exchange, signal }) => exchange.move(model, 'load', signal)),
-  'model.offload': bind(REQUESTS['model.offload'], ({ model }, { exchange, signal }) =>
-    exchange.move(model, 'offload', signal),
-  ),
-  'model.release': bind(REQUESTS['model.release'], ({ model }, { exchange, signal }) =>
-    exchange.move(model, 'release', signal),
-  ),
-  'host.drain': bind(REQUESTS['host.drain'], (_params, { exchange }) => {
-    exchange.drain();
-    return { isDraining: true, running: 0 };
-  }),
-  'host.resume': bind(REQUESTS['host.resume'], (_params, { exchange }) => {
-    exchange.resume();
-    return { isDraining: false, running: 0 };
-  }),
-} satisfies Record<Exclude<Method, 'hello'>, BoundMethod>;
+} satisfies Record<Exclude<Method, 'hello'>, BoundMethod<BridgeContext>>;
 
-/** The method of this name; undefined for one this release does not know. */
-export function methodNamed(name: string): BoundMethod | undefined {
-  return Object.hasOwn(METHODS, name) ? METHODS[name as keyof typeof METHODS] : undefined; // narrowed by hasOwn
-}
+/** Every request of the commands on this host. They have no jobs. */
+export const HOST_METHODS = {
+  ...COMMON,
+  'host.snapshot': bind(HOST_REQUESTS['host.snapshot'], (_params, { snapshot }: HostContext) => ({
+    snapshot: snapshot(),
+  })),
+  'host.reload': bind(HOST_REQUESTS['host.reload'], (_params, { reload }: HostContext) => reload()),
+} satisfies Record<HostMethod, BoundMethod<HostContext>> & MethodTable<HostContext>;
 
-function bind<P extends z.ZodType, R extends z.ZodType>(
+function bind<P extends z.ZodType, R extends z.ZodType, C>(
   { role, params }: { role: Role; params: P; result: R },
-  run: (params: z.output<P>, context: MethodContext) => z.output<R> | Promise<z.output<R>>,
-): BoundMethod {
+  run: (params: z.output<P>, context: C) => z.output<R> | Promise<z.output<R>>,
+): BoundMethod<C> {
   return {
     role,
     parse: (raw) => {
       const parsed = params.safeParse(raw);
       if (!parsed.success) return { success: false, error: parsed.error };
-      // Every result in REQUESTS is an object schema; `object` is all that the reply needs to know.
+      // Every result in the tables is an object schema; `object` is all that the reply needs to know.
       return { success: true, call: async (context) => (await run(parsed.data, context)) as object };
     },
   };

@@ -21,7 +21,7 @@ export function statusLines(hosts: readonly HostView[], columns?: number): strin
   return hosts.flatMap((host) => [
     clip(hostLine(host), columns),
     ...problemLines(host, columns),
-    ...gpuLines(host).map((line) => clip(line, columns)),
+    ...gpuLines(host, columns),
     ...modelLines(host, columns),
   ]);
 }
@@ -44,13 +44,17 @@ function problemLines({ link, snapshot }: HostView, columns: number | undefined)
   return problems.flatMap((problem) => wrap(problem, { columns, indent: '  ' }));
 }
 
-function gpuLines({ snapshot }: HostView): string[] {
-  return (snapshot?.gpus ?? []).map((gpu) => {
+function gpuLines({ snapshot }: HostView, columns: number | undefined): string[] {
+  return (snapshot?.gpus ?? []).flatMap((gpu) => {
     const others = gpu.foreign.reduce((sum, { usedMiB }) => sum + usedMiB, 0);
     const free = gpu.freeMiB === null ? '?' : gib(gpu.freeMiB);
     const total = gpu.totalMiB === null ? '?' : gib(gpu.totalMiB);
-    const health = gpu.health === 'ok' ? '' : `  ${gpu.health}`;
-    return `  GPU ${gpu.index}  ${gpu.name}  ours ${gib(gpu.oursMiB)}, others ${gib(others)}, free ${free} of ${total} GiB${health}`;
+    const words = [gpu.health === 'ok' ? [] : gpu.health, gpu.isDegraded ? 'degraded' : []].flat();
+    const ram = gpu.isUnified === true ? ' of host RAM' : '';
+    const vram = `ours ${gib(gpu.oursMiB)}, others ${gib(others)}, free ${free} of ${total} GiB${ram}`;
+    const line = [`  GPU ${gpu.index}`, gpu.name, vram, ...words].join('  ');
+    const notes = [gpu.note, gpu.degraded, gpu.unlisted].flatMap((note) => note ?? []);
+    return [clip(line, columns), ...notes.flatMap((note) => wrap(note, { columns, indent: '    ' }))];
   });
 }
 

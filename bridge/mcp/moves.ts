@@ -147,12 +147,18 @@ function runningJson(
   const usualMs = status === undefined ? undefined : status.state === 'offloaded' ? status.wakeMs : status.loadMs;
   const elapsedMs = performance.now() - startedMs;
   const usual = usualMs === undefined ? '' : `, usually ${Math.ceil(usualMs / 1_000)} s`;
+  const after = `after ${Math.round(elapsedMs / 1_000)} s`;
+  // What is usual is the load that follows it.
+  const what =
+    status?.download === undefined
+      ? `Still under way ${after}${usual}.`
+      : `Still ${status.detail ?? 'downloading'} ${after}.`;
   return {
     host,
     model,
     status: 'running',
     state: status?.state ?? 'unknown',
-    message: `Still under way after ${Math.round(elapsedMs / 1_000)} s${usual}. It goes on; call again to wait for its end.`,
+    message: `${what} It goes on; call again to wait for its end.`,
     elapsed_seconds: seconds(elapsedMs),
     ...(usualMs !== undefined && { usual_seconds: seconds(usualMs) }),
     ...(readyInMs !== undefined && { ready_in_seconds: seconds(readyInMs) }),

@@ -1,5 +1,5 @@
 import { z } from 'zod';
-import type { GpuStatus, HostSnapshot, ModelStateKind, ModelStatus } from '../../shared/host-snapshot.ts';
+import type { GpuStatus, HostSnapshot, ModelStatus } from '../../shared/host-snapshot.ts';
 import type { HostView } from '../fleet/host-view.ts';
 import { gb, knownGb, seconds } from './units.ts';
 
@@ -19,6 +19,18 @@ export const GpuJson = z.object({
   age_seconds: z.number(),
   is_stale: z.boolean(),
   is_degraded: z.boolean(),
+  /** True where its memory is the host's RAM. */
+  is_unified: z.boolean().optional(),
+  /** Why it cannot be used, whose memory is missing, what is in use by nobody known. */
+  notes: z.array(z.string()).optional(),
+});
+
+/** Weights on their way to the host's disk; a value nobody knows yet is left out. */
+export const DownloadJson = z.object({
+  done_gb: z.number(),
+  total_gb: z.number().optional(),
+  mb_per_second: z.number().optional(),
+  left_seconds: z.number().optional(),
 });
 
 export const ModelJson = z.object({
@@ -27,6 +39,7 @@ export const ModelJson = z.object({
   state: z.string(),
   model_location: z.string(),
   detail: z.string().optional(),
+  download: DownloadJson.optional(),
   vram_gb: z.number(),
   idle_time: z.number(),
   /** Idle this long it is offloaded, and released; null means never. */
@@ -73,8 +86,25 @@ export function hostGpuJson(host: HostView, problem: string | undefined): z.inpu
   };
 }
 
-/** Where a model's weights are, in the words of the predecessors. */
-export function modelLocation(state: ModelStateKind): 'GPU' | 'CPU' | 'Unloaded' {
+export function downloadJson({ download }: ModelStatus): { download?: z.input<typeof DownloadJson> } {
+  if (download === undefined) return {};
+  const { doneMiB, totalMiB, mibPerSecond, leftMs } = download;
+  return {
+    download: {
+      done_gb: gb(doneMiB),
+      total_gb: knownGb(totalMiB),
+      mb_per_second: mibPerSecond === null ? undefined : Math.round(mibPerSecond * 10) / 10,
+      left_seconds: leftMs === null ? undefined : seconds(leftMs),
+    },
+  };
+}
+
+/** Where a model's weights are, in the words of the predecessors. On the host's disk they are nowhere yet. */
+export function modelLocation({
+  state,
+  download,
+}: Pick<ModelStatus, 'state' | 'download'>): 'GPU' | 'CPU' | 'Unloaded' {
+  if (download !== undefined) return 'Unloaded';
   switch (state) {
     case 'ready':
     case 'loading':
@@ -113,7 +143,15 @@ function gpuJson(gpu: GpuStatus, statusAgeMs: number): z.input<typeof GpuJson> {
     age_seconds: seconds(gpu.ageMs + statusAgeMs),
     is_stale: gpu.health === 'stale',
     is_degraded: gpu.isDegraded,
+    is_unified: gpu.isUnified,
+    notes: notesOf(gpu),
   };
+}
+
+/** Undefined where there is nothing to say. */
+function notesOf({ note, degraded, unlisted }: GpuStatus): string[] | undefined {
+  const notes = [note, degraded, unlisted].flatMap((text) => text ?? []);
+  return notes.length === 0 ? undefined : notes;
 }
 
 function modelJson(model: ModelStatus): z.input<typeof ModelJson> {
@@ -121,8 +159,9 @@ function modelJson(model: ModelStatus): z.input<typeof ModelJson> {
     model: model.model,
     alias: model.alias,
     state: model.state,
-    model_location: modelLocation(model.state),
+    model_location: modelLocation(model),
     ...(model.detail !== undefined && { detail: model.detail }),
+    ...downloadJson(model),
     vram_gb: gb(model.heldMiB),
     idle_time: seconds(model.idleMs),
     idle_timeout: knownSeconds(model.offloadAfterMs),

@@ -1,10 +1,13 @@
 import { execa } from 'execa';
-import { mkdir, writeFile } from 'node:fs/promises';
+import { mkdir, rename, rm, writeFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { createInterface } from 'node:readline';
 import { stringify } from 'yaml';
 
-/** One model as it stands in agent.yaml; `args` may carry the simulator's own flags. */
+/**
+ * One model as it stands in agent.yaml; `args` may carry the simulator's own flags. Its weights are there, unless it names
+ * a `download`: the simulated one is dist/sim/hf.
+ */
 export type SimulatedModel = {
   engine: 'vllm-omni' | 'step1x-edit';
   model: string;
@@ -16,11 +19,15 @@ export type SimulatedHostOptions = {
   name: string;
   /** Everything of this host lives below here: ledger, configuration, state, logs. */
   directory: string;
-  gpus: readonly { name: string; totalMiB: number }[];
+  /** As they stand in the ledger (see scripts/sim/lib/ledger.ts); without a UUID they get one. */
+  gpus: readonly { name: string; totalMiB: number; [key: string]: unknown }[];
   models: Readonly<Record<string, SimulatedModel>>;
   /** Other keys of agent.yaml. */
   config?: Readonly<Record<string, unknown>>;
 };
+
+/** One line of the agent's log: its fixed name, the time, and what else it says. */
+export type LoggedEvent = { event: string; time: number; [key: string]: unknown };
 
 const DIST = resolve('dist');
 
@@ -33,7 +40,7 @@ export class SimulatedHost implements AsyncDisposable {
   readonly directory: string;
   readonly ledger: string;
   readonly token: string;
-  readonly #options: SimulatedHostOptions;
+  #options: SimulatedHostOptions;
   #agent: ReturnType<typeof spawnAgent> | undefined;
   #port = 0;
   /** Every line the agent logged, newest last. */
@@ -51,7 +58,7 @@ export class SimulatedHost implements AsyncDisposable {
   static async start(options: SimulatedHostOptions): Promise<SimulatedHost> {
     const ledger = join(options.directory, 'ledger');
     await mkdir(ledger, { recursive: true });
-    const gpus = options.gpus.map((gpu, index) => ({ ...gpu, index, uuid: `GPU-${options.name}-${index}` }));
+    const gpus = options.gpus.map((gpu, index) => ({ uuid: `GPU-${options.name}-${index}`, ...gpu, index }));
     await writeFile(join(ledger, 'gpus.json'), JSON.stringify(gpus));
     await writeConfig(options, 0);
     const added = await execa('node', [
@@ -75,6 +82,33 @@ export class SimulatedHost implements AsyncDisposable {
     const pid = this.#agent?.pid;
     if (pid === undefined) throw new Error(`the agent of ${this.name} does not run`);
     return pid;
+  }
+
+  get isRunning(): boolean {
+    return this.#agent !== undefined;
+  }
+
+  /** What the agent logged under this name, oldest first; `fromLine` skips what `log` had before. */
+  events(name: string, { fromLine = 0 }: { fromLine?: number } = {}): LoggedEvent[] {
+    return this.log.slice(fromLine).flatMap((line) => {
+      const event = JSON.parse(line) as LoggedEvent; // one JSON object a line is what the agent's log promises
+      return event.event === name ? [event] : [];
+    });
+  }
+
+  /** What nvidia-smi does from now on instead of answering (see scripts/sim/nvidia-smi.ts); undefined ends it. */
+  async breakNvidiaSmi(fault: Readonly<Record<string, unknown>> | undefined): Promise<void> {
+    const path = join(this.ledger, 'nvidia-smi.fault.json');
+    if (fault === undefined) return await rm(path, { force: true });
+    await writeFile(`${path}.tmp`, JSON.stringify(fault));
+    await rename(`${path}.tmp`, path);
+  }
+
+  /** Restarts the agent with other models, and other keys in place of those it had. */
+  async configure(models: SimulatedHostOptions['models'], config: SimulatedHostOptions['config'] = {}): Promise<void> {
+    await this.stopAgent();
+    this.#options = { ...this.#options, models, config: { ...this.#options.config, ...config } };
+    await this.startAgent();
   }
 
   /** Starts the agent, on the port it had before if it had one. */
@@ -141,7 +175,12 @@ async function writeConfig(options: SimulatedHostOptions, port: number): Promise
   const env = { GANTRY_SIM_LEDGER: join(directory, 'ledger'), GANTRY_SIM_HOST: name };
   const entries = Object.entries(models).map(([alias, { env: own, ...model }]) => [
     alias,
-    { command: commandOf(model.engine), ...model, env: { ...env, ...(typeof own === 'object' ? own : {}) } },
+    {
+      command: commandOf(model.engine),
+      download: 'none',
+      ...model,
+      env: { ...env, ...(typeof own === 'object' ? own : {}) },
+    },
   ]);
   const yaml = stringify({
     listen: `127.0.0.1:${port}`,

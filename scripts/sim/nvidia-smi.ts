@@ -1,10 +1,12 @@
 // Answers like NVIDIA's own program, from the ledger of the simulated engines.
-import { readFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { randomBytes } from 'node:crypto';
+import { writeSync } from 'node:fs';
 import { parseArgs } from 'node:util';
 import { pause } from '../../shared/abort.ts';
 import { Ledger, type LedgerGpu } from './lib/ledger.ts';
-import { APP_FIELDS, appRows, csv, type Fields, GPU_FIELDS, gpuRows } from './lib/smi-csv.ts';
+import { APP_FIELDS, appRows, busId, csv, type Fields, GPU_FIELDS, gpuRows } from './lib/smi-csv.ts';
+import type { Fault, Question } from './lib/smi-fault.ts';
+import { faultFor, spoiled } from './lib/smi-fault.ts';
 import { inventoryXml } from './lib/smi-xml.ts';
 
 const ledgerDir = process.env['GANTRY_SIM_LEDGER'];
@@ -21,32 +23,66 @@ async function main(): Promise<void> {
     );
   }
   const ledger = new Ledger(ledgerDir);
+  const intervalMs = loopInterval(options);
+  const question = questionOf(options);
   for (let ticks = 0; ; ticks += 1) {
-    await obeyFault(ledgerDir);
-    const gpus = ledger.gpus().filter((gpu) => isChosen(gpu, options.id));
-    if (gpus.length === 0) fail(6, 'No devices were found');
-    process.stdout.write(
-      report(ledger, gpus, ticks === 0 ? options : { ...options, format: `${options.format},noheader` }),
-    );
-    const intervalMs = loopInterval(options);
-    if (intervalMs === undefined) return;
+    const fault = await untilAnswerable(question, ledgerDir);
+    if (fault?.mode === 'silent') process.exit(0);
+    if (fault?.mode === 'exit') fail(fault.code, fault.text);
+    const text = answer(ledger, {
+      fault,
+      options: ticks === 0 ? options : { ...options, format: `${options.format},noheader` },
+    });
+    await say(fault?.mode === 'garbage' ? randomBytes(fault.bytes) : fault?.mode === 'half' ? half(text) : text);
+    if (fault?.mode === 'half') process.exit(0);
+    if (fault?.mode === 'warn') await say(`${fault.text}\n`);
+    if (intervalMs === undefined) process.exit(fault?.mode === 'warn' ? fault.code : 0);
     await pause(intervalMs, never);
   }
 }
 
 type Options = ReturnType<typeof parse>;
 
-function report(ledger: Ledger, gpus: LedgerGpu[], options: Options): string {
-  if (options['list-gpus']) return gpus.map((gpu) => `GPU ${gpu.index}: ${gpu.name} (UUID: ${gpu.uuid})\n`).join('');
+function answer(ledger: Ledger, { fault, options }: { fault: Fault | undefined; options: Options }): string {
+  const gpus = ledger.gpus().filter((gpu) => isChosen(gpu, options.id));
+  if (gpus.length === 0) fail(6, 'No devices were found');
+  const lost = fault?.mode === 'lost' ? gpus.filter(({ index }) => [fault.index].flat().includes(index)) : [];
+  const sentences = lost.map(lossOf).join('');
+  if (options['list-gpus']) return listed(gpus.filter((gpu) => !lost.includes(gpu))) + sentences;
+  if (lost.length > 0) fail(15, sentences.trimEnd());
+  return report(ledger, { gpus, fault, options });
+}
+
+function report(
+  ledger: Ledger,
+  { gpus, fault, options }: { gpus: LedgerGpu[]; fault: Fault | undefined; options: Options },
+): string {
   if (options.query && options['xml-format']) return inventoryXml(ledger, gpus);
   const style = options.format.split(',').map((word) => word.trim());
   if (options['query-gpu'] !== undefined) {
-    return csv(gpuRows(ledger, gpus), chosenFields(options['query-gpu'], GPU_FIELDS), style);
+    const fields = chosenFields(options['query-gpu'], GPU_FIELDS);
+    return spoiled(csv(gpuRows(ledger, gpus), fields, style), { fault, names: [...fields.keys()] });
   }
   if (options['query-compute-apps'] !== undefined) {
     return csv(appRows(ledger, gpus), chosenFields(options['query-compute-apps'], APP_FIELDS), style);
   }
   return fail(2, 'The simulated nvidia-smi knows -L, -q -x, --query-gpu=FIELDS and --query-compute-apps=FIELDS.');
+}
+
+function listed(gpus: readonly LedgerGpu[]): string {
+  return gpus
+    .flatMap((gpu) => [
+      `GPU ${gpu.index}: ${gpu.name} (UUID: ${gpu.uuid})\n`,
+      ...(gpu.mig ?? []).map(
+        ({ profile, index, uuid }) =>
+          `  MIG ${profile.padEnd(12)}Device ${String(index).padStart(2)}: (UUID: ${uuid})\n`,
+      ),
+    ])
+    .join('');
+}
+
+function lossOf(gpu: LedgerGpu): string {
+  return `Unable to determine the device handle for GPU${busId(gpu).slice(4)}: GPU is lost.  Reboot the system to recover this GPU\n`;
 }
 
 function chosenFields<Row>(list: string, known: Fields<Row>): Fields<Row> {
@@ -78,33 +114,46 @@ function parse(argv: string[]) {
   }
 }
 
+function questionOf(options: Options): Question {
+  if (options['list-gpus']) return 'list';
+  if (options.query) return 'xml';
+  if (options['query-compute-apps'] !== undefined) return 'apps';
+  return loopInterval(options) === undefined ? 'gpus' : 'loop';
+}
+
 function loopInterval(options: Options): number | undefined {
   if (options['loop-ms'] !== undefined) return Number(options['loop-ms']);
   return options.loop === undefined ? undefined : Number(options.loop) * 1000;
 }
 
+/** By UUID, index or PCI bus id, as the real one. */
 function isChosen(gpu: LedgerGpu, id: string | undefined): boolean {
-  return id === undefined || id.split(',').some((one) => one === gpu.uuid || one === String(gpu.index));
+  const names = [gpu.uuid, String(gpu.index), busId(gpu), busId(gpu).slice(4)];
+  return id === undefined || id.split(',').some((one) => names.includes(one));
 }
 
-type Fault = { mode: 'hang' } | { mode: 'exit'; code: number; text: string };
-
-/** `nvidia-smi.fault.json` in the ledger: {"mode":"hang"} or {"mode":"exit","code":9,"text":"…"}; read before every answer. */
-async function obeyFault(dir: string): Promise<void> {
+/** Hangs for as long as it is told to. */
+async function untilAnswerable(question: Question, dir: string): Promise<Fault | undefined> {
   for (;;) {
-    let fault: Fault;
-    try {
-      fault = JSON.parse(readFileSync(join(dir, 'nvidia-smi.fault.json'), 'utf8')) as Fault; // `any` by its own type
-    } catch {
-      return; // no fault wanted
-    }
-    if (fault.mode === 'exit') fail(fault.code, fault.text);
+    const fault = faultFor(question, dir);
+    if (fault?.mode !== 'hang') return fault;
+    if (fault.ignoresTerm === true && process.listenerCount('SIGTERM') === 0) process.on('SIGTERM', () => undefined);
     await pause(50, never); // silent until the file is taken away
   }
 }
 
+/** The first half, within a line. */
+function half(text: string): string {
+  return text.slice(0, Math.ceil(text.length / 2)).trimEnd();
+}
+
+/** All of it is on its way before the program may exit. */
+async function say(what: string | Buffer): Promise<void> {
+  await new Promise<void>((resolve) => process.stdout.write(what, () => resolve()));
+}
+
 /** The real program writes its complaints on stdout. */
 function fail(code: number, text: string): never {
-  process.stdout.write(`${text}\n`);
+  writeSync(1, `${text}\n`);
   process.exit(code);
 }

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { z } from 'zod';
 import { ConfigError } from '../../shared/config-file.ts';
-import { agentFileSchema, loadAgentConfig, stateDirOf, withServedId } from '../../agent/config.ts';
+import { agentFileSchema, loadAgentConfig, placesOf, withServedId } from '../../agent/config.ts';
 
 let dir: string;
 beforeAll(async () => {
@@ -108,7 +108,10 @@ describe('a good file', () => {
   });
 
   test('the state directory is known without the file when a flag names it', async () => {
-    expect(await stateDirOf({ config: '/nowhere', stateDir: dir }, {})).toBe(dir);
+    expect(await placesOf({ config: '/nowhere', stateDir: dir }, {})).toEqual({
+      stateDir: dir,
+      logDir: join(dir, 'logs'),
+    });
   });
 });
 

@@ -7,7 +7,11 @@ import { BridgeClient } from '../../scripts/lib/bridge-client.ts';
 import type { SimulatedHostOptions, SimulatedModel } from '../../scripts/lib/simulated-host.ts';
 import { SimulatedHost } from '../../scripts/lib/simulated-host.ts';
 
-export type HostPlan = Omit<SimulatedHostOptions, 'directory' | 'gpus'> & { gpuMiB?: readonly number[] };
+/** Its GPUs by their sizes, or, where they are something special, as they stand in the ledger. */
+export type HostPlan = Omit<SimulatedHostOptions, 'directory' | 'gpus'> & {
+  gpuMiB?: readonly number[];
+  gpus?: SimulatedHostOptions['gpus'];
+};
 
 /** Simulated hosts and real bridges in one temporary directory; everything ends and is deleted with it. */
 export class TestFleet implements AsyncDisposable {
@@ -30,7 +34,7 @@ export class TestFleet implements AsyncDisposable {
         SimulatedHost.start({
           ...plan,
           directory: join(directory, plan.name),
-          gpus: gpuMiB.map((totalMiB) => ({ name: 'Simulated GPU', totalMiB })),
+          gpus: plan.gpus ?? gpuMiB.map((totalMiB) => ({ name: 'Simulated GPU', totalMiB })),
           config: { gpu: { sample_interval: '250ms' }, ...plan.config },
         }),
       ),
@@ -94,7 +98,7 @@ export function vllm(model: string, flags: Record<string, number | string | bool
 
 /** Asks again every 50 ms until `check` returns something true; the deadline's error names what was awaited. */
 export async function eventually<T>(what: string, check: () => Promise<T | undefined>, withinMs = 15_000): Promise<T> {
-  const signal = AbortSignal.timeout(withinMs);
+  const signal = AbortSignal.timeout(Math.round(withinMs));
   while (!signal.aborted) {
     const value = await check();
     if (value) return value;

@@ -121,11 +121,12 @@ describe('grants', () => {
     const { result } = await full.done(job.jobId);
     full.offer('test/a');
     expect(full.grants).toHaveLength(1);
-    exchange.drain();
+    await exchange.drain();
     other.offer('test/a');
     expect(other.grants).toHaveLength(0);
-    expect(exchange.slots().get('a')).toMatchObject({ phase: 'cannot', reason: 'The host is draining.' });
-    exchange.resume();
+    const reason = 'The host is draining: gantry-agent resume ends that.';
+    expect(exchange.slots().get('a')).toMatchObject({ phase: 'cannot', reason });
+    await exchange.resume();
     other.session.decline((await other.grant()).grantId);
     expect(full.grants).toHaveLength(1);
     await full.session.ack({ jobId: job.jobId, attempt: 1, sha256: result.sha256 });

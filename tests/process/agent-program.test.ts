@@ -1,5 +1,6 @@
 import { execa } from 'execa';
 import { once } from 'node:events';
+import { existsSync } from 'node:fs';
 import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
@@ -64,6 +65,18 @@ describe('gantry-agent run', { timeout: PATIENCE }, () => {
     }
     expect(ids[0]?.agentId).toBe(ids[1]?.agentId);
     expect(ids[0]?.epoch).not.toBe(ids[1]?.epoch);
+  });
+
+  test.skipIf(!existsSync('/usr/bin/script'))('ends with its terminal: there SIGHUP is no reload', async () => {
+    const line = `node ${MAIN} run --config ${await writeConfig()}`;
+    const terminal = execa('script', ['-qfec', line, '/dev/null'], { stdin: 'pipe', reject: false });
+    let seen = '';
+    terminal.stdout.on('data', (chunk: Buffer) => (seen += chunk.toString()));
+    await expect.poll(() => seen, { timeout: 20_000 }).toContain('"listening"');
+    process.kill(Number(/"pid":(\d+)/.exec(seen)?.[1]), 'SIGHUP');
+    expect((await terminal).exitCode).toBe(0);
+    expect(seen).toContain('"stopped"');
+    expect(seen).not.toContain('reload');
   });
 
   test('a second one on the same state directory exits 75 and names the first', async () => {

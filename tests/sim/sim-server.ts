@@ -7,7 +7,7 @@ import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { type HeldMemory, Ledger, type LedgerGpu, startTimeOf } from '../../scripts/sim/lib/ledger.ts';
-import { pause } from '../../shared/abort.ts';
+import { Deadline, pause, untilAborted } from '../../shared/abort.ts';
 import { fetchBody } from '../../shared/http-client.ts';
 
 export const GPUS: LedgerGpu[] = [
@@ -83,15 +83,11 @@ export class SimServer implements AsyncDisposable {
   }
 
   static async omni(host: SimHost, args: string[] = [], env: Record<string, string> = {}): Promise<SimServer> {
-    const server = await SimServer.spawnOmni(host, args, env);
-    await server.ready();
-    return server;
+    return SimServer.#onceReady(await SimServer.spawnOmni(host, args, env));
   }
 
   static async omniWithoutSleepMode(host: SimHost): Promise<SimServer> {
-    const server = SimServer.#spawnOmni(host, [], {}, await freePort());
-    await server.ready();
-    return server;
+    return SimServer.#onceReady(SimServer.#spawnOmni(host, [], {}, await freePort()));
   }
 
   static #spawnOmni(host: SimHost, args: string[], env: Record<string, string>, port: number): SimServer {
@@ -106,17 +102,27 @@ export class SimServer implements AsyncDisposable {
     const port = await freePort();
     const quick = ['--load-ms', '40', '--generate-ms', '20', '--weights-mib', '30000', '--peak-mib', '40000'];
     const variables = { PORT: String(port), HOST: '127.0.0.1', GANTRY_SIM_LEDGER: host.dir, ...env };
-    const server = new SimServer(spawnSim('step1x-edit', [...quick, ...args], variables), port);
-    await server.ready();
-    return server;
+    return SimServer.#onceReady(new SimServer(spawnSim('step1x-edit', [...quick, ...args], variables), port));
+  }
+
+  static async #onceReady(server: SimServer): Promise<SimServer> {
+    try {
+      await server.ready();
+      return server;
+    } catch (error) {
+      await server[Symbol.asyncDispose]();
+      throw error;
+    }
   }
 
   get pid(): number {
     return this.child.pid ?? 0;
   }
 
+  /** Its exit code and signal. A server that stays is an error, so that the test still ends it. */
   get exited(): Promise<unknown[]> {
-    return this.#exit;
+    const patience = new Deadline({ ms: 8_000 });
+    return untilAborted(this.#exit, patience.signal).finally(() => patience[Symbol.dispose]());
   }
 
   async ready(): Promise<void> {
@@ -126,8 +132,13 @@ export class SimServer implements AsyncDisposable {
     });
   }
 
-  get(path: string, headers: Record<string, string> = {}): Promise<Reply> {
-    return this.#ask('GET', path, { headers });
+  /** For a server that never becomes ready, or not in time. */
+  async says(text: string): Promise<void> {
+    await eventually(`it says "${text}": ${this.stderr.slice(-500)}`, () => this.stderr.includes(text));
+  }
+
+  get(path: string, headers: Record<string, string> = {}, signal?: AbortSignal): Promise<Reply> {
+    return this.#ask('GET', path, { headers, ...(signal && { signal }) });
   }
 
   post(path: string, body: unknown, o: { headers?: Record<string, string>; signal?: AbortSignal } = {}) {

@@ -1,13 +1,14 @@
 import { execa } from 'execa';
+import { readFileSync } from 'node:fs';
 import sharp from 'sharp';
 import { describe, expect, test } from 'vitest';
-import { eventually, isOpenAfter, SimHost, SimServer } from './sim-server.ts';
+import { entryOf, eventually, isOpenAfter, kill, SimHost, SimServer } from './sim-server.ts';
 
 const file = await sharp({ create: { width: 150, height: 90, channels: 3, background: '#996633' } })
   .png()
   .toBuffer();
-const edit = (server: SimServer, fields: Record<string, string> = {}) =>
-  server.postForm('/api/edit', { file, prompt: 'make it snow', ...fields });
+const edit = (server: SimServer, fields: Record<string, string> = {}, signal?: AbortSignal) =>
+  server.postForm('/api/edit', { file, prompt: 'make it snow', ...fields }, signal);
 
 describe('unified_server.py', () => {
   test('the first edit loads, every edit ends on the CPU, and the picture keeps its size', async () => {
@@ -82,12 +83,15 @@ describe('unified_server.py', () => {
     expect((await health).status).toBe(200);
   });
 
-  test('memory: weights during the load, the peak in an edit; what does not fit is a 500', async () => {
+  test('memory: weights during the load, the peak of the working size in an edit; what does not fit is a 500', async () => {
     await using host = await SimHost.create();
     await using server = await SimServer.step1x(host, ['--generate-ms', '300']);
     const work = edit(server);
     await eventually('it is at its peak', () => host.usedMiB() === 40_000);
     await work;
+    const small = edit(server, { size_level: '512' });
+    await eventually('a quarter of the pixels needs a quarter on top', () => host.usedMiB() === 32_500);
+    await small;
     host.plant(60_000);
     const reply = await edit(server);
     expect([reply.status, reply.at('detail')]).toEqual([500, expect.stringContaining('CUDA out of memory')]);
@@ -141,38 +145,6 @@ describe('defects on demand', () => {
     expect((await server.get('/api/gpu/status')).at('model_location')).toBe('CPU');
   });
 
-  test('the flags of both simulators: --garbage, --truncate, --crash-on, --exit-after, --ignore-sigterm, --fork', async () => {
-    await using host = await SimHost.create();
-    await using server = await SimServer.step1x(host, [
-      '--garbage',
-      '1',
-      '--truncate',
-      '2',
-      '--exit-after',
-      '3',
-      '--fork',
-    ]);
-    await expect(sharp((await edit(server)).body).metadata()).rejects.toThrow();
-    await expect(
-      sharp((await edit(server)).body)
-        .raw()
-        .toBuffer(),
-    ).rejects.toThrow();
-    expect(host.ledger.entries().map(({ pid }) => pid)).not.toContain(server.pid);
-    expect((await edit(server)).status).toBe(200);
-    expect(await server.exited).toEqual([1, null]);
-    await using crashing = await SimServer.step1x(host, [
-      '--crash-on',
-      'dragon',
-      '--exit-code',
-      '4',
-      '--ignore-sigterm',
-    ]);
-    crashing.child.kill('SIGTERM');
-    await expect(edit(crashing, { prompt: 'a dragon' })).rejects.toThrow();
-    expect(await crashing.exited).toEqual([4, null]);
-  });
-
   test('an unknown option: usage, exit code 2', async () => {
     const result = await execa('dist/sim/step1x-edit', ['--colour'], { reject: false });
     expect(result.exitCode).toBe(2);
@@ -206,5 +178,48 @@ describe('api.py', () => {
       /^GPU offloaded. Model now on CPU, GPU memory: /,
     );
     expect((await server.post('/gpu/release', {})).at('message')).toMatch(/^GPU released. Model location: Unloaded/);
+  });
+});
+
+describe('the flags of both simulators', () => {
+  test('--garbage, --truncate, --exit-after and --fork', async () => {
+    await using host = await SimHost.create();
+    const args = ['--garbage', '1', '--truncate', '2', '--exit-after', '3', '--fork'];
+    await using server = await SimServer.step1x(host, args);
+    const picture = async () => sharp((await edit(server)).body);
+    await expect((await picture()).metadata()).rejects.toThrow();
+    await expect((await picture()).raw().toBuffer()).rejects.toThrow();
+    expect(host.ledger.entries().map(({ pid }) => pid)).not.toContain(server.pid);
+    expect((await edit(server)).status).toBe(200);
+    expect(await server.exited).toEqual([1, null]);
+  });
+
+  test('--crash-on, --ignore-sigterm, --log-flood and --retitle', async () => {
+    await using host = await SimHost.create();
+    const args = ['--crash-on', 'dragon', '--exit-code', '4', '--ignore-sigterm', '--log-flood', '5', '--retitle'];
+    await using server = await SimServer.step1x(host, args);
+    await edit(server);
+    expect(readFileSync(`/proc/${entryOf(host).pid}/cmdline`, 'utf8').replaceAll('\0', '')).toBe('python3');
+    await eventually('megabytes of log', () => server.stderr.length > 2_000_000);
+    server.child.kill('SIGTERM');
+    await expect(edit(server, { prompt: 'a dragon' })).rejects.toThrow();
+    expect(await server.exited).toEqual([4, null]);
+  });
+
+  test('a killed worker is the end of the server, unless --worker-death-unnoticed: then edits hang', async () => {
+    await using host = await SimHost.create();
+    await using mortal = await SimServer.step1x(host, ['--fork']);
+    await edit(mortal);
+    kill(entryOf(host).pid);
+    expect(await mortal.exited).toEqual([1, null]);
+    await using server = await SimServer.step1x(host, ['--worker-death-unnoticed', '--async-health']);
+    await edit(server);
+    kill(entryOf(host).pid);
+    const leaving = new AbortController();
+    const hanging = edit(server, {}, leaving.signal);
+    expect(await isOpenAfter(hanging, 400)).toBe(true);
+    expect((await server.get('/health')).status).toBe(200);
+    leaving.abort();
+    await expect(hanging).rejects.toThrow();
   });
 });

@@ -1,5 +1,8 @@
+import sharp from 'sharp';
 import { describe, expect, test } from 'vitest';
-import { entryOf, eventually, isOpenAfter, SimHost, SimServer } from './sim-server.ts';
+import { entryOf, eventually, imageOf, isOpenAfter, SimHost, SimServer } from './sim-server.ts';
+
+const MEGAPIXEL = { size: '1024x1024', num_inference_steps: 1 };
 
 describe('memory', () => {
   test('weights after the load, peak and busy while it works, weights again, all gone with the process', async () => {
@@ -7,7 +10,7 @@ describe('memory', () => {
     {
       await using server = await SimServer.omni(host, ['--generate-ms', '300']);
       expect(entryOf(host)).toMatchObject({ pid: server.pid, usedMiB: 20_000, name: 'vLLM-Omni::DiffusionWorker' });
-      const work = server.generate();
+      const work = server.generate(MEGAPIXEL);
       await eventually('it is busy at its peak', () => entryOf(host).usedMiB === 24_000 && !!entryOf(host).isBusy);
       await work;
       expect(entryOf(host)).toMatchObject({ usedMiB: 20_000 });
@@ -16,17 +19,29 @@ describe('memory', () => {
     expect(host.usedMiB()).toBe(0);
   });
 
+  test('--peak-mib is the peak of 1024 x 1024; what lies above the weights grows with the pixels and the images', async () => {
+    await using host = await SimHost.create();
+    await using server = await SimServer.omni(host, ['--peak-mib', '36000']);
+    const peak = async (parameters: object) =>
+      (await server.generate({ num_inference_steps: 1, ...parameters })).at('metrics.peak_memory_mb');
+    expect(await peak({ size: '512x256' })).toBe(20_000 + 2_000);
+    expect(await peak({ size: '512x512', n: 2 })).toBe(20_000 + 8_000);
+  });
+
   test('a peak that does not fit is a CUDA OOM for this request only', async () => {
     await using host = await SimHost.create();
     await using server = await SimServer.omni(host);
     host.plant(58_000);
-    const reply = await server.generate();
+    const reply = await server.generate(MEGAPIXEL);
     expect(reply.status).toBe(500);
+    // The card has 80000 MiB, of which the driver keeps 500.
     expect(reply.at('error.message')).toContain(
-      'CUDA out of memory. Tried to allocate 3.91 GiB. GPU 0 has a total capacity',
+      'CUDA out of memory. Tried to allocate 3.91 GiB. GPU 0 has a total capacity of 78.13 GiB of which 1.46 GiB is free. ' +
+        'Including non-PyTorch memory, this process has 19.53 GiB memory in use.',
     );
+    expect((await server.generate()).status, 'a small one fits').toBe(200);
     host.plant(50_000);
-    expect((await server.generate()).status).toBe(200);
+    expect((await server.generate(MEGAPIXEL)).status).toBe(200);
     expect(host.usedMiB()).toBe(70_000);
   });
 });
@@ -99,6 +114,42 @@ describe('sleep and wake', () => {
     expect(reply.at('acks.0.error_msg')).toContain('CUDA error');
     expect(host.usedMiB('GPU-two')).toBe(20_000);
     expect((await failing.generate()).status).toBe(200);
+  });
+
+  test('--wake-ack-error: ERROR inside a 200, the memory stays away, and nothing works afterwards', async () => {
+    await using host = await SimHost.create();
+    await using server = await SimServer.omni(host, ['--wake-ack-error', '--asleep', '500']);
+    await server.sleep();
+    const reply = await server.wake();
+    expect(reply).toMatchObject({ status: 200, json: { status: 'SUCCESS', acks: [{ status: 'ERROR' }] } });
+    expect(reply.at('acks.0.error_msg')).toContain('CUDA out of memory');
+    expect(host.usedMiB()).toBe(1_500);
+    expect((await server.generate()).status).toBe(500);
+  });
+
+  test('--level2-wake: 500 and unusable, or success and noise instead of pictures', async () => {
+    await using host = await SimHost.create();
+    await using newer = await SimServer.omni(host, ['--level2-wake', '500', '--asleep', '500']);
+    await using older = await SimServer.omni(host, ['--level2-wake', 'garbage'], { CUDA_VISIBLE_DEVICES: '1' });
+    const before = await older.generate();
+    for (const server of [newer, older]) await server.sleep({ stage_ids: [0], level: 2 });
+    expect(await newer.wake()).toMatchObject({ status: 500 });
+    expect((await newer.generate()).status).toBe(500);
+    expect((await older.wake()).at('acks.0.status')).toBe('SUCCESS');
+    expect(host.usedMiB('GPU-two')).toBe(20_000);
+    const after = await older.generate();
+    // Decodable, of the right size, and without anything that a picture has: noise does not compress.
+    expect(await sharp(imageOf(after)).metadata()).toMatchObject({ format: 'png', width: 64, height: 64 });
+    expect(imageOf(after).length).toBeGreaterThan(imageOf(before).length * 2);
+  });
+
+  test('--sleep-crash: the text of 0.20.x, and nothing has changed', async () => {
+    await using host = await SimHost.create();
+    await using server = await SimServer.omni(host, ['--sleep-crash']);
+    const message = "'State' object has no attribute 'sleeping_stages'";
+    expect(await server.sleep()).toMatchObject({ status: 500, json: { error: { message, code: 500 } } });
+    expect(host.usedMiB()).toBe(20_000);
+    expect((await server.generate()).status).toBe(200);
   });
 
   test('--wake-oom, and memory that was taken meanwhile: 500, and nothing works afterwards', async () => {

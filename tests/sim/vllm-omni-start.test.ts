@@ -10,6 +10,12 @@ describe('command line', () => {
     ['a value that is no number', ['serve', 'm', '--port', 'http'], "argument --port: invalid int value: 'http'"],
     ['an unknown choice', ['serve', 'm', '--asleep', 'nap'], "argument --asleep: invalid choice: 'nap'"],
     ['no model', ['serve', '--omni'], '--omni needs a model'],
+    [
+      '--reject-flag NAME, where that one is given',
+      ['serve', 'm', '--vae-use-tiling', '--reject-flag', 'vae-use-tiling'],
+      'unrecognized arguments: --vae-use-tiling',
+    ],
+    ['--reject-flag with no such flag', ['serve', 'm', '--reject-flag', 'colour'], 'no flag is named colour'],
   ])('%s: usage on stderr, exit code 2', async (_, args, text) => {
     const result = await execa('dist/sim/vllm-omni', args, { reject: false });
     expect(result.exitCode).toBe(2);
@@ -20,7 +26,8 @@ describe('command line', () => {
   test('real options are taken, with dashes or underscores', async () => {
     await using host = await SimHost.create();
     const real = ['--vae-use-tiling', '--stage-init-timeout', '900', '--init_timeout=1800', '--dtype', 'bfloat16'];
-    await using server = await SimServer.omni(host, [...real, '--enforce-eager', '--max-num-seqs', '1']);
+    const other = ['--enforce-eager', '--max-num-seqs', '1', '--reject-flag', 'vae-use-slicing'];
+    await using server = await SimServer.omni(host, [...real, ...other]);
     expect((await server.get('/health')).status).toBe(200);
   });
 
@@ -29,6 +36,26 @@ describe('command line', () => {
     await using _two = await SimServer.omni(host, ['--tensor-parallel-size', '2']);
     await using _one = await SimServer.omni(host, [], { CUDA_VISIBLE_DEVICES: 'GPU-two' });
     expect([host.usedMiB('GPU-one'), host.usedMiB('GPU-two')]).toEqual([10_000, 30_000]);
+  });
+
+  test('CUDA_VISIBLE_DEVICES: MIG instances and UUIDs cut short are found, and what is no GPU ends the start', async () => {
+    const whole = { uuid: 'GPU-8932f937-d72c', index: 0, name: 'Simulated GPU', totalMiB: 80_000 };
+    const instance = { index: 0, gpuInstance: 1, computeInstance: 0, profile: '3g.40gb', totalMiB: 40_000 };
+    const mig = ['MIG-5b2c1a-11', 'MIG-5b2c1a-12'].map((uuid, index) => ({ ...instance, uuid, index }));
+    await using host = await SimHost.create([whole, { ...whole, uuid: 'GPU-77aa', index: 1, mig }]);
+    await using _mig = await SimServer.omni(host, [], { CUDA_VISIBLE_DEVICES: 'MIG-5b2c1a-12' });
+    await using _short = await SimServer.omni(host, [], { CUDA_VISIBLE_DEVICES: 'GPU-8932' });
+    const used = [whole.uuid, 'GPU-77aa', 'MIG-5b2c1a-11', 'MIG-5b2c1a-12'].map((uuid) => host.usedMiB(uuid));
+    expect(used).toEqual([20_000, 0, 0, 20_000]);
+    for (const CUDA_VISIBLE_DEVICES of ['GPU-nowhere', '', '7,0']) {
+      await using server = await SimServer.spawnOmni(host, [], { CUDA_VISIBLE_DEVICES });
+      expect(await server.exited).toEqual([1, null]);
+      expect(server.stderr).toContain('RuntimeError: No CUDA GPUs are available');
+    }
+    const two = ['--tensor-parallel-size', '2'];
+    await using lacking = await SimServer.spawnOmni(host, two, { CUDA_VISIBLE_DEVICES: '0' });
+    expect(await lacking.exited).toEqual([1, null]);
+    expect(lacking.stderr).toContain('invalid device ordinal');
   });
 });
 
@@ -41,7 +68,7 @@ describe('start', () => {
     await server.ready();
     expect(performance.now() - server.startedMs).toBeGreaterThan(1_000);
     expect(host.usedMiB()).toBe(20_000);
-    const rival = await SimServer.spawnOmni(host, ['--load-ms', '5000'], {}, server.port);
+    await using rival = await SimServer.spawnOmni(host, ['--load-ms', '5000'], {}, server.port);
     expect(await rival.exited).toEqual([1, null]);
     expect(rival.stderr).toContain('Address already in use');
   });
@@ -85,9 +112,9 @@ describe('start', () => {
   ])('%s: the texts of a dead scheduler and an exit code', async (_, args, foreignMiB) => {
     await using host = await SimHost.create();
     host.plant(foreignMiB);
-    const server = await SimServer.spawnOmni(host, args);
+    await using server = await SimServer.spawnOmni(host, args);
     expect(await server.exited).toEqual([1, null]);
-    for (const text of ['CUDA out of memory', 'Rank 0 scheduler is dead', 'EOFError']) {
+    for (const text of ['torch.OutOfMemoryError: CUDA out of memory', 'Rank 0 scheduler is dead', 'EOFError']) {
       expect(server.stderr).toContain(text);
     }
     expect(host.usedMiB()).toBe(foreignMiB);
@@ -98,7 +125,7 @@ describe('start', () => {
     const port = await freePort();
     const stranger = createServer().listen(port, '127.0.0.1');
     await once(stranger, 'listening');
-    const server = await SimServer.spawnOmni(host, ['--load-ms', '60000'], {}, port);
+    await using server = await SimServer.spawnOmni(host, ['--load-ms', '60000'], {}, port);
     expect(await server.exited).toEqual([1, null]);
     stranger.close();
     await once(stranger, 'close');

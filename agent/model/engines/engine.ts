@@ -1,3 +1,4 @@
+import type { ErrorCode } from '../../../shared/errors.ts';
 import { AppError } from '../../../shared/errors.ts';
 import { openHttp, readBody } from '../../../shared/http-client.ts';
 import type { HttpOptions } from '../../../shared/http-client.ts';
@@ -12,6 +13,8 @@ export type ServerFacts = {
   version?: string;
   /** Where the engine has servers that differ in their paths: which of them this is. */
   paths?: string;
+  /** It fails for every prompt with other than Latin-1 characters, after the work. Found out while it works. */
+  isLatin1Only?: boolean;
 };
 
 export type Call = { url: string; facts: ServerFacts; signal: AbortSignal; deadlineMs: number };
@@ -37,11 +40,31 @@ export type Engine = {
   finishLoad(call: Call): Promise<void>;
   isHealthy(o: { url: string; signal: AbortSignal; deadlineMs: number }): Promise<boolean>;
   run(request: JobRequest, inputs: readonly Buffer[], call: Call): Promise<{ image: Buffer; notes: string[] }>;
+  /** Why this model must not be offloaded, for a person; undefined where it may be. */
+  whyNotOffload(model: ConfiguredModel): string | undefined;
+  /** It works for somebody, as far as it tells. Offloading it now would break that work, or the server. */
+  isWorking(call: Call): Promise<boolean>;
   offload(call: Call): Promise<void>;
   wake(call: Call): Promise<void>;
-  /** Another start would fail in the same way. */
-  isFatalStart(o: { exitCode: number | null; logText: string }): boolean;
+  /**
+   * Another start would fail in the same way. `logText` is what the start was ended for, with the end of the log.
+   * `hadForeignGrowth`: programs that are not ours took GPU memory meanwhile, and may give it back.
+   */
+  isFatalStart(o: { exitCode: number | null; logText: string; hadForeignGrowth: boolean }): boolean;
 };
+
+/**
+ * The server is not as we know it, and its answer says what helps: ask it again who it is, wake it, or end it. After the
+ * first two the same request may be sent once more.
+ */
+export class OutOfStep extends AppError {
+  readonly remedy: 'refresh' | 'wake' | 'end';
+
+  constructor(code: ErrorCode, message: string, remedy: OutOfStep['remedy']) {
+    super(code, message);
+    this.remedy = remedy;
+  }
+}
 
 export const HOST = '127.0.0.1';
 const SMALL_BODY_BYTES = 1024 * 1024;
@@ -81,13 +104,13 @@ export async function answerOrUndefined(
 /** One call that answers an image: as bytes, or as base64 in `field` of a JSON object, decoded while it arrives. */
 export async function callForImage(
   url: string,
-  { field, ...options }: HttpOptions & { field: string },
+  { field, errorOf = engineError, ...options }: HttpOptions & { field: string; errorOf?: typeof engineError },
 ): Promise<Buffer> {
   const answer = await openHttp(url, options);
   const type = answer.headers['content-type'] ?? '';
   if (answer.status !== 200) {
     const body = await readBody(answer, { maxBytes: SMALL_BODY_BYTES });
-    throw engineError({ status: answer.status, type, body });
+    throw errorOf({ status: answer.status, type, body });
   }
   if (type.startsWith('image/')) return readBody(answer, { maxBytes: IMAGE_BODY_BYTES });
   const image = new Base64Field(field);
@@ -107,24 +130,29 @@ export async function callForImage(
 
 /** Out of memory comes as a 500 with one of these in its text. A word of its own: prompts have rooms and zooms. */
 export function isOutOfMemory(text: string): boolean {
-  return /out of memory|\boom\b|cuda error|cublas_status_alloc_failed/i.test(text);
+  return isShortOfMemory(text) || /cuda error/i.test(text);
+}
+
+/** Memory was short, as opposed to a CUDA context that broke for another reason. */
+export function isShortOfMemory(text: string): boolean {
+  return /out of ?memory|\boom\b|cublas_status_alloc_failed/i.test(text);
 }
 
 /** What an engine's error answer means. */
 export function engineError({ status, body }: EngineAnswer): AppError {
   const said = errorText(body.toString('utf8'));
+  if (isShortOfMemory(said)) {
+    return new AppError('GPU_OUT_OF_MEMORY', `The engine ran out of GPU memory: ${said}`);
+  }
   if (isOutOfMemory(said)) {
-    return new AppError('GPU_OUT_OF_MEMORY', `The engine ran out of GPU memory: ${said}. Ask for a smaller image.`);
+    const message = `The engine's CUDA context broke: ${said}. Its server is ended and started anew.`;
+    return new OutOfStep('GPU_OUT_OF_MEMORY', message, 'end');
   }
   if (/Model mismatch/.test(said)) {
-    return new AppError('MODEL_FAILED', `The server runs another model: ${said} Load the model again.`);
+    return new OutOfStep('MODEL_FAILED', `The server runs another model: ${said} Load the model again.`, 'refresh');
   }
-  if (/'latin-1' codec can't encode/.test(said)) {
-    return new AppError(
-      'ENGINE_FAILED',
-      `The engine answered ${status}: ${said}. This version of its server cannot return a prompt with other than Latin-1 ` +
-        'characters. Write the prompt with plain letters, or update the server.',
-    );
+  if (/engine is partially or fully asleep/i.test(said)) {
+    return new OutOfStep('ENGINE_FAILED', `Somebody else has put the engine to sleep: ${said}`, 'wake');
   }
   if (status === 400 || status === 422) {
     return new AppError('INVALID_ARGUMENT', `The engine refused the request (${status}): ${said}`);

@@ -18,6 +18,7 @@ import { multipart } from './multipart.ts';
 /** Pure diffusion models have one stage. Without `level` the engine takes 2, which destroys it. */
 const SLEEP_BODY = JSON.stringify({ stage_ids: [0], level: 1 });
 const WAKE_BODY = JSON.stringify({ stage_ids: [0] });
+const METRICS_MS = 2_000;
 const JSON_HEADERS = { 'content-type': 'application/json' };
 
 /** Flags that spread one server over several GPUs; where the configuration has one, we add none. */
@@ -47,13 +48,37 @@ export function vllmOmni(): Engine {
     finishLoad: () => Promise.resolve(), // the server answers only once its weights are on the GPU
     isHealthy,
     run,
+    whyNotOffload,
+    isWorking,
     offload: (call) => sleepOrWake('/v1/omni/sleep', SLEEP_BODY, call),
     wake: (call) => sleepOrWake('/v1/omni/wakeup', WAKE_BODY, call),
-    isFatalStart: ({ exitCode, logText }) => exitCode === 2 || isOutOfMemory(logText) || UNKNOWN_MODEL.test(logText),
+    isFatalStart: ({ exitCode, logText, hadForeignGrowth }) =>
+      exitCode === 2 || (isOutOfMemory(logText) && !hadForeignGrowth) || UNKNOWN_MODEL.test(logText),
   };
 }
 
+/** Models of several stages, and the flags that only those have. */
+const STAGED_MODELS = /(^|\/)(GLM-Image|HunyuanImage-3)/i;
+const STAGE_FLAGS = /^--(deploy-config|stage-overrides|stage-\d+-)/;
 const UNKNOWN_MODEL = /RepositoryNotFoundError|RevisionNotFoundError|GatedRepoError|is not a valid model identifier/;
+
+/** After a wake the admission of a model with several stages stays closed, and its requests hang. */
+function whyNotOffload({ id, launch }: ConfiguredModel): string | undefined {
+  const hasStages = launch.kind === 'owned' && launch.args.some((arg) => STAGE_FLAGS.test(arg));
+  return hasStages || STAGED_MODELS.test(id)
+    ? 'it has several stages, and does not work any more after a wake'
+    : undefined;
+}
+
+/** A hint: only servers with statistics tell. */
+async function isWorking({ url, signal }: Call): Promise<boolean> {
+  const answer = await answerOrUndefined(`${url}/metrics`, { signal, deadlineMs: METRICS_MS });
+  if (answer?.status !== 200) return false;
+  const counts = answer.body
+    .toString('utf8')
+    .matchAll(/^vllm[_:]omni[_:]num_requests_(?:running|waiting)\S* ([\d.]+)/gm);
+  return [...counts].some(([, count]) => Number(count) > 0);
+}
 
 function command({ model, port }: { model: ConfiguredModel; port: number }): ReturnType<Engine['command']> {
   const { launch } = model;
@@ -67,7 +92,7 @@ function command({ model, port }: { model: ConfiguredModel; port: number }): Ret
     // Without a host it would listen on all interfaces, and its key guards only a part of its paths.
     ...['--host', HOST, '--port', String(port), '--served-model-name', model.id],
     ...(revision === undefined ? [] : ['--revision', revision]),
-    ...(model.offload === 'none' ? [] : ['--enable-sleep-mode']),
+    ...(model.offload === 'none' || whyNotOffload(model) !== undefined ? [] : ['--enable-sleep-mode']),
     '--log-stats',
     ...(model.gpuCount > 1 && !isSpread ? ['--tensor-parallel-size', String(model.gpuCount)] : []),
     ...launch.args,
@@ -76,7 +101,7 @@ function command({ model, port }: { model: ConfiguredModel; port: number }): Ret
 }
 
 /** `repository@revision`; a local path may have an @ in a directory, but not behind the last slash. */
-function splitId(id: string): [repository: string, revision: string | undefined] {
+export function splitId(id: string): [repository: string, revision: string | undefined] {
   const match = /^(.+)@([^/@]+)$/.exec(id);
   return match?.[1] === undefined ? [id, undefined] : [match[1], match[2]];
 }

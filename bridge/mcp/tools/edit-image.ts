@@ -161,5 +161,5 @@ function gpuAfter(job: JobView, fleet: Fleet) {
   const snapshot = fleet.hosts().find(({ name }) => name === job.host)?.snapshot;
   const model = snapshot?.models.find((status) => status.model === job.model);
   if (model === undefined) return {};
-  return { gpu_location: modelLocation(model.state), gpu_memory_gb: gb(model.heldMiB) };
+  return { gpu_location: modelLocation(model), gpu_memory_gb: gb(model.heldMiB) };
 }

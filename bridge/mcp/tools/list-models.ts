@@ -3,7 +3,7 @@ import type { ModelStatus } from '../../../shared/host-snapshot.ts';
 import { connectedHosts } from '../hosts.ts';
 import type { ConnectedHost } from '../hosts.ts';
 import { capableModels, findModel } from '../model-choice.ts';
-import { modelLocation } from '../status-json.ts';
+import { DownloadJson, downloadJson, modelLocation } from '../status-json.ts';
 import type { ToolSettings } from '../tool.ts';
 import { defineTool, READS } from '../tool.ts';
 import { gb } from '../units.ts';
@@ -25,6 +25,7 @@ const ModelEntry = z.object({
       peak_vram_gb: z.number(),
       is_measured: z.boolean(),
       detail: z.string().optional(),
+      download: DownloadJson.optional(),
     }),
   ),
 });
@@ -73,13 +74,14 @@ function modelEntry(
     hosts: places.map(({ host, status }) => ({
       host: host.name,
       state: status.state,
-      model_location: modelLocation(status.state),
+      model_location: modelLocation(status),
       gpus: gpuNames(host, status),
       vram_gb: gb(status.heldMiB),
       loaded_vram_gb: gb(status.loadedMiB),
       peak_vram_gb: gb(status.peakMiB),
       is_measured: status.isMeasured,
       ...(status.detail !== undefined && { detail: status.detail }),
+      ...downloadJson(status),
     })),
   };
 }

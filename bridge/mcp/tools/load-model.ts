@@ -42,6 +42,9 @@ function soonestHost(hosts: readonly ConnectedHost[], model: string): string {
     })
     .sort((a, b) => a.ms - b.ms || b.freeMiB - a.freeMiB || (a.name < b.name ? -1 : 1));
   if (best !== undefined) return best.name;
+  // A load mends what keeps jobs away for now: weights that are not there yet, a failure, the turn of another model.
+  const possible = judged.flatMap((found) => ('reason' in found && !found.isForever ? [found.host] : []))[0];
+  if (possible !== undefined) return possible;
   throw new AppError(
     'NO_HOST',
     refusalText(

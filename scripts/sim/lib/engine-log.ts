@@ -14,6 +14,10 @@ export class EngineLog {
     this.#line('INFO', text);
   }
 
+  warning(text: string): void {
+    this.#line('WARNING', text);
+  }
+
   error(text: string): void {
     this.#line('ERROR', text);
   }

@@ -3,8 +3,8 @@ import { createServer, type IncomingMessage, type Server, type ServerResponse } 
 
 export type Answer = { status: number; headers?: Record<string, string>; body: Buffer | string };
 
-/** One request as the routes see it. `left` aborts when the client closes the connection before the answer. */
-export type Asked = { request: IncomingMessage; path: string; left: AbortSignal };
+/** One request as the routes see it; `left` aborts when its connection closes. */
+export type Asked = { request: IncomingMessage; path: string; peer: string; left: AbortSignal };
 
 /** A server that gives each request to `answer` and writes what comes back; `answer` never throws. */
 export function answeringServer(
@@ -18,7 +18,8 @@ export function answeringServer(
     response.on('close', () => leaving.abort(new Error('the client has gone')));
     response.on('error', () => undefined); // the same, seen by a write
     const path = new URL(request.url ?? '/', 'http://host').pathname;
-    const asked = { request, path, left: leaving.signal };
+    const peer = `${request.socket.remoteAddress}:${request.socket.remotePort}`;
+    const asked = { request, path, peer, left: leaving.signal };
     // Nothing in it fails: `answer` turns every failure into an answer.
     void answer(asked).then(async (result) => {
       write(response, result);

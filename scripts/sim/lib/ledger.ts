@@ -1,8 +1,39 @@
-import { mkdirSync, readFileSync, readdirSync, renameSync, unlinkSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readFileSync, readdirSync, renameSync, unlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 
 /** One simulated GPU: a row of `gpus.json` in the ledger directory. Names begin with "Simulated ". */
-export type LedgerGpu = { uuid: string; index: number; name: string; totalMiB: number; reservedMiB?: number };
+export type LedgerGpu = {
+  uuid: string;
+  index: number;
+  name: string;
+  totalMiB: number;
+  reservedMiB?: number;
+  /** Its memory is the host's, and nvidia-smi shows none. */
+  isUnified?: boolean;
+  /** Cut into instances: what runs there notes the UUID of its instance. */
+  mig?: readonly LedgerInstance[];
+};
+
+/** One MIG instance; `index` counts those of one GPU, the other numbers are nvidia-smi's. */
+export type LedgerInstance = {
+  uuid: string;
+  index: number;
+  gpuInstance: number;
+  computeInstance: number;
+  profile: string;
+  totalMiB: number;
+};
+
+/** Empty files in the ledger that change what nvidia-smi shows of processes. */
+export type Marker =
+  /** None, as in a container without the host's pids. */
+  | 'hides-processes'
+  /** Each under another number: a container whose driver shows the host's. */
+  | 'renumbers-pids'
+  /** Also those that died while their memory lingers: contexts that the driver did not clean up. */
+  | 'lists-lingering'
+  /** All without their memory: WSL2. */
+  | 'hides-memory-of-processes';
 
 /** What one process holds on one GPU. It counts for as long as that very process (pid and start time) lives. */
 export type LedgerEntry = {
@@ -37,6 +68,20 @@ export class Ledger {
     if (text === undefined) return [];
     const gpus = JSON.parse(text) as LedgerGpu[]; // JSON.parse says `any`; a schema would double the start of nvidia-smi
     return gpus.toSorted((a, b) => a.index - b.index);
+  }
+
+  /** What a server finds when CUDA_VISIBLE_DEVICES names it: GPUs, and of one that is cut its instances. */
+  devices(): LedgerGpu[] {
+    return this.gpus().flatMap((gpu) => {
+      const parts = gpu.mig?.map(({ uuid, profile, totalMiB }): LedgerGpu => {
+        return { uuid, index: gpu.index, name: `${gpu.name} MIG ${profile}`, totalMiB, reservedMiB: 0 };
+      });
+      return parts ?? [gpu];
+    });
+  }
+
+  has(marker: Marker): boolean {
+    return existsSync(join(this.#dir, marker));
   }
 
   /** What lives or lingers now. Files that are no entries are ignored, dead entries removed. */

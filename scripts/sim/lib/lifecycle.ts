@@ -1,7 +1,6 @@
-import type { ChildProcess } from 'node:child_process';
 import type { Server } from 'node:http';
 import { pause } from '../../../shared/abort.ts';
-import { stopWorker } from './worker.ts';
+import type { Workers } from './workers.ts';
 
 /**
  * The orderly end on SIGTERM and SIGINT: the port closes at once, the memory is free when the process ends.
@@ -10,10 +9,11 @@ import { stopWorker } from './worker.ts';
 export function endOnSignal(o: {
   ignoresSigterm: boolean;
   exitDelayMs: number;
-  worker: ChildProcess | undefined;
+  noticesWorkerDeath: boolean;
+  workers: Workers;
   server: Server;
   onSignal: () => void;
-  onWorkerDeath: () => void;
+  onWorkerDeath: (how: string) => void;
 }): void {
   let isEnding = false;
   const end = async (): Promise<void> => {
@@ -23,12 +23,14 @@ export function endOnSignal(o: {
     o.server.close();
     o.server.closeAllConnections();
     await pause(o.exitDelayMs, new AbortController().signal);
-    if (o.worker) await stopWorker(o.worker);
+    await o.workers.stop();
     process.exit(0);
   };
-  o.worker?.once('exit', () => {
-    if (!isEnding) o.onWorkerDeath();
+  o.workers.onDeath((how) => {
+    if (!isEnding && o.noticesWorkerDeath) o.onWorkerDeath(how);
   });
+  // A log that nobody reads any more ends no server: Python's logging goes on without it.
+  process.stderr.on('error', () => undefined);
   // `void`: nothing in it can fail, and it ends the process.
   process.on('SIGINT', () => void end());
   process.on('SIGTERM', () => {

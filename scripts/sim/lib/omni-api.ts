@@ -6,7 +6,7 @@ import { ApiError, envelope, errorAnswer, invalid } from './omni-errors.ts';
 type Route = (asked: Asked, context: ImageContext) => Answer | Promise<Answer>;
 
 const ROUTES: Record<string, Partial<Record<'GET' | 'POST', Route>>> = {
-  '/health': { GET: (_, { engine }) => json(engine.death.aborted ? 503 : 200, healthBody(engine.death.aborted)) },
+  '/health': { GET: (_, context) => health(context) },
   '/version': { GET: (_, { options }) => json(200, { version: options.vllmVersion }) },
   '/metrics': { GET: (_, context) => metrics(context) },
   '/v1/models': { GET: (_, context) => models(context) },
@@ -37,12 +37,23 @@ export async function answer(asked: Asked, context: ImageContext): Promise<Answe
   try {
     return await route(asked, context);
   } catch (error) {
-    return errorAnswer(error, path.endsWith('/edits') ? 'edit' : 'generation');
+    const isEdit = path.endsWith('/edits');
+    // Their handler of failed edits looks for a field that the failure does not have.
+    if (isEdit && context.options.isMultiStage && !(error instanceof ApiError)) {
+      return envelope(500, "'ErrorResponse' object has no attribute 'message'");
+    }
+    return errorAnswer(error, isEdit ? 'edit' : 'generation');
   }
 }
 
-function healthBody(isDead: boolean): object {
-  return { status: isDead ? 'unhealthy' : 'healthy' };
+/** Asleep or at work it is healthy all the same; judge it by the status, for the body came and went. */
+function health({ engine, options }: ImageContext): Answer | Promise<Answer> {
+  const wanted = engine.counts.finished >= options.healthFrom ? options.health : '200';
+  if (wanted === 'hang') return new Promise(() => undefined);
+  const status = engine.death.aborted || wanted === '503' ? 503 : 200;
+  if (options.healthBody === 'empty') return { status, body: '' };
+  if (status === 200) return json(200, { status: 'healthy' });
+  return json(503, { status: 'unhealthy', ...(!engine.death.aborted && { reason: 'No engine initialized' }) });
 }
 
 function models({ options }: ImageContext): Answer {
@@ -60,21 +71,24 @@ function models({ options }: ImageContext): Answer {
   return json(200, { object: 'list', data: options.servedNames.map(card) });
 }
 
-/** Series of our kind exist with --log-stats only. */
+/** Series of our kind exist with --log-stats only, and did not always. */
 function metrics({ engine, options }: ImageContext): Answer {
   const { running, waiting, finished } = engine.counts;
-  const label = `{model_name="${options.servedNames[0]}"}`;
+  const { countsWaitingAsRunning, metricsPrefix, servedNames } = options;
+  const label = `{model_name="${servedNames[0]}"}`;
   const series = [
-    ['num_requests_running', 'gauge', label, running],
-    ['num_requests_waiting', 'gauge', label, waiting],
-    ['requests_success_total', 'counter', `{finished_reason="stop",model_name="${options.servedNames[0]}"}`, finished],
+    ['num_requests_running', 'gauge', label, running + (countsWaitingAsRunning ? waiting : 0)],
+    ['num_requests_waiting', 'gauge', label, countsWaitingAsRunning ? 0 : waiting],
+    ['requests_success_total', 'counter', `{finished_reason="stop",model_name="${servedNames[0]}"}`, finished],
   ] as const;
-  const lines = options.hasStats
-    ? series.flatMap(([name, type, labels, value]) => [
-        `# TYPE vllm_omni:${name} ${type}`,
-        `vllm_omni:${name}${labels} ${value}.0`,
-      ])
-    : [];
+  const prefix = metricsPrefix === 'vllm:omni' ? 'vllm:omni_' : 'vllm_omni:';
+  const lines =
+    options.hasStats && metricsPrefix !== 'none'
+      ? series.flatMap(([name, type, labels, value]) => [
+          `# TYPE ${prefix}${name} ${type}`,
+          `${prefix}${name}${labels} ${value}.0`,
+        ])
+      : [];
   const python = ['# TYPE python_info gauge', 'python_info{implementation="CPython",major="3",minor="12"} 1.0'];
   const headers = { 'content-type': 'text/plain; version=0.0.4; charset=utf-8' };
   return { status: 200, headers, body: `${[...python, ...lines].join('\n')}\n` };
@@ -83,15 +97,21 @@ function metrics({ engine, options }: ImageContext): Answer {
 /** `level` is 2 unless it is said: the trap that destroys the engine. */
 async function sleep({ request }: Asked, { engine }: ImageContext): Promise<Answer> {
   const { level } = await stagesBody(request);
-  return json(200, { status: 'SUCCESS', acks: [await engine.sleep(level)] });
+  const acknowledgement = await orPlain500(engine.sleep(level));
+  return json(200, { status: 'SUCCESS', acks: [acknowledgement] });
 }
 
 async function wakeUp({ request }: Asked, { engine }: ImageContext): Promise<Answer> {
   await stagesBody(request);
+  const acknowledgement = await orPlain500(engine.wake());
+  if (!acknowledgement) return json(200, { status: 'SKIPPED', reason: 'Target stages are not sleeping.' });
+  return json(200, { status: 'SUCCESS', acks: [acknowledgement] });
+}
+
+/** Failures of these routes carry their text alone, without the words of the image routes. */
+async function orPlain500<T>(work: Promise<T>): Promise<T> {
   try {
-    const ack = await engine.wake();
-    if (!ack) return json(200, { status: 'SKIPPED', reason: 'Target stages are not sleeping.' });
-    return json(200, { status: 'SUCCESS', acks: [ack] });
+    return await work;
   } catch (error) {
     throw new ApiError(500, error instanceof Error ? error.message : String(error));
   }

@@ -1,6 +1,6 @@
 import { STATUS_CODES } from 'node:http';
+import { EngineFailure } from './engine-failure.ts';
 import { type Answer, json } from './http-server.ts';
-import { EngineFailure } from './omni-engine.ts';
 
 /** A refusal with vLLM's one envelope. */
 export class ApiError extends Error {

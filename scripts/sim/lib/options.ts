@@ -31,6 +31,11 @@ export class Options {
     return this.#values[name] === true;
   }
 
+  /** With or without a value. */
+  isGiven(name: string): boolean {
+    return this.#values[name] !== undefined;
+  }
+
   text(name: string): string | undefined {
     const value = this.#values[name];
     return typeof value === 'string' ? value : undefined;

@@ -3,6 +3,7 @@ import type Sharp from 'sharp';
 import { advance, Canvas, type Colour, lineHeight, wrapped } from './canvas.ts';
 
 export type PictureFormat = 'png' | 'jpeg' | 'webp';
+export type Size = { width: number; height: number };
 
 /** What a picture tells the person who looks at it. */
 export type PictureFacts = {
@@ -22,7 +23,7 @@ const AMBER: Colour = [255, 190, 60];
 /** A picture made of nothing but the request: the same prompt, seed and size give the same background again. */
 export async function drawPicture(
   facts: PictureFacts,
-  { width, height, format }: { width: number; height: number; format: PictureFormat },
+  { width, height, format }: Size & { format: PictureFormat },
 ): Promise<Buffer> {
   const canvas = new Canvas({ width, height });
   paintBackground(canvas, `${facts.prompt}\n${facts.seed}`);
@@ -34,7 +35,7 @@ export async function drawPicture(
 export async function drawEdit(
   input: Buffer,
   facts: PictureFacts,
-  { size, format }: { size?: { width: number; height: number }; format: PictureFormat },
+  { size, format }: { size?: Size; format: PictureFormat },
 ): Promise<Buffer> {
   const sharp = await painter();
   const upright = sharp(input).rotate().removeAlpha().toColourspace('srgb');
@@ -45,8 +46,20 @@ export async function drawEdit(
   return encode(canvas, format);
 }
 
+/** What comes out of a model without weights: noise, in which nothing of the prompt is left. */
+export async function drawNoise(
+  facts: PictureFacts,
+  { size, format }: { size: Size; format: PictureFormat },
+): Promise<Buffer> {
+  const canvas = new Canvas(size);
+  const random = randomFrom(`${facts.prompt}\n${facts.seed}`);
+  for (let at = 0; at < canvas.pixels.length; at += 1) canvas.pixels[at] = random() * 256;
+  paintBadge(canvas, smallestLetters(canvas));
+  return encode(canvas, format);
+}
+
 /** The size of the picture once it is turned upright. */
-export async function pictureSize(input: Buffer): Promise<{ width: number; height: number }> {
+export async function pictureSize(input: Buffer): Promise<Size> {
   const sharp = await painter();
   const { width, height, orientation = 1 } = await sharp(input).metadata();
   return orientation >= 5 ? { width: height, height: width } : { width, height };
@@ -75,13 +88,13 @@ function paintCaption(
   { sizeText, isBanner }: { sizeText: string; isBanner: boolean },
 ): void {
   const { width, height } = canvas;
-  const margin = Math.round(Math.min(width, height) * 0.05);
+  const margin = marginOf(canvas);
   const details = [
     `seed ${facts.seed} - ${sizeText} - ${facts.steps} steps`,
     `model ${facts.model}`,
     `host ${facts.host} - ${facts.gpu}`,
   ];
-  const small = Math.max(1, Math.floor((width - 2 * margin) / advance(44)));
+  const small = smallestLetters(canvas);
   const detailLines = details.flatMap((line) => wrapped(line, columnsAt(small, width, margin)));
   const detailsHeight = detailLines.length * lineHeight(small);
   const room = (isBanner ? height * 0.45 : height * 0.8) - detailsHeight - 2 * margin;
@@ -96,9 +109,22 @@ function paintCaption(
   detailLines.forEach((line, index) =>
     canvas.drawText(line, margin, detailsTop + index * lineHeight(small), small, PALE),
   );
+  paintBadge(canvas, small);
+}
+
+function paintBadge(canvas: Canvas, small: number): void {
+  const margin = marginOf(canvas);
   const badge = small * 1.5;
   canvas.fillRectangle(margin, margin, advance(badge) * 9 + badge * 5, lineHeight(badge) + badge * 4, DARK, 0.8);
   canvas.drawText('SIMULATED', margin + badge * 3, margin + badge * 3.5, badge, AMBER);
+}
+
+function marginOf({ width, height }: Size): number {
+  return Math.round(Math.min(width, height) * 0.05);
+}
+
+function smallestLetters(canvas: Size): number {
+  return Math.max(1, Math.floor((canvas.width - 2 * marginOf(canvas)) / advance(44)));
 }
 
 function columnsAt(unit: number, width: number, margin: number): number {

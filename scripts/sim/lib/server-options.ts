@@ -1,7 +1,9 @@
 import type { Options } from './options.ts';
+import type { WorkerPlan } from './workers.ts';
 
-/** The flags that both simulated engines know. */
-export const COMMON_FLAGS = ['ignore-sigterm', 'fork', 'setsid', 'orphan'] as const;
+/** The flags that both simulated engines know. Those of FORKING need a worker and so mean --fork too. */
+const FORKING_FLAGS = ['setsid', 'orphan', 'retitle', 'worker-ignore-sigterm', 'worker-death-unnoticed'] as const;
+export const COMMON_FLAGS = ['ignore-sigterm', 'fork', ...FORKING_FLAGS] as const;
 export const COMMON_VALUES = [
   'load-ms',
   'generate-ms',
@@ -17,6 +19,8 @@ export const COMMON_VALUES = [
   'garbage',
   'truncate',
   'vram-linger-ms',
+  'join-ms',
+  'log-flood',
 ] as const;
 
 /** How a simulated engine behaves, whichever engine it is. */
@@ -26,6 +30,7 @@ export type Behaviour = {
   generateMs: number;
   stepMs: number;
   weightsMiB: number;
+  /** The peak of a picture of 1024 x 1024; see peakOf. */
   peakMiB: number;
   residualMiB: number;
   vramLingerMs: number;
@@ -38,13 +43,32 @@ export type Behaviour = {
   /** The number of the image that comes out as undecodable bytes, or cut short. */
   garbage: number | undefined;
   truncate: number | undefined;
-  worker: { isOwnSession: boolean; outlivesParent: boolean } | undefined;
+  /** Megabytes of log per second. */
+  logFlood: number | undefined;
+  worker: WorkerPlan | undefined;
+  noticesWorkerDeath: boolean;
 };
 
-export function behaviourOf(options: Options, defaults: { weightsMiB: number; residualMiB: number }): Behaviour {
+export function behaviourOf(
+  options: Options,
+  defaults: {
+    weightsMiB: number;
+    residualMiB: number;
+    hasWorker: boolean;
+    outlivesParent: boolean;
+    killsInTheEnd: boolean;
+  },
+): Behaviour {
   const weightsMiB = options.integer('weights-mib') ?? defaults.weightsMiB;
-  // A session or an orphan of its own needs a worker: those flags mean --fork too.
-  const hasWorker = ['fork', 'setsid', 'orphan'].some((flag) => options.has(flag));
+  const hasWorker = defaults.hasWorker || ['fork', ...FORKING_FLAGS].some((flag) => options.has(flag));
+  const worker = {
+    isOwnSession: options.has('setsid'),
+    outlivesParent: options.has('orphan') || defaults.outlivesParent,
+    ignoresSigterm: options.has('worker-ignore-sigterm'),
+    isRetitled: options.has('retitle'),
+    joinMs: options.integer('join-ms') ?? 5_000,
+    killsInTheEnd: defaults.killsInTheEnd,
+  };
   return {
     loadMs: options.integer('load-ms') ?? 300,
     generateMs: options.integer('generate-ms') ?? (options.text('step-ms') === undefined ? 300 : 0),
@@ -60,8 +84,15 @@ export function behaviourOf(options: Options, defaults: { weightsMiB: number; re
     crashWord: options.text('crash-on'),
     garbage: options.integer('garbage'),
     truncate: options.integer('truncate'),
-    worker: hasWorker ? { isOwnSession: options.has('setsid'), outlivesParent: options.has('orphan') } : undefined,
+    logFlood: options.integer('log-flood'),
+    worker: hasWorker ? worker : undefined,
+    noticesWorkerDeath: !options.has('worker-death-unnoticed'),
   };
+}
+
+/** Activations grow with the picture: nothing on top of the weights at 0 pixels, --peak-mib at 1024 x 1024, and so on. */
+export function peakOf({ weightsMiB, peakMiB }: Behaviour, pixels: number): number {
+  return Math.round(weightsMiB + (peakMiB - weightsMiB) * (pixels / 1024 ** 2));
 }
 
 /** The nth image as it leaves the engine: whole, unless the flags say otherwise. */

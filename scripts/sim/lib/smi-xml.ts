@@ -1,9 +1,10 @@
-import type { Ledger, LedgerGpu } from './ledger.ts';
+import type { Ledger, LedgerGpu, LedgerInstance } from './ledger.ts';
 import {
   appRows,
   busId,
   DRIVER_VERSION,
   type GpuRow,
+  gpuRow,
   gpuRows,
   power,
   pstate,
@@ -32,12 +33,11 @@ function gpuXml(ledger: Ledger, row: GpuRow): string {
 		<product_brand>Simulated</product_brand>
 		<persistence_mode>Enabled</persistence_mode>
 		<mig_mode>
-			<current_mig>N/A</current_mig>
-			<pending_mig>N/A</pending_mig>
+			<current_mig>${gpu.mig === undefined ? 'N/A' : 'Enabled'}</current_mig>
+			<pending_mig>${gpu.mig === undefined ? 'N/A' : 'Enabled'}</pending_mig>
 		</mig_mode>
 		<mig_devices>
-			None
-		</mig_devices>
+${gpu.mig?.map((instance) => instanceXml(ledger, instance)).join('') ?? '\t\t\tNone\n'}		</mig_devices>
 		<uuid>${escaped(gpu.uuid)}</uuid>
 		<minor_number>${gpu.index}</minor_number>
 		<pci>
@@ -46,10 +46,10 @@ function gpuXml(ledger: Ledger, row: GpuRow): string {
 		</pci>
 		<performance_state>${pstate(row)}</performance_state>
 		<fb_memory_usage>
-			<total>${gpu.totalMiB} MiB</total>
-			<reserved>${row.reservedMiB} MiB</reserved>
-			<used>${row.usedMiB} MiB</used>
-			<free>${row.freeMiB} MiB</free>
+			<total>${shown(row, gpu.totalMiB)}</total>
+			<reserved>${shown(row, row.reservedMiB)}</reserved>
+			<used>${shown(row, row.usedMiB)}</used>
+			<free>${shown(row, row.freeMiB)}</free>
 		</fb_memory_usage>
 		<compute_mode>Default</compute_mode>
 		<utilization>
@@ -66,19 +66,40 @@ function gpuXml(ledger: Ledger, row: GpuRow): string {
 		<processes>
 ${appRows(ledger, [gpu])
   .map(
-    ({ entry }) => `			<process_info>
-				<gpu_instance_id>N/A</gpu_instance_id>
-				<compute_instance_id>N/A</compute_instance_id>
-				<pid>${entry.pid}</pid>
+    ({ instance, pid, name, usedMiB }) => `			<process_info>
+				<gpu_instance_id>${instance?.gpuInstance ?? 'N/A'}</gpu_instance_id>
+				<compute_instance_id>${instance?.computeInstance ?? 'N/A'}</compute_instance_id>
+				<pid>${pid}</pid>
 				<type>C</type>
-				<process_name>${escaped(entry.name)}</process_name>
-				<used_memory>${entry.usedMiB} MiB</used_memory>
+				<process_name>${escaped(name)}</process_name>
+				<used_memory>${usedMiB === '[N/A]' ? 'N/A' : `${usedMiB} MiB`}</used_memory>
 			</process_info>
 `,
   )
   .join('')}		</processes>
 	</gpu>
 `;
+}
+
+/** Without the UUID, as most drivers: that is in `nvidia-smi -L` only. */
+function instanceXml(ledger: Ledger, { index, gpuInstance, computeInstance, ...instance }: LedgerInstance): string {
+  const row = gpuRow(ledger, { ...instance, index, name: instance.profile, reservedMiB: 0 });
+  return `			<mig_device>
+				<index>${index}</index>
+				<gpu_instance_id>${gpuInstance}</gpu_instance_id>
+				<compute_instance_id>${computeInstance}</compute_instance_id>
+				<fb_memory_usage>
+					<total>${instance.totalMiB} MiB</total>
+					<reserved>0 MiB</reserved>
+					<used>${row.usedMiB} MiB</used>
+					<free>${row.freeMiB} MiB</free>
+				</fb_memory_usage>
+			</mig_device>
+`;
+}
+
+function shown({ gpu }: GpuRow, mib: number): string {
+  return gpu.isUnified === true || gpu.mig !== undefined ? 'N/A' : `${mib} MiB`;
 }
 
 function escaped(text: string): string {

@@ -106,7 +106,8 @@ async function edit({ request }: Asked, { engine, host, gpu }: Step1xContext): P
     host,
     gpu,
   };
-  const image = await engine.edit(facts, Buffer.from(await form.file.arrayBuffer()));
+  const input = Buffer.from(await form.file.arrayBuffer());
+  const image = await engine.edit(facts, input, { sizeLevel: form.size_level });
   return { image, form, seconds: (performance.now() - startedMs) / 1000 };
 }
 

@@ -1,11 +1,11 @@
-import type { ChildProcess } from 'node:child_process';
 import { performance } from 'node:perf_hooks';
 import type { EngineLog } from './engine-log.ts';
 import { rampUp, runSteps } from './forward.ts';
 import { drawEdit, type PictureFacts, pictureSize } from './picture.ts';
-import { damaged } from './server-options.ts';
+import { damaged, peakOf } from './server-options.ts';
 import type { Step1xOptions } from './step1x-options.ts';
 import type { Vram } from './vram.ts';
+import type { Workers } from './workers.ts';
 
 export type Location = 'Unloaded' | 'GPU' | 'CPU';
 
@@ -28,7 +28,7 @@ export class Step1xEngine {
   readonly #options: Step1xOptions;
   readonly #vram: Vram;
   readonly #log: EngineLog;
-  readonly #worker: ChildProcess | undefined;
+  readonly #workers: Workers;
   readonly #statistics = { total_loads: 0, gpu_to_cpu: 0, cpu_to_gpu: 0, full_releases: 0 };
   readonly #never = new AbortController().signal;
   #location: Location = 'Unloaded';
@@ -36,11 +36,11 @@ export class Step1xEngine {
   #edits = 0;
   #keepsUntilNextCall = false;
 
-  constructor(o: { options: Step1xOptions; vram: Vram; log: EngineLog; worker: ChildProcess | undefined }) {
+  constructor(o: { options: Step1xOptions; vram: Vram; log: EngineLog; workers: Workers }) {
     this.#options = o.options;
     this.#vram = o.vram;
     this.#log = o.log;
-    this.#worker = o.worker;
+    this.#workers = o.workers;
   }
 
   get edits(): number {
@@ -60,7 +60,7 @@ export class Step1xEngine {
   }
 
   /** Loads or moves the model as needed, edits, and moves it back, also after a failure. */
-  async edit(facts: PictureFacts, input: Buffer): Promise<Buffer> {
+  async edit(facts: PictureFacts, input: Buffer, { sizeLevel }: { sizeLevel: number }): Promise<Buffer> {
     this.#finishRelease();
     this.#edits += 1;
     const nth = this.#edits;
@@ -73,8 +73,11 @@ export class Step1xEngine {
       if (this.#options.isBrokenHead) {
         throw new Error("cannot access local variable 'torch' where it is not associated with a value");
       }
-      this.#vram.hold(this.#options.peakMiB);
+      // It works at an area of `sizeLevel` squared, whatever the size of the picture is.
+      this.#vram.hold(peakOf(this.#options, sizeLevel ** 2));
       const [image] = await Promise.all([drawEdit(input, facts, { format: 'png' }), this.#denoise(facts.steps)]);
+      // The call into a dead worker never returns.
+      if (!this.#workers.areAlive) await new Promise(() => undefined);
       return damaged(image, nth, this.#options);
     } finally {
       this.#vram.setBusy(false);
@@ -108,6 +111,7 @@ export class Step1xEngine {
     if (isLoad && this.#options.lacksWeights) {
       throw new TypeError('expected str, bytes or os.PathLike object, not NoneType');
     }
+    this.#vram.initialize();
     const from = this.#vram.heldMiB;
     const onShare = (share: number): void =>
       this.#vram.hold(Math.round(from + Math.max(0, this.#options.weightsMiB - from) * share));
@@ -142,7 +146,7 @@ export class Step1xEngine {
 
   #crashOn(prompt: string): void {
     if (this.#options.crashWord === undefined || !prompt.includes(this.#options.crashWord)) return;
-    this.#worker?.kill('SIGKILL');
+    this.#workers.kill();
     process.exit(this.#options.exitCode);
   }
 }

@@ -2,27 +2,40 @@ import { availableMiB, Ledger, type LedgerEntry, type LedgerGpu, startTimeOf } f
 
 /** The text that PyTorch gives; it is all that a client ever sees of the shortage. */
 export class CudaOutOfMemory extends Error {
-  override readonly name = 'OutOfMemoryError';
+  override readonly name = 'torch.OutOfMemoryError';
 }
 
-/** The memory that one engine holds on its GPUs, noted in the ledger under the pid of the process that holds it. */
+/** What Python calls every other failure of CUDA. */
+export class RuntimeError extends Error {
+  override readonly name = 'RuntimeError';
+}
+
+/** The memory that one engine holds on its GPUs, noted in the ledger under the pids of the processes that hold it. */
 export class Vram {
   readonly #ledger: Ledger | undefined;
-  readonly #gpus: LedgerGpu[];
-  readonly #note: Omit<LedgerEntry, 'gpuUuid' | 'usedMiB' | 'isBusy'>;
+  readonly #parts: Part[];
+  readonly #lacksGpus: boolean;
   #heldMiB = 0;
   #isBusy = false;
 
-  /** Without a ledger directory there is memory without end, and nobody sees it. */
-  constructor(o: { dir: string | undefined; pid: number; name: string; lingerMs: number; devices: Devices }) {
+  /**
+   * Without a ledger directory there is memory without end, and nobody sees it.
+   * The nth holder has the nth GPU; a single one has all of them.
+   */
+  constructor(o: { dir: string | undefined; holders: readonly Holder[]; lingerMs: number; devices: Devices }) {
     this.#ledger = o.dir === undefined ? undefined : new Ledger(o.dir);
-    this.#gpus = chosenGpus(this.#ledger?.gpus() ?? [], o.devices);
-    const startTime = startTimeOf(o.pid) ?? '';
-    this.#note = { pid: o.pid, startTime, name: o.name, ...(o.lingerMs > 0 && { lingerMs: o.lingerMs }) };
+    const known = this.#ledger?.devices() ?? [];
+    const gpus = chosenGpus(known, o.devices);
+    this.#lacksGpus = known.length > 0 && gpus.length < o.devices.count;
+    const holders = o.holders.map(({ pid, name }) => ({ pid, name, startTime: startTimeOf(pid) ?? '' }));
+    this.#parts = gpus.flatMap((gpu, rank) => {
+      const holder = holders[rank] ?? holders[0];
+      return holder ? { gpu, note: { ...holder, ...(o.lingerMs > 0 && { lingerMs: o.lingerMs }) } } : [];
+    });
   }
 
   get gpuName(): string {
-    return this.#gpus[0]?.name ?? 'Simulated GPU';
+    return this.#parts[0]?.gpu.name ?? 'Simulated GPU';
   }
 
   get heldMiB(): number {
@@ -31,7 +44,16 @@ export class Vram {
 
   /** Used memory of the first GPU, of all processes: what the engines themselves call residual. */
   get deviceUsedMiB(): number {
-    return this.#gpus[0] && this.#ledger ? this.#ledger.usedMiB(this.#gpus[0].uuid) : this.#heldMiB;
+    const [first] = this.#parts;
+    return first && this.#ledger ? this.#ledger.usedMiB(first.gpu.uuid) : this.#heldMiB;
+  }
+
+  /** Throws as PyTorch does at its first look at the GPUs when CUDA_VISIBLE_DEVICES names fewer than are needed. */
+  initialize(): void {
+    if (!this.#lacksGpus) return;
+    throw new RuntimeError(
+      this.#parts.length === 0 ? 'No CUDA GPUs are available' : 'CUDA error: invalid device ordinal',
+    );
   }
 
   /**
@@ -41,11 +63,18 @@ export class Vram {
   hold(mib: number): void {
     const before = this.#heldMiB;
     this.#write(mib);
-    const full = mib > before ? this.#gpus.find((gpu) => this.#overMiB(gpu) > 0) : undefined;
+    const full = mib > before ? this.#parts.find(({ gpu }) => this.#overMiB(gpu) > 0) : undefined;
     if (!full) return;
-    const message = this.#shortage(full, (mib - before) / this.#gpus.length);
     this.#write(before);
-    throw new CudaOutOfMemory(message);
+    throw this.#shortage(full, (mib - before) / this.#parts.length);
+  }
+
+  /** The error of an allocation that fails whatever the ledger says. */
+  outOfMemory(): CudaOutOfMemory {
+    const [first] = this.#parts;
+    return first
+      ? this.#shortage(first, 2_048)
+      : new CudaOutOfMemory('CUDA out of memory. Tried to allocate 2.00 GiB.');
   }
 
   setBusy(isBusy: boolean): void {
@@ -60,11 +89,11 @@ export class Vram {
 
   #write(mib: number): void {
     this.#heldMiB = mib;
-    for (const gpu of this.#gpus) {
+    for (const { gpu, note } of this.#parts) {
       this.#ledger?.note({
-        ...this.#note,
+        ...note,
         gpuUuid: gpu.uuid,
-        usedMiB: Math.ceil(mib / this.#gpus.length),
+        usedMiB: Math.ceil(mib / this.#parts.length),
         ...(this.#isBusy && { isBusy: true }),
       });
     }
@@ -74,26 +103,36 @@ export class Vram {
     return (this.#ledger?.usedMiB(gpu.uuid) ?? 0) - availableMiB(gpu);
   }
 
-  #shortage(gpu: LedgerGpu, wantedMiB: number): string {
-    const freeMiB = Math.max(0, wantedMiB - this.#overMiB(gpu));
-    const ownMiB = this.#heldMiB / this.#gpus.length - wantedMiB;
-    return (
-      `CUDA out of memory. Tried to allocate ${gib(wantedMiB)} GiB. GPU ${this.#gpus.indexOf(gpu)} has a total capacity ` +
-      `of ${gib(gpu.totalMiB)} GiB of which ${gib(freeMiB)} GiB is free. Including non-PyTorch memory, this process has ` +
-      `${gib(ownMiB)} GiB memory in use.`
+  #shortage(part: Part, wantedMiB: number): CudaOutOfMemory {
+    const freeMiB = Math.max(0, -this.#overMiB(part.gpu));
+    const ownMiB = this.#heldMiB / this.#parts.length;
+    return new CudaOutOfMemory(
+      `CUDA out of memory. Tried to allocate ${gib(wantedMiB)} GiB. GPU ${this.#parts.indexOf(part)} has a total capacity ` +
+        `of ${gib(part.gpu.totalMiB)} GiB of which ${gib(freeMiB)} GiB is free. Including non-PyTorch memory, this process ` +
+        `has ${gib(ownMiB)} GiB memory in use.`,
     );
   }
 }
 
-/** `visible` is CUDA_VISIBLE_DEVICES (UUIDs or indices; unset = all), of which an engine takes the first `count`. */
+/** A process that holds memory; the name is the one that nvidia-smi shows. */
+export type Holder = { pid: number; name: string };
+
+/** `visible` is CUDA_VISIBLE_DEVICES (unset = all), of which an engine takes the first `count`. */
 export type Devices = { visible: string | undefined; count: number };
 
+type Part = { gpu: LedgerGpu; note: Omit<LedgerEntry, 'gpuUuid' | 'usedMiB' | 'isBusy'> };
+
+/** CUDA's own reading: indices, or UUIDs that may be cut short; the first word that is none ends the list. */
 function chosenGpus(gpus: LedgerGpu[], { visible, count }: Devices): LedgerGpu[] {
-  const names = visible?.split(',').map((name) => name.trim());
-  const seen = names
-    ? names.flatMap((name) => gpus.find((gpu) => gpu.uuid === name || String(gpu.index) === name) ?? [])
-    : gpus;
-  return seen.slice(0, count);
+  if (visible === undefined) return gpus.slice(0, count);
+  const named = visible.split(',').map((word) => gpuNamed(gpus, word.trim()));
+  const end = named.indexOf(undefined);
+  return named.slice(0, end < 0 ? count : Math.min(end, count)).flatMap((gpu) => gpu ?? []);
+}
+
+function gpuNamed(gpus: LedgerGpu[], word: string): LedgerGpu | undefined {
+  const isUuid = /^(GPU|MIG)-./.test(word);
+  return gpus.find((gpu) => (isUuid ? gpu.uuid.startsWith(word) : String(gpu.index) === word));
 }
 
 function gib(mib: number): string {

@@ -4,6 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { pino } from 'pino';
 import type { Session } from '../../../agent/job/session.ts';
+import { Drain } from '../../../agent/job/drain.ts';
 import { Exchange } from '../../../agent/job/exchange.ts';
 import { InputStore } from '../../../agent/job/input-store.ts';
 import { Journal } from '../../../agent/job/journal.ts';
@@ -19,7 +20,14 @@ export const log = pino({ level: 'silent' });
 const TIMES = { grantMs: 5_000, inputSilenceMs: 60_000, turnMs: 30_000, moveAnswerMs: 8_000 };
 
 /** `directory`: another host's, as an agent finds it that comes back. */
-export type ExchangeOverrides = { times?: Partial<typeof TIMES>; quotaBytes?: number; directory?: string };
+export type ExchangeOverrides = {
+  times?: Partial<typeof TIMES>;
+  quotaBytes?: number;
+  directory?: string;
+  /** A person took the host out of service before. */
+  isDraining?: boolean;
+  onChange?: () => void;
+};
 
 /** The real exchange with its real journal and stores in a temporary directory, on servers the test chooses. */
 export class ExchangeHost implements AsyncDisposable {
@@ -50,8 +58,16 @@ export class ExchangeHost implements AsyncDisposable {
     const results = await ResultStore.open({ dir: join(directory, 'results'), ...stores });
     const inputs = await InputStore.open({ dir: join(directory, 'inputs'), quotaBytes: 1e9, log });
     const times = { ...TIMES, ...options.times };
-    const rest = { times, isSimulated: () => true, hostname: 'box', log, onChange: () => undefined };
-    const exchange = new Exchange({ residency, journal, results, inputs, ...rest });
+    const rest = {
+      times,
+      isSimulated: () => true,
+      hostname: 'box',
+      log,
+      onChange: options.onChange ?? (() => undefined),
+    };
+    const drain = await Drain.open({ stateDir: directory, log });
+    if (options.isDraining === true) await drain.set(true);
+    const exchange = new Exchange({ residency, journal, results, inputs, drain, ...rest });
     return new ExchangeHost({ directory, exchange, journal, results, inputs }, options.directory === undefined);
   }
 

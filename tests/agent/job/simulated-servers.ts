@@ -55,9 +55,11 @@ export class SimulatedServers implements AsyncDisposable {
     const residency = new Residency({
       ...{ models: found, sampler, ...places, times: TIMES, log, onChange },
       ...{ ramReserveMiB: 2_048, yieldsToForeign: false, logs: { maxMiB: 20, keep: 5 } },
+      isDraining: () => started.host?.exchange.isDraining ?? overrides.isDraining === true,
+      isTaken: (slotId) => started.host?.exchange.isTaken(slotId) ?? false,
     });
     await residency.start(new AbortController().signal);
-    const host = await ExchangeHost.start(residency, overrides);
+    const host = await ExchangeHost.start(residency, { onChange: () => residency.look(), ...overrides });
     started.host = host;
     return new SimulatedServers({ residency, host, sampler, directory });
   }

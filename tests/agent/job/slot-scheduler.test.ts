@@ -94,7 +94,7 @@ function view(o: {
     vram: {
       gpus: gpus.map((uuid) => {
         const heldMiB = 20_000 * slots.filter((slot) => slot.gpus.includes(uuid)).length;
-        return { uuid, totalMiB: 24_000, freeMiB: 24_000 - heldMiB, reserveMiB: 0, usable: true };
+        return { uuid, totalMiB: 24_000, freeMiB: 24_000 - heldMiB, reserveMiB: 0, usable: true, isOut: false };
       }),
       residents: slots
         .filter((slot) => slot.gpus.length > 0)
@@ -108,6 +108,7 @@ function view(o: {
           isOffered: true,
           idleMs: 0,
           reloadMs: slot.swapMs,
+          wakeMs: slot.swapMs,
           canOffload: false,
           offloadedMiB: 0,
         })),
@@ -269,6 +270,43 @@ const rows: Row[] = [
     rule: '2: nor for less than 10 s',
     view: view({ slots: [readyA, absentB], lines: [{ model: 'A' }, { model: 'B', ...interactive, waitingMs: 9_999 }] }),
     memory: since(15_000),
+    grants: ['A:0'],
+  },
+  {
+    rule: '2: what takes less time than coming back for it is done first',
+    view: view({
+      slots: [readyA, absentB],
+      lines: [
+        { model: 'A', workMs: 39_999 },
+        { model: 'B', ...interactive, waitingMs: 49_999 },
+      ],
+    }),
+    memory: since(60_000),
+    grants: ['A:0'],
+  },
+  {
+    rule: '2: not for longer than coming back takes',
+    view: view({
+      slots: [readyA, absentB],
+      lines: [
+        { model: 'A', workMs: 39_999 },
+        { model: 'B', ...interactive, waitingMs: 50_000 },
+      ],
+    }),
+    memory: since(40_000),
+    grants: ['B:1'],
+    closed: ['A'],
+  },
+  {
+    rule: '2: unless the model has only just come',
+    view: view({
+      slots: [readyA, absentB],
+      lines: [
+        { model: 'A', workMs: 39_999 },
+        { model: 'B', ...interactive, waitingMs: 50_000 },
+      ],
+    }),
+    memory: since(39_999),
     grants: ['A:0'],
   },
   {

@@ -5,12 +5,20 @@ import { choose } from '../../../agent/job/slot-scheduler.ts';
 import type { TurnMemory } from '../../../agent/job/turn-memory.ts';
 import { EMPTY_MEMORY, rememberRefusal, rememberRun, rememberTurn } from '../../../agent/job/turn-memory.ts';
 
-export type VirtualModel = { model: string; needMiB: number; swapMs: number };
+export type VirtualModel = {
+  model: string;
+  needMiB: number;
+  swapMs: number;
+  /** GPUs that one server spans: 1 where not said. */
+  gpuCount?: number;
+  /** What it keeps on its GPUs when it is offloaded; it cannot be where this is not said. */
+  offloadedMiB?: number;
+};
 type Work = { tokenId: string; class: JobClass; runMs: number; endMs: number };
 type VirtualSlot = VirtualModel & {
   slotId: string;
   gpus: string[];
-  state: 'ready' | 'loading' | 'released';
+  state: 'ready' | 'loading' | 'offloaded' | 'released';
   phase: SlotView['phase'];
   work: Work | undefined;
   brought: boolean;
@@ -58,6 +66,11 @@ export class VirtualHost {
     }));
   }
 
+  /** It has been there for long. */
+  place(model: string, gpus: readonly string[]): void {
+    Object.assign(this.#slot(model), { state: 'ready', gpus: [...gpus] });
+  }
+
   /** Runs until nothing is left to do, or until the time is over. */
   run(untilMs = Infinity): void {
     for (let steps = 0; steps < 100_000; steps += 1) {
@@ -96,9 +109,10 @@ export class VirtualHost {
           freeMiB: this.#free(uuid),
           reserveMiB: 0,
           usable: true,
+          isOut: false,
         })),
         residents: this.slots.filter((slot) => slot.gpus.length > 0).map((slot) => resident(slot)),
-        hostRamFreeMiB: 0,
+        hostRamFreeMiB: Infinity,
       },
       leadMs: 0,
       turnMs: 30_000,
@@ -122,16 +136,16 @@ export class VirtualHost {
   }
 
   #take(grant: Grant): void {
-    const slot = this.slots.find((each) => each.slotId === grant.slotId);
+    const slot = this.#slot(grant.slotId);
     const line = this.lines.find((each) => lineId(each) === grant.line.lineId);
-    if (slot === undefined || line === undefined) throw new Error('a grant of nothing');
+    if (line === undefined) throw new Error('a grant of nothing');
     const onSameGpu = this.slots.filter((each) => each !== slot && each.gpus.some((gpu) => grant.gpus.includes(gpu)));
     if (slot.phase !== 'idle' || onSameGpu.some((each) => each.phase !== 'idle'))
       throw new Error('two jobs on one GPU');
     for (const victim of grant.evict) {
-      const other = this.slots.find((each) => each.slotId === victim.slotId);
-      if (other === undefined || other.phase !== 'idle') throw new Error('a victim that is busy');
-      Object.assign(other, { state: 'released', gpus: [] });
+      const other = this.#slot(victim.slotId);
+      if (other.phase !== 'idle') throw new Error('a victim that is busy');
+      Object.assign(other, victim.by === 'offload' ? { state: 'offloaded' } : { state: 'released', gpus: [] });
     }
     const isSwap = slot.state !== 'ready';
     if (isSwap) this.swaps += 1;
@@ -170,9 +184,14 @@ export class VirtualHost {
   }
 
   #free(uuid: string): number {
-    return (
-      this.gpuMiB - this.slots.filter((slot) => slot.gpus.includes(uuid)).reduce((sum, slot) => sum + slot.needMiB, 0)
-    );
+    const here = this.slots.filter((slot) => slot.gpus.includes(uuid));
+    return here.reduce((free, slot) => free - held(slot) / slot.gpus.length, this.gpuMiB);
+  }
+
+  #slot(slotId: string): VirtualSlot {
+    const found = this.slots.find((each) => each.slotId === slotId);
+    if (found === undefined) throw new Error(`no slot ${slotId}`);
+    return found;
   }
 
   #line(line: VirtualLine): LineView {
@@ -191,8 +210,8 @@ export class VirtualHost {
         .filter((slot) => slot.model === line.model)
         .map((slot) => ({
           slotId: slot.slotId,
-          needMiB: slot.gpus.length > 0 ? 0 : slot.needMiB,
-          gpuCount: 1,
+          needMiB: slot.needMiB - (slot.gpus.length > 0 ? held(slot) : 0),
+          gpuCount: slot.gpuCount ?? 1,
           ...(slot.gpus.length > 0 && { onGpus: slot.gpus }),
         })),
     };
@@ -203,18 +222,23 @@ function lineId(line: VirtualLine): string {
   return `${line.sessionId} ${line.class} ${line.model}`;
 }
 
+function held({ state, needMiB, offloadedMiB = 0 }: VirtualSlot): number {
+  return state === 'offloaded' ? offloadedMiB : needMiB;
+}
+
 function resident(slot: VirtualSlot): Resident {
   return {
     slotId: slot.slotId,
     gpus: slot.gpus,
-    heldMiB: slot.needMiB,
+    heldMiB: held(slot),
     state: slot.state,
     inFlight: slot.phase === 'idle' || slot.phase === 'granted' ? 0 : 1,
     isPinned: false,
     isOffered: true,
     idleMs: 0,
     reloadMs: slot.swapMs,
-    canOffload: false,
-    offloadedMiB: 0,
+    wakeMs: slot.swapMs,
+    canOffload: slot.offloadedMiB !== undefined,
+    offloadedMiB: slot.offloadedMiB ?? 0,
   };
 }

@@ -10,7 +10,8 @@ test.each([
 ])(
   'a job that outgrows the GPU evicts the idle model with the least regret, by offload%s',
   async (_, hidesProcesses) => {
-    const models = [omni('a'), omni('b'), omni('c')];
+    // A wake takes well below a second: two of them are regretted less than one start.
+    const models = ['a', 'b', 'c'].map((alias) => omni(alias, ['--load-ms', '2500']));
     await using host = await ModelHost.start(models, { gpusMiB: [20_000], hidesProcesses });
     for (const alias of ['a', 'b', 'c']) await host.run(alias);
     expect(host.state('a')).toBe('offloaded');

@@ -1,3 +1,4 @@
+import { readFileSync } from 'node:fs';
 import { chmod, mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
@@ -11,6 +12,7 @@ import { Ledger, startTimeOf } from '../../../scripts/sim/lib/ledger.ts';
 import { pause } from '../../../shared/abort.ts';
 import type { EditRequest, GenerateRequest } from '../../../shared/job.ts';
 import type { ModelMove } from '../../../shared/protocol.ts';
+import type { Log } from '../../../shared/log.ts';
 import { PROFILES } from '../../../shared/profiles.ts';
 
 export const never = new AbortController().signal;
@@ -37,8 +39,15 @@ export type HostOptions = {
   times?: Partial<typeof TIMES>;
   /** Another host's directory: what an agent finds that comes back. */
   directory?: string;
+  ramReserveMiB?: number;
+  yieldsToForeign?: boolean;
+  queryTimeoutMs?: number;
+  log?: Log;
   /** From the first moment on, until `mendNvidiaSmi`. */
   doesNvidiaSmiHang?: boolean;
+  isDraining?: () => boolean;
+  /** Slots that somebody beside the residency has. */
+  isTaken?: (slotId: string) => boolean;
   /** It lists no process, as under WSL and in containers. */
   hidesProcesses?: boolean;
 };
@@ -64,12 +73,12 @@ export class ModelHost implements AsyncDisposable {
     await simulateGpus(directory, options.gpusMiB ?? [24_576]);
     if (options.hidesProcesses === true) await writeFile(join(directory, 'ledger/hides-processes'), '');
     if (options.doesNvidiaSmiHang === true) await writeFile(join(directory, FAULT), '{"mode":"hang"}');
-    const log = pino({ level: 'silent' });
+    const log = options.log ?? pino({ level: 'silent' });
     const sampler = new GpuSampler({
       nvidiaSmi: join(directory, 'bin/nvidia-smi'),
       sampleIntervalMs: 50,
       silenceMs: 10_000,
-      queryTimeoutMs: 3_000,
+      queryTimeoutMs: options.queryTimeoutMs ?? 3_000,
       log,
       onSample: () => undefined,
     });
@@ -79,8 +88,10 @@ export class ModelHost implements AsyncDisposable {
       stateDir: directory,
       logDir: join(directory, 'logs'),
       reserveMiB: options.reserveMiB ?? 512,
-      ramReserveMiB: 2_048,
-      yieldsToForeign: false,
+      ramReserveMiB: options.ramReserveMiB ?? 2_048,
+      yieldsToForeign: options.yieldsToForeign ?? false,
+      isDraining: options.isDraining ?? (() => false),
+      isTaken: options.isTaken ?? (() => false),
       logs: { maxMiB: 20, keep: 5 },
       times: { ...TIMES, ...options.times },
       log,
@@ -101,10 +112,20 @@ export class ModelHost implements AsyncDisposable {
     return this.ledger.entries().flatMap(({ pid, isAlive }) => (isAlive && pid !== process.pid ? [pid] : []));
   }
 
+  /** Where the server of this process listens, by its command line. */
+  urlOf(pid: number | undefined): string {
+    const argv = readFileSync(`/proc/${pid}/cmdline`, 'utf8').split('\0');
+    return `http://127.0.0.1:${argv[argv.indexOf('--port') + 1]}`;
+  }
+
   /** Memory of a process that is not the agent's: this test's own. */
   plant(usedMiB: number, gpu = 0): void {
     const startTime = startTimeOf(process.pid) ?? '';
     this.ledger.note({ pid: process.pid, startTime, gpuUuid: `GPU-${gpu}`, usedMiB, name: 'foreign' });
+  }
+
+  async hangNvidiaSmi(): Promise<void> {
+    await writeFile(join(this.directory, FAULT), '{"mode":"hang"}');
   }
 
   async mendNvidiaSmi(): Promise<void> {

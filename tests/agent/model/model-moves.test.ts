@@ -61,10 +61,11 @@ test('a person offloads a model that cannot: it is released, and the answer says
   const logs = join(host.directory, 'logs');
   const [name] = (await readdir(logs)).filter((file) => file.startsWith('fixed-'));
   await vi.waitFor(async () => expect((await stat(join(logs, name ?? ''))).size).toBeLessThan(1_000_000));
-  expect((await stat(join(logs, `${name}.1`))).size).toBe(20 * 1024 * 1024);
+  const { size } = await stat(join(logs, `${name}.1`));
+  expect([size >= 20 * 1024 * 1024, size < 21 * 1024 * 1024]).toEqual([true, true]); // one that writes all the while
   const away = await host.move('fixed', 'offload');
   expect(away).toMatchObject({ state: 'released', done: 'release' });
-  expect(away.message).toContain('cannot be offloaded, so it was released');
+  expect(away.message).toMatch(/cannot be offloaded \(.*`offload: none`\), so it was released/);
   expect(host.usedMiB()).toBe(before);
 });
 

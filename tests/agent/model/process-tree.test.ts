@@ -1,13 +1,15 @@
 import { execa } from 'execa';
 import { existsSync } from 'node:fs';
-import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, readFile, readdir, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { expect, test, vi } from 'vitest';
+import { ProcessTable, readStat } from '../../../agent/model/process-table.ts';
 import { ProcessTree } from '../../../agent/model/process-tree.ts';
 import { ServerLog } from '../../../agent/model/server-log.ts';
 import { ServerProcess } from '../../../agent/model/server-process.ts';
-import { until } from './model-host.ts';
+import { pause } from '../../../shared/abort.ts';
+import { never, until } from './model-host.ts';
 
 vi.setConfig({ testTimeout: 30_000 });
 
@@ -29,7 +31,7 @@ class Stage implements AsyncDisposable {
     const directory = await mkdtemp(join(tmpdir(), 'gantry-tree-'));
     const log = await ServerLog.create({ logDir: join(directory, 'logs'), slotId: 'a' });
     const argv = ['/bin/sh', '-c', `DIR='${directory}'\n${script}`];
-    return new Stage(directory, log, await ServerProcess.start({ argv, env: ENV, log }));
+    return new Stage(directory, log, await ServerProcess.start({ argv, env: ENV, log, table: new ProcessTable() }));
   }
 
   async until(file: string): Promise<void> {
@@ -45,7 +47,7 @@ class Stage implements AsyncDisposable {
 test('ends a server on SIGTERM without more', async () => {
   await using stage = await Stage.open(`trap 'echo bye; exit 3' TERM; touch "$DIR/up"; while :; do sleep 0.05; done`);
   await stage.until('up');
-  expect(await stage.server.stop({ graceMs: 5_000 })).toEqual([]);
+  expect(await stage.server.stop({ graceMs: 5_000 })).toEqual({ killed: [], survivors: [] });
   expect(await stage.server.exited).toEqual({ code: 3, signal: null });
   expect(await stage.log.lastLines()).toBe('bye');
 });
@@ -53,7 +55,7 @@ test('ends a server on SIGTERM without more', async () => {
 test('kills a leader that ignores SIGTERM', async () => {
   await using stage = await Stage.open(`trap '' TERM; touch "$DIR/up"; while :; do sleep 0.05; done`);
   await stage.until('up');
-  expect(await stage.server.stop({ graceMs: 200 })).toEqual([]);
+  expect(await stage.server.stop({ graceMs: 200 })).toMatchObject({ survivors: [] });
   expect(await stage.server.exited).toEqual({ code: null, signal: 'SIGKILL' });
 });
 
@@ -65,7 +67,7 @@ test('finds a child in a session of its own whose parents are gone, by the log i
   expect(await stage.server.exited).toMatchObject({ code: 1 });
   const pid = Number(await readFile(join(stage.directory, 'orphan'), 'utf8'));
   expect(stage.server.tree()).toContain(pid);
-  expect(await stage.server.stop({ graceMs: 200 })).toEqual([]);
+  expect(await stage.server.stop({ graceMs: 200 })).toMatchObject({ survivors: [] });
   expect(stage.server.tree()).toEqual([]);
 });
 
@@ -79,7 +81,7 @@ test('remembers a child that it saw once, wherever that went', async () => {
   expect(stage.server.tree()).toContain(pid);
   await writeFile(join(stage.directory, 'go'), '');
   await stage.until('gone');
-  expect(await stage.server.stop({ graceMs: 200 })).toEqual([]);
+  expect(await stage.server.stop({ graceMs: 200 })).toMatchObject({ survivors: [] });
   expect(stage.server.tree()).toEqual([]);
 });
 
@@ -89,6 +91,74 @@ test('wakes a stopped member for its SIGTERM', async () => {
   process.kill(stage.server.pid, 'SIGSTOP');
   await stage.server.stop({ graceMs: 2_000 });
   expect(await stage.server.exited).toEqual({ code: 0, signal: null });
+});
+
+test('finds the members of a session that a member opened, when that one is gone', async () => {
+  const daemon =
+    `setsid sh -c 'touch "$DIR/member"; (trap "" TERM; exec > /dev/null 2>&1; while :; do sleep 0.05; done) & ` +
+    `echo $! > "$DIR/daemon"; while [ ! -e "$DIR/go" ]; do sleep 0.02; done' &`;
+  await using stage = await Stage.open(`export DIR\n${daemon}\nwhile :; do sleep 0.05; done`);
+  await stage.until('daemon');
+  const pid = Number(await readFile(join(stage.directory, 'daemon'), 'utf8'));
+  const opener = readStat(pid)?.parent ?? 0;
+  expect(stage.server.tree()).toEqual(expect.arrayContaining([pid, opener]));
+  await writeFile(join(stage.directory, 'go'), '');
+  await until(() => readStat(opener)?.isDead ?? true);
+  expect(stage.server.tree()).toContain(pid);
+  expect(await stage.server.stop({ graceMs: 200 })).toMatchObject({ survivors: [] });
+  expect(readStat(pid)?.isDead ?? true).toBe(true);
+});
+
+test('finds those beside a writer of the log in a session whose opener nobody ever saw', async () => {
+  const loop = 'while :; do sleep 0.05; done';
+  const quiet = `(exec > /dev/null 2>&1; ${loop}) & echo $! > "$DIR/quiet"`;
+  await using stage = await Stage.open(
+    `export DIR\nsetsid sh -c '${quiet}; (${loop}) & touch "$DIR/up"'\nwhile [ ! -e "$DIR/up" ]; do sleep 0.02; done; ${loop}`,
+  );
+  await stage.until('up');
+  const pid = Number(await readFile(join(stage.directory, 'quiet'), 'utf8'));
+  await until(() => readStat(readStat(pid)?.session ?? 0) === undefined);
+  expect(stage.server.tree()).toContain(pid);
+});
+
+test('ends processes that fork faster than anyone can look', async () => {
+  // Each starts its successor and ends. Without the directory, as after this test, they find no more to run.
+  const hop = 'exec > /dev/null 2>&1\necho > "$DIR/up"; sh "$DIR/hop.sh" &';
+  await using stage = await Stage.open(
+    `export DIR; trap '' TERM\nwhile [ ! -s "$DIR/hop.sh" ]; do sleep 0.02; done\n` +
+      `sh "$DIR/hop.sh" &\nwhile :; do sleep 0.05; done`,
+  );
+  await writeFile(join(stage.directory, 'hop.sh'), hop);
+  await stage.until('up');
+  expect(await stage.server.stop({ graceMs: 200 })).toMatchObject({ survivors: [] });
+  await rm(join(stage.directory, 'up'));
+  await pause(200, never); // enough for a hundred of them
+  expect((await readdir(stage.directory)).sort()).toEqual(['hop.sh', 'logs']);
+});
+
+test('says whom it had to kill, by name', async () => {
+  await using stage = await Stage.open(`trap '' TERM; touch "$DIR/up"; while :; do sleep 0.05; done`);
+  await stage.until('up');
+  const { killed } = await stage.server.stop({ graceMs: 200 });
+  expect(killed).toContainEqual({ pid: stage.server.pid, name: 'sh' });
+});
+
+test('does not wait for the whole grace where the leader died and left members that do not listen', async () => {
+  const orphan = `sh -c 'trap "" TERM; touch "$DIR/up"; while :; do sleep 0.05; done' &`;
+  await using stage = await Stage.open(`export DIR\n${orphan}\nwhile :; do sleep 0.05; done`);
+  await stage.until('up');
+  process.kill(stage.server.pid, 'SIGKILL');
+  await stage.server.exited;
+  const startMs = performance.now();
+  expect(await stage.server.stop({ graceMs: 60_000 })).toMatchObject({ survivors: [] });
+  expect(performance.now() - startMs).toBeLessThan(20_000);
+});
+
+test('reads all processes once, however many trees are asked in the same moment', () => {
+  const table = new ProcessTable();
+  const first = table.read();
+  expect(table.read()).toBe(first);
+  return Promise.resolve().then(() => expect(table.read()).not.toBe(first));
 });
 
 test('leaves a person alone who reads the log', async () => {
@@ -106,7 +176,7 @@ test('does not mistake another process with the same pid for the leader', async 
   const stranger = execa('sleep', ['30'], { reject: false });
   try {
     const leader = { pid: stranger.pid ?? 0, startTime: '1' };
-    expect(new ProcessTree({ leader, logPath: '/no/such/log' }).scan()).toEqual([]);
+    expect(new ProcessTree({ leader, logPath: '/no/such/log', table: new ProcessTable() }).scan()).toEqual([]);
   } finally {
     stranger.kill('SIGKILL');
     await stranger;

@@ -12,7 +12,9 @@ apps() {
     gpu=${entry#*'"gpuUuid":"'}
     used=${entry#*'"usedMiB":'}
     used=${used%%[,\}]*}
-    [ "$used" != 0 ] && is_alive "${pid%%,*}" "${start%%'"'*}" && echo "${pid%%,*}, ${gpu%%'"'*}, $used"
+    name=${entry#*'"name":"'}
+    [ "$used" != 0 ] && is_alive "${pid%%,*}" "${start%%'"'*}" &&
+      echo "${pid%%,*}, ${gpu%%'"'*}, $used, ${name%%'"'*}"
   done
 }
 
@@ -26,8 +28,9 @@ is_alive() {
   [ "$1" != Z ] && [ "${20}" = "$started" ]
 }
 
-if [ "$*" = '--query-compute-apps=pid,gpu_uuid,used_gpu_memory --format=csv,noheader,nounits' ] &&
-  [ ! -e "$LEDGER/nvidia-smi.fault.json" ]; then
+if [ "$*" = '--query-compute-apps=pid,gpu_uuid,used_gpu_memory,process_name --format=csv,noheader,nounits' ] &&
+  [ ! -e "$LEDGER/nvidia-smi.fault.json" ] && [ ! -e "$LEDGER/renumbers-pids" ] &&
+  [ ! -e "$LEDGER/lists-lingering" ] && [ ! -e "$LEDGER/hides-memory-of-processes" ]; then
   [ -e "$LEDGER/hides-processes" ] || apps # as under WSL, and in containers
   exit 0
 fi

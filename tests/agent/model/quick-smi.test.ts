@@ -1,7 +1,7 @@
 import { execa } from 'execa';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
-import { COMPUTE_APPS_ARGS } from '../../../agent/gpu/nvidia-smi.ts';
+import { COMPUTE_APPS_ARGS } from '../../../agent/gpu/smi-rows.ts';
 import { Ledger, startTimeOf } from '../../../scripts/sim/lib/ledger.ts';
 import { ModelHost } from './model-host.ts';
 
@@ -17,7 +17,7 @@ test('the quick answer about GPU processes is that of the simulator', async () =
   const quick = await execa(join(host.directory, 'bin/nvidia-smi'), [...COMPUTE_APPS_ARGS]);
   const env = { GANTRY_SIM_LEDGER: join(host.directory, 'ledger') };
   const simulated = await execa('dist/sim/nvidia-smi', [...COMPUTE_APPS_ARGS], { env });
-  const rows = [`${process.pid}, GPU-0, 6000`, `${process.ppid}, GPU-1, 70`].sort();
+  const rows = [`${process.pid}, GPU-0, 6000, foreign`, `${process.ppid}, GPU-1, 70, parent`].sort();
   expect(quick.stdout.split('\n').sort()).toEqual(rows);
   expect(simulated.stdout.split('\n').sort()).toEqual(rows);
 });

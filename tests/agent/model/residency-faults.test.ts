@@ -1,6 +1,4 @@
-import { once } from 'node:events';
-import { readdir, readFile } from 'node:fs/promises';
-import { createServer } from 'node:http';
+import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
 import { AppError } from '../../../shared/errors.ts';
@@ -134,28 +132,6 @@ describe('a server that dies', () => {
     expect(host.state('broken')).toBe('failed');
     expect(host.usedMiB()).toBe(0);
   });
-});
-
-test('a stranger that answers on the port of a server does not make it ready', async () => {
-  const command = ['/bin/sh', '-c', 'echo "$@"; exec sleep 60', 'sh'];
-  const mute = {
-    ...omni('mute'),
-    launch: { kind: 'owned' as const, command, args: [], env: {}, download: 'none' as const },
-  };
-  await using other = await ModelHost.start([mute], { times: { startDeadlineMs: 1_200 } });
-  const load = failureOf(other.admit('mute'));
-  let port: string | undefined;
-  await vi.waitFor(async () => {
-    const logs = join(other.directory, 'logs');
-    const [name] = await readdir(logs);
-    port = /--port (\d+)/.exec(await readFile(join(logs, name ?? ''), 'utf8'))?.[1];
-    expect(port).toBeDefined();
-  });
-  const stranger = createServer((_, response) => response.end(JSON.stringify({ data: [{ id: 'test/mute' }] })));
-  await once(stranger.listen(Number(port), '127.0.0.1'), 'listening');
-  expect(String(await load)).toMatch(/was not ready after 1 s/);
-  stranger.close();
-  await once(stranger, 'close');
 });
 
 test('nothing survives a shutdown, whatever the server is doing', async () => {

@@ -18,7 +18,7 @@ describe('a job', () => {
     const models = [
       omni('a', ['--peak-mib', '9000', '--step-ms', '100']),
       omni('b'),
-      omni('big', ['--peak-mib', '12000']),
+      omni('big', ['--peak-mib', '12000', '--generate-ms', '400']),
     ];
     host = await ModelHost.start(models, { gpusMiB: [80_000] });
   });
@@ -69,6 +69,7 @@ describe('a job', () => {
     const lease = await host.admit('big', 1);
     const leaving = new AbortController();
     const run = lease.run(generate({ model: 'test/big' }), [], { ...QUIET, signal: leaving.signal });
+    await until(() => host.ledger.entries().some(({ usedMiB }) => usedMiB > 8_000)); // else it is never sent
     leaving.abort(new Error('cancelled'));
     await expect(run).rejects.toThrow('cancelled');
     lease[Symbol.dispose]();
@@ -116,16 +117,15 @@ describe('an agent that comes back', () => {
       // As /var/log may be: the kernel names the open log by another path than the configuration does.
       await mkdir(join(directory, 'real'));
       await symlink(join(directory, 'real'), join(directory, 'logs'));
-      await using host = await ModelHost.start([omni('a', ['--orphan', '--setsid', '--ignore-sigterm'])], {
-        directory,
-      });
+      const stubborn = omni('a', ['--orphan', '--setsid', '--ignore-sigterm']);
+      await using host = await ModelHost.start([stubborn], { directory });
       (await host.admit('a'))[Symbol.dispose]();
       await until(() => existsSync(join(directory, 'learned.json')));
       const records = JSON.parse(await readFile(join(directory, 'servers.json'), 'utf8')) as Records;
       // What is left is a worker without its leader, in a session of its own.
       process.kill(records.servers[0].leader.pid, 'SIGKILL');
       expect(host.pids()).toHaveLength(1);
-      await using next = await ModelHost.start([omni('a')], { directory });
+      await using next = await ModelHost.start([stubborn], { directory });
       expect(next.pids()).toEqual([]);
       expect(next.residency.slotFacts('a')).toMatchObject({ state: 'released', loadedMiB: 8_000 });
       expect(next.residency.modelStatus()[0]).toMatchObject({ isMeasured: true });

@@ -5,7 +5,7 @@ import { join, resolve } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { statusLines } from '../../../bridge/cli/status.ts';
 import { AppError } from '../../../shared/errors.ts';
-import { host, model } from '../fleet/builders.ts';
+import { gpu, host, model } from '../fleet/builders.ts';
 
 const PROGRAM = resolve('dist/gantry.cjs');
 let home: string;
@@ -100,4 +100,20 @@ test('on 80 columns no line is longer, and no sentence is cut', () => {
   expect(text).toContain('as it were');
   expect(text).not.toMatch(/\p{Cc}/u);
   expect(lines.find((line) => line.includes('failed'))).toMatch(/^ {2}painter {2}failed, 19\.5 GiB {2}acme\/x+…$/);
+});
+
+test('a GPU says why it is not used, whose memory is missing, and that it has the memory of the host', () => {
+  const gpus = [
+    gpu({ index: 0, health: 'lost', freeMiB: null, note: 'GPU 0 is lost. Reboot the host to get it back.' }),
+    gpu({ index: 1, isDegraded: true, degraded: '8000 MiB of the ended server with pid 7 did not come back.' }),
+    gpu({ index: 2, isUnified: true, unlisted: '3000 MiB are in use by others.' }),
+  ];
+  const lines = statusLines([host('up', { snap: { gpus, models: [] } })], 100).slice(1);
+  expect(lines).toHaveLength(6);
+  expect(lines[0]).toMatch(/^ {2}GPU 0 .* free \? of .* GiB {2}lost$/);
+  expect(lines[1]).toBe('    GPU 0 is lost. Reboot the host to get it back.');
+  expect(lines[2]).toMatch(/GiB {2}degraded$/);
+  expect(lines[3]).toContain('8000 MiB of the ended server');
+  expect(lines[4]).toMatch(/GiB of host RAM$/);
+  expect(lines[5]).toContain('3000 MiB are in use by others.');
 });

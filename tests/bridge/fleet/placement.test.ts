@@ -75,6 +75,24 @@ test.each<[string, HostView[], string[]]>([
 const down = new AppError('AGENT_UNREACHABLE', 'connection refused.');
 test.each<[string, HostView, RegExp, boolean]>([
   [
+    'its weights are on their way',
+    host('a', {
+      snap: {
+        models: [
+          {
+            ...fast,
+            state: 'loading',
+            slots: [
+              slot({ phase: 'closed', freeInMs: 480_000, reason: 'downloading 12 of 54 GiB, 85 MiB/s, 8 min left' }),
+            ],
+          },
+        ],
+      },
+    }),
+    /gives no slot of painter now: downloading 12 of 54 GiB, 85 MiB\/s, 8 min left/,
+    false,
+  ],
+  [
     'link down',
     host('a', { link: { kind: 'down', error: down, retryInMs: 1 } }),
     /not connected: connection refused/,

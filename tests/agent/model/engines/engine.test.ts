@@ -1,7 +1,7 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { Base64Field } from '../../../../agent/model/engines/base64-field.ts';
-import { engineError, errorText, isOutOfMemory } from '../../../../agent/model/engines/engine.ts';
+import { OutOfStep, engineError, errorText, isOutOfMemory } from '../../../../agent/model/engines/engine.ts';
 import { step1xEdit } from '../../../../agent/model/engines/step1x-edit.ts';
 import { vllmOmni } from '../../../../agent/model/engines/vllm-omni.ts';
 import { childEnvironment } from '../../../../agent/model/child-environment.ts';
@@ -34,6 +34,19 @@ describe('an error answer', () => {
   test.each(CODES)('%s %s is %s', (status, message, code) => {
     const body = Buffer.from(JSON.stringify({ error: { message } }));
     expect(engineError({ status, type: 'application/json', body }).code).toBe(code);
+  });
+
+  const REMEDIES: [message: string, remedy: string | undefined][] = [
+    ["Model mismatch: request specifies 'X' but server is running 'Y'.", 'refresh'],
+    ['Image generation failed: Generation rejected: Engine is partially or fully asleep.', 'wake'],
+    ['CUDA error: an illegal memory access was encountered', 'end'],
+    ['CUDA error: out of memory', undefined], // it survives that
+    ['EngineCore encountered an issue.', undefined],
+  ];
+  test.each(REMEDIES)('%s is mended by: %s', (message, remedy) => {
+    const body = Buffer.from(JSON.stringify({ error: { message } }));
+    const error = engineError({ status: 500, type: 'application/json', body });
+    expect(error instanceof OutOfStep ? error.remedy : undefined).toBe(remedy);
   });
 
   test.each([
@@ -101,6 +114,15 @@ describe('the command line', () => {
     expect(argvOf(omni('a', ['--usp', '2'], { gpuCount: 2 }))).not.toContain('--tensor-parallel-size');
     expect(argvOf(omni('a', [], { offload: 'none' }))).not.toContain('--enable-sleep-mode');
     expect(argvOf(omni('a', [], { id: '/srv/user@host/model' }))[0]).toBe('/srv/user@host/model');
+  });
+
+  test.each([
+    ['of several stages, by its flags', omni('a', ['--stage-0-devices', '0'])],
+    ['of several stages, by its name', omni('a', [], { id: 'zai-org/GLM-Image@0123abc' })],
+  ])('of a model %s never asks for sleep', (_, model) => {
+    expect(argvOf(model)).not.toContain('--enable-sleep-mode');
+    expect(vllmOmni().whyNotOffload(model)).toContain('several stages');
+    expect(vllmOmni().whyNotOffload(omni('a'))).toBeUndefined();
   });
 
   test('of Step1X-Edit is its environment', () => {

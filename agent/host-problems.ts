@@ -1,0 +1,60 @@
+import type { GpuSampler } from './gpu/gpu-sampler.ts';
+import type { Readiness } from './http/health.ts';
+import type { Exchange } from './job/exchange.ts';
+import type { Residency } from './model/residency.ts';
+
+type Facts = {
+  exchange: Pick<Exchange, 'refusal'>;
+  sampler: Pick<GpuSampler, 'readings' | 'problem'>;
+  residency: Pick<Residency, 'slots' | 'gpuStatus' | 'problems'>;
+};
+
+/** What is in the way of work, and will be until somebody does something; in sentences, from what is known already. */
+export function hostProblems(facts: Facts): string[] {
+  return [...blocking(facts), ...gpuProblems(facts.residency), ...facts.residency.problems()];
+}
+
+/** Why no job would be granted at all: the first moments of a start count too, what only some of the GPUs have does not. */
+export function readiness(facts: Facts): Readiness {
+  const { sampler, residency } = facts;
+  return () => {
+    const gpus = residency.gpuStatus();
+    const isWaiting = needsGpu(residency) && gpus.length === 0 && sampler.problem === undefined;
+    const areAllOut = gpus.length > 0 && gpus.every(({ health, isDegraded }) => health !== 'ok' || isDegraded);
+    return [
+      ...blocking(facts),
+      ...(needsGpu(residency) && areAllOut ? gpuProblems(residency) : []),
+      ...(isWaiting ? ['No GPU can be read: nvidia-smi has not answered yet.'] : []),
+    ];
+  };
+}
+
+function blocking({ exchange, sampler, residency }: Facts): string[] {
+  const problems: string[] = [];
+  if (residency.slots.length === 0) problems.push('No model is configured.');
+  if (exchange.refusal !== undefined) problems.push(exchange.refusal);
+  if (needsGpu(residency) && !hasGpu(sampler) && sampler.problem !== undefined) {
+    problems.push(`No GPU can be read: ${sampler.problem.reason}.`);
+  }
+  return problems;
+}
+
+/** GPUs that are out of service. What other programs cost the models here, the residency knows. */
+function gpuProblems(residency: Facts['residency']): string[] {
+  return residency
+    .gpuStatus()
+    .flatMap(({ index, health, note, isDegraded, degraded }) => [
+      ...(health === 'lost'
+        ? [`GPU ${index}: ${note ?? 'its driver does not see it any more. Restart the host.'}`]
+        : []),
+      ...(isDegraded ? [`GPU ${index}: ${degraded ?? 'memory of an ended server has not come back.'}`] : []),
+    ]);
+}
+
+function needsGpu({ slots }: Pick<Residency, 'slots'>): boolean {
+  return slots.some(({ model }) => model.launch.kind === 'owned');
+}
+
+function hasGpu(sampler: Pick<GpuSampler, 'readings'>): boolean {
+  return sampler.readings().some(({ health }) => health === 'ok');
+}

@@ -1,0 +1,49 @@
+import { appendFile } from 'node:fs/promises';
+import { expect, inject, test } from 'vitest';
+import { eventually } from '../helpers/fleet.ts';
+import { FACTOR } from './scale.ts';
+
+/** One line of the table that is printed at the end of the run. */
+export type FaultLine = { id: string; fault: string; outcome: string; seenMs: number | null; boundMs: number | null };
+
+export type FaultRow = {
+  /** The fault happens now: what follows is counted from here. */
+  injected: () => void;
+  /** Waits for an outcome that may take `withinMs` at the times as shipped. */
+  sees: <T>(outcome: string, withinMs: number, check: () => Promise<T | undefined>) => Promise<T>;
+  /** An outcome that has no time of its own. */
+  holds: (outcome: string) => Promise<void>;
+};
+
+/** One row of the fault matrix: its outcomes are asserted, timed, and shown in the table. */
+export function fault(id: string, what: string, run: (row: FaultRow) => Promise<void>): void {
+  test(`${id}: ${what}`, async () => {
+    let injectedMs = performance.now();
+    const note = async (line: Omit<FaultLine, 'id' | 'fault'>): Promise<void> => {
+      await appendFile(inject('faultTable'), `${JSON.stringify({ id, fault: what, ...line })}\n`);
+    };
+    await run({
+      injected: () => {
+        injectedMs = performance.now();
+      },
+      sees: async (outcome, withinMs, check) => {
+        const bound = boundMs(withinMs);
+        // Waits longer than it may take, so that a failure says how late it was, and not only that it was.
+        const seen = await eventually(`${id} ${outcome}`, check, 2 * bound + 10_000);
+        const seenMs = performance.now() - injectedMs;
+        await note({ outcome, seenMs, boundMs: bound });
+        expect(seenMs, `${id} ${outcome}: ms after the fault`).toBeLessThanOrEqual(bound);
+        return seen;
+      },
+      holds: (outcome) => note({ outcome, seenMs: null, boundMs: null }),
+    });
+  });
+}
+
+/**
+ * How long something may take here that may take `ms` at the times as shipped. Programs do not start faster for a smaller
+ * factor: what they take on this machine, as it was measured at the start of the run, comes on top.
+ */
+export function boundMs(ms: number): number {
+  return Math.round(ms * FACTOR) + inject('processMs');
+}

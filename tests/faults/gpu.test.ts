@@ -1,0 +1,228 @@
+import { execa } from 'execa';
+import { readFile, symlink } from 'node:fs/promises';
+import { join, resolve } from 'node:path';
+import { describe, expect } from 'vitest';
+import { Ledger, startTimeOf } from '../../scripts/sim/lib/ledger.ts';
+import { eventually, processTree, TestFleet } from '../helpers/fleet.ts';
+import { statusOf } from '../helpers/host-status.ts';
+import { SMALL, loaded, serverOf, startBatch, startFleet, untilDone, untilEnded, untilReady } from './batch.ts';
+import { boundMs, fault } from './fault.ts';
+import { expectHistory, manifestOf } from './history.ts';
+import { agentConfig, bridgeConfig } from './scale.ts';
+import { pause } from '../../shared/abort.ts';
+
+const never = new AbortController().signal;
+const LOST =
+  'Unable to determine the device handle for GPU0000:01:00.0: GPU is lost.  Reboot the system to recover this GPU';
+const NO_DRIVER =
+  "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver. Make sure that the latest NVIDIA driver is installed and running.";
+
+describe('GPU and driver', () => {
+  fault('F34', 'nvidia-smi hangs and ignores SIGTERM', async (row) => {
+    await using fleet = await startFleet({ a: {} });
+    await untilReady(fleet);
+    const host = fleet.host('a');
+    row.injected();
+    await host.breakNvidiaSmi({ mode: 'hang', ignoresTerm: true });
+    await row.sees('values stale-flagged', 10_000, async () => {
+      return (await statusOf(host)).snapshot.gpus.every(({ health }) => health !== 'ok');
+    });
+    let most = 0;
+    let slowestMs = 0;
+    const endMs = performance.now() + boundMs(10_000);
+    while (performance.now() < endMs) {
+      most = Math.max(most, await countNvidiaSmi(host.pid));
+      slowestMs = Math.max(slowestMs, (await statusOf(host)).tookMs);
+      await pause(50, never);
+    }
+    expect(slowestMs, 'ms until the API answers').toBeLessThan(1_000);
+    await row.holds(`API answers in ${Math.round(slowestMs)} ms at most`);
+    // The loop and one question beside it; a stuck one is never asked a second time.
+    expect(most, 'nvidia-smi processes at the same time').toBeLessThanOrEqual(2);
+    await row.holds(`${most} nvidia-smi at most`);
+    const bridge = await fleet.bridge(bridgeConfig());
+    const id = await startBatch(bridge, 2);
+    await host.breakNvidiaSmi(undefined);
+    await eventually(
+      'readings come back',
+      async () => (await statusOf(host)).snapshot.gpus[0]?.health === 'ok',
+      30_000,
+    );
+    expect(await untilEnded(bridge, id)).toBe('success');
+    await expectHistory(fleet, id);
+    await row.holds('works on as soon as it answers');
+  });
+
+  const FORMS: { form: string; fault: Record<string, unknown>; health: RegExp }[] = [
+    { form: 'exit 9, no driver', fault: { mode: 'exit', code: 9, text: NO_DRIVER }, health: /unreadable|absent|stale/ },
+    { form: 'exit 15, GPU lost', fault: { mode: 'exit', code: 15, text: LOST }, health: /lost/ },
+    { form: 'garbage', fault: { mode: 'garbage', bytes: 4_096 }, health: /unreadable|stale/ },
+    { form: '1 MB of output', fault: { mode: 'garbage', bytes: 1_200_000 }, health: /unreadable|stale/ },
+    { form: '[N/A] everywhere', fault: { mode: 'cells', text: '[N/A]' }, health: /unreadable|stale/ },
+  ];
+  for (const { form, fault: how, health } of FORMS) {
+    fault('F35', `nvidia-smi: ${form}`, async (row) => {
+      await using fleet = await startFleet({ a: {} });
+      await untilReady(fleet);
+      const host = fleet.host('a');
+      const { pid } = host;
+      row.injected();
+      await host.breakNvidiaSmi(how);
+      const gpu = await row.sees('seen', 10_000, async () => {
+        const { snapshot } = await statusOf(host);
+        return (
+          snapshot.gpus.find((candidate) => candidate.health !== 'ok') ??
+          (snapshot.gpus.length === 0 && { health: 'absent' })
+        );
+      });
+      expect(gpu === false ? '' : gpu.health).toMatch(health);
+      const bridge = await fleet.bridge(bridgeConfig());
+      const refused = await bridge.call('generate_image', { ...SMALL, prompt: 'a fox', wait_seconds: 2 });
+      // Refused at once, or waiting for what may pass: either way it says why.
+      expect(refused.json['status'] ?? 'refused', refused.text).not.toBe('success');
+      expect(refused.text, refused.text).toMatch(/nvidia-smi|GPU/);
+      expect(host.events('job-accepted'), 'no grants').toEqual([]);
+      await row.holds('no grants, and the caller is told why');
+      await host.breakNvidiaSmi(undefined);
+      await eventually(
+        'readings come back',
+        async () => (await statusOf(host)).snapshot.gpus[0]?.health === 'ok',
+        60_000,
+      );
+      const id = await startBatch(bridge, 1);
+      expect(await untilEnded(bridge, id)).toBe('success');
+      expect(host.pid).toBe(pid);
+      expect(host.events('defect')).toEqual([]);
+      await row.holds('no crash; works on when it answers again');
+    });
+  }
+
+  fault('F35', 'nvidia-smi: missing', async (row) => {
+    await using fleet = await TestFleet.start([{ name: 'a', models: {}, config: agentConfig() }]);
+    const host = fleet.host('a');
+    const program = join(fleet.directory, 'nvidia-smi');
+    const { gpu } = agentConfig();
+    row.injected();
+    await host.configure({ klein: loaded() }, { gpu: { ...gpu, nvidia_smi: program } });
+    await row.sees('seen', 10_000, async () => {
+      return (await statusOf(host)).snapshot.problems?.some((text) => text.includes('was not found'));
+    });
+    const bridge = await fleet.bridge(bridgeConfig());
+    const refused = await bridge.call('generate_image', { ...SMALL, prompt: 'a fox', wait_seconds: 2 });
+    expect(refused.json['status'] ?? 'error', refused.text).not.toBe('success');
+    expect(host.events('job-accepted'), 'no grants').toEqual([]);
+    await row.holds('no grants, no crash');
+    await symlink(resolve('dist/sim/nvidia-smi'), program);
+    await untilReady(fleet);
+    await row.holds('works once it is installed');
+  });
+
+  fault('F36', 'GPU lost (Xid 79) mid-job', async (row) => {
+    await using fleet = await startFleet({ a: {}, b: {} });
+    await untilReady(fleet);
+    const bridge = await fleet.bridge(bridgeConfig());
+    const id = await startBatch(bridge);
+    await untilDone(bridge, id, 2);
+    const host = fleet.host('a');
+    const { leader } = await serverOf(host);
+    row.injected();
+    await host.breakNvidiaSmi({ mode: 'exit', code: 15, text: LOST });
+    process.kill(leader, 'SIGKILL');
+    await row.sees('quarantined', 30_000, async () => {
+      return (await statusOf(host)).snapshot.gpus.every(({ health }) => health === 'lost');
+    });
+    expect(await untilEnded(bridge, id)).toBe('success');
+    const { snapshot } = await statusOf(host);
+    expect(JSON.stringify([snapshot.problems, snapshot.models.map(({ detail, slots }) => [detail, slots])])).toMatch(
+      /reboot/i,
+    );
+    await row.holds('the text says reboot');
+    const sent = (await manifestOf(fleet, id)).flatMap((line) => (line.type === 'saved' ? [line] : []));
+    expect(sent.filter((line) => line.host === 'b').length).toBeGreaterThan(0);
+    await expectHistory(fleet, id);
+    await row.holds('its job was done elsewhere');
+  });
+
+  fault('F37', 'CUDA out of memory at load', async (row) => {
+    await using fleet = await startFleet({ a: { 'oom-at-load': true }, b: {} });
+    const host = fleet.host('a');
+    row.injected();
+    await row.sees('failed for good', 5_000, async () => {
+      return host.events('model-failed').find((event) => event['retry'] === 'never');
+    });
+    const bridge = await fleet.bridge(bridgeConfig());
+    const id = await startBatch(bridge, 3);
+    expect(await untilEnded(bridge, id)).toBe('success');
+    await expectHistory(fleet, id);
+    expect(host.events('model-loading'), 'no loop').toHaveLength(1);
+    await row.holds('one start, the other host does the work');
+  });
+
+  fault('F37', 'CUDA out of memory at generate', async (row) => {
+    await using fleet = await startFleet({ a: { oom: 'exception', 'oom-at': 2 } });
+    await untilReady(fleet);
+    const bridge = await fleet.bridge(bridgeConfig());
+    const id = await startBatch(bridge, 4);
+    expect(await untilEnded(bridge, id)).toBe('success');
+    await expectHistory(fleet, id);
+    await row.holds('the job is done once, by a repeat');
+  });
+
+  fault('F37', 'CUDA out of memory at every generate', async (row) => {
+    await using fleet = await startFleet({ a: { oom: 'die', 'oom-at': 1 } });
+    await untilReady(fleet);
+    const bridge = await fleet.bridge(bridgeConfig());
+    const answer = await bridge.call('generate_image', { ...SMALL, prompt: 'a fox', wait_seconds: 45 });
+    expect(answer.isError, answer.text).toBe(true);
+    expect(fleet.host('a').events('job-accepted').length).toBeLessThanOrEqual(3);
+    expect(fleet.host('a').events('model-loading').length).toBeLessThanOrEqual(4);
+    await row.holds('3 attempts at most, then the reason');
+  });
+
+  fault('F37', 'a foreign process took the VRAM', async (row) => {
+    await using fleet = await startFleet({ a: { klein: loaded({}, { preload: false }) } });
+    const host = fleet.host('a');
+    const hog = execa('sleep', ['1000'], { reject: false });
+    try {
+      await eventually('the hog runs', async () => hog.pid !== undefined && startTimeOf(hog.pid) !== undefined);
+      const pid = hog.pid ?? 0;
+      const [gpu] = new Ledger(host.ledger).gpus();
+      new Ledger(host.ledger).note({
+        pid,
+        startTime: startTimeOf(pid) ?? '',
+        gpuUuid: gpu?.uuid ?? '',
+        usedMiB: 20_000,
+        name: 'sleep',
+      });
+      const bridge = await fleet.bridge(bridgeConfig());
+      row.injected();
+      const answer = await bridge.call('generate_image', {
+        prompt: 'a fox',
+        width: 256,
+        height: 256,
+        wait_seconds: 20,
+      });
+      const told = `${answer.text} ${JSON.stringify((await statusOf(host)).snapshot)}`;
+      expect(told).toMatch(new RegExp(`sleep \\(pid ${pid}`));
+      expect(host.events('job-accepted').length).toBeLessThanOrEqual(3);
+      expect(host.events('model-loading')).toEqual([]);
+      await row.holds('refused with its pid and name; nothing is started in vain');
+      expect(hog.exitCode, 'it was never touched').toBeNull();
+      hog.kill();
+      await hog;
+      const again = await bridge.ask('generate_image', { ...SMALL, prompt: 'a fox', wait_seconds: 45 });
+      expect(again['status']).toBe('success');
+      await row.holds('done once it is gone');
+    } finally {
+      hog.kill('SIGKILL');
+      await hog;
+    }
+  });
+});
+
+/** Processes called nvidia-smi below the agent. */
+async function countNvidiaSmi(agentPid: number): Promise<number> {
+  const pids = await processTree(agentPid);
+  const lines = await Promise.all(pids.map((pid) => readFile(`/proc/${pid}/cmdline`, 'utf8').catch(() => ''))); // ended
+  return lines.filter((line) => line.includes('nvidia-smi')).length;
+}

@@ -1,0 +1,46 @@
+import { AgentFile } from '../../agent/config-schema.ts';
+import { LIMITS } from '../../shared/protocol.ts';
+
+/**
+ * One factor for all times: agents and bridges of these tests run with the settings that are shipped, each multiplied by
+ * this, and the bounds of the faults are multiplied likewise. 1 runs them at the times as shipped.
+ */
+export const FACTOR = Number(process.env['GANTRY_FAULT_FACTOR'] ?? 0.1);
+
+/** A query is a program that starts: a simulated nvidia-smi is a Node program, which takes longer than the real one. */
+const QUERY_FLOOR_MS = 2_000;
+
+/** `times` and `gpu` of agent.yaml. */
+export function agentConfig(): { times: Record<string, string>; gpu: Record<string, string> } {
+  const { times, gpu } = AgentFile.parse({});
+  return {
+    times: Object.fromEntries(Object.entries(times).map(([key, ms]) => [key, scaled(ms)])),
+    gpu: {
+      sample_interval: scaled(gpu.sample_interval),
+      silence: scaled(gpu.silence, QUERY_FLOOR_MS),
+      query_timeout: scaled(gpu.query_timeout, QUERY_FLOOR_MS),
+    },
+  };
+}
+
+/** `times` of bridge.yaml. */
+export function bridgeConfig(): { times: Record<string, string> } {
+  return {
+    times: {
+      ping_every: scaled(LIMITS.pingEveryMs.value),
+      silence: scaled(LIMITS.silenceMs.value),
+      offer_every: scaled(LIMITS.offerEveryMs.value),
+      reconnect_first: scaled(500),
+      reconnect_max: scaled(30_000),
+    },
+  };
+}
+
+/** A time of a test that follows the factor, as the settings do. */
+export function scaledMs(ms: number): number {
+  return Math.max(1, Math.round(ms * FACTOR));
+}
+
+function scaled(ms: number, floorMs = 1): string {
+  return `${Math.max(Math.min(floorMs, ms), scaledMs(ms))}ms`;
+}

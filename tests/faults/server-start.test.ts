@@ -1,0 +1,145 @@
+import { execa } from 'execa';
+import { chmod, readFile, writeFile } from 'node:fs/promises';
+import { join, resolve } from 'node:path';
+import { describe, expect } from 'vitest';
+import type { LoggedEvent, SimulatedHost } from '../../scripts/lib/simulated-host.ts';
+import { eventually, TestFleet, vllm } from '../helpers/fleet.ts';
+import { modelOf } from '../helpers/host-status.ts';
+import { SMALL, loaded, startBatch, startFleet, untilEnded, untilReady } from './batch.ts';
+import { fault } from './fault.ts';
+import { expectHistory } from './history.ts';
+import { agentConfig, bridgeConfig } from './scale.ts';
+
+const SECOND = 'Tongyi-MAI/Z-Image-Turbo';
+const THIRD = 'black-forest-labs/FLUX.1-schnell';
+
+describe('a model server does not become ready', () => {
+  fault('F06', 'never ready, or "startup complete" but no answer', async (row) => {
+    await using fleet = await TestFleet.start([
+      {
+        name: 'a',
+        gpuMiB: [24_564, 24_564, 24_564],
+        models: {
+          klein: loaded({}, { pin: true }),
+          silent: { ...vllm(SECOND, { 'hang-after-startup': true, 'weights-mib': 15_000 }), preload: true },
+          slow: { ...vllm(THIRD, { 'load-ms': 9_999_000, 'weights-mib': 15_000 }), preload: true },
+        },
+        config: agentConfig(),
+      },
+    ]);
+    const host = fleet.host('a');
+    await untilReady(fleet, 'klein');
+    await eventually(
+      'both others start',
+      async () => ['silent', 'slow'].every((alias) => startOf(host, alias)),
+      30_000,
+    );
+    row.injected();
+    const bridge = await fleet.bridge(bridgeConfig());
+    const id = await startBatch(bridge, 3);
+    expect(await untilEnded(bridge, id)).toBe('success');
+    await expectHistory(fleet, id);
+    await row.holds('others unaffected');
+    const failureOf = (alias: string) => host.events('model-failed').find((event) => event['slotId'] === alias);
+    const silent = await row.sees('no answer: fails by the stall limit', 300_000, async () => failureOf('silent'));
+    expect(String(silent['error'])).toContain('Application startup complete.');
+    const slow = await row.sees('never ready: fails by the start deadline', 900_000, async () => failureOf('slow'));
+    const lines = String(slow['error']).split('\n').slice(1);
+    expect(lines.length).toBeGreaterThan(1);
+    expect(lines.length).toBeLessThanOrEqual(20);
+    await row.holds('with its last log lines, 20 at most');
+  });
+
+  fault('F07', 'crash loop', async (row) => {
+    await using fleet = await startFleet({ a: { 'exit-after': 0, 'exit-code': 1 } });
+    const host = fleet.host('a');
+    row.injected();
+    const given = await row.sees('given up after 3 starts', 3 * 2_000 + 2_000 + 4_000, async () => {
+      return host.events('model-failed').find((event) => event['retry'] === 'never');
+    });
+    const failures = host.events('model-failed');
+    expect(failures).toHaveLength(3);
+    expect(given).toEqual(failures[2]);
+    expect(host.events('model-loading')).toHaveLength(3);
+    const model = await modelOf(host, 'klein');
+    expect(model).toMatchObject({ state: 'failed', slots: [{ phase: 'cannot' }] });
+    expect(model.slots[0]?.reason).toMatch(/exited with code 1 before it was ready/);
+    await row.holds('the slot says why');
+    const bridge = await fleet.bridge(bridgeConfig());
+    const refused = await bridge.call('generate_image', { ...SMALL, prompt: 'a fox' });
+    expect(refused.isError, refused.text).toBe(true);
+    expect(refused.text).toMatch(/exited with code 1 before it was ready/);
+    expect(host.events('model-loading')).toHaveLength(3);
+    await row.holds('one clear reason to the caller, and no further start');
+  });
+
+  fault('F08', 'orphan answers 200 on our port', async (row) => {
+    await using fleet = await TestFleet.start([{ name: 'a', models: {}, config: agentConfig() }]);
+    const host = fleet.host('a');
+    const script = await portThief(fleet.directory);
+    await host.configure({
+      klein: loaded({ fork: false }, { command: [script, resolve('dist/sim/vllm-omni'), 'serve'] }),
+    });
+    row.injected();
+    const argv = await eventually('the first start', async () => await wordsIn(join(fleet.directory, 'first-start')));
+    // The thief: what an earlier agent may have left running, alive and answering for the same model.
+    const orphan = execa(resolve('dist/sim/vllm-omni'), argv, {
+      env: { GANTRY_SIM_LEDGER: host.ledger },
+      ...{ stdio: 'ignore', reject: false, extendEnv: true },
+    });
+    try {
+      const port = argv[argv.indexOf('--port') + 1];
+      await eventually('the orphan answers', async () => (await healthOf(port)) === 200);
+      await writeFile(join(fleet.directory, 'go'), '');
+      const ready = await row.sees('ready, by a server of our own', 30_000, async () => host.events('model-ready')[0]);
+      expect(host.events('model-ready')).toEqual([ready]);
+      expect(host.log.join('\n'), 'the orphan is named').toMatch(new RegExp(`\\b${orphan.pid}\\b`));
+      expect((await readFile(join(fleet.directory, 'starts'), 'utf8')).trim().split('\n')).toHaveLength(2);
+      await row.holds('orphan named, next port, one extra start');
+      const bridge = await fleet.bridge(bridgeConfig());
+      const id = await startBatch(bridge, 1);
+      expect(await untilEnded(bridge, id)).toBe('success');
+      await expectHistory(fleet, id);
+      expect(await healthOf(port), 'the orphan is not ours to end').toBe(200);
+    } finally {
+      orphan.kill('SIGKILL');
+      await orphan;
+    }
+  });
+});
+
+function startOf(host: SimulatedHost, alias: string): LoggedEvent | undefined {
+  return host.events('model-loading').find((event) => event['slotId'] === alias);
+}
+
+/** Starts the engine as it was asked to, but the first time only after the test has put somebody else on its port. */
+async function portThief(directory: string): Promise<string> {
+  const path = join(directory, 'engine.sh');
+  const text = [
+    '#!/bin/sh',
+    `cd ${directory}`,
+    'echo start >> starts',
+    'if [ ! -e go ]; then',
+    '  (shift; printf "%s\\n" "$@") > first-start.tmp && mv first-start.tmp first-start',
+    '  while [ ! -e go ]; do sleep 0.05; done',
+    'fi',
+    'exec "$@"',
+  ];
+  await writeFile(path, `${text.join('\n')}\n`);
+  await chmod(path, 0o755);
+  return path;
+}
+
+async function wordsIn(path: string): Promise<string[] | undefined> {
+  const text = await readFile(path, 'utf8').catch(() => undefined); // not yet
+  return text?.trim().split('\n');
+}
+
+async function healthOf(port: string | undefined): Promise<number | undefined> {
+  const { stdout } = await execa(
+    'curl',
+    ['-s', '-m', '2', '-o', '/dev/null', '-w', '%{http_code}', `http://127.0.0.1:${port}/health`],
+    { reject: false },
+  );
+  return Number(stdout) || undefined;
+}

@@ -1,0 +1,79 @@
+import { execa } from 'execa';
+import { mkdtemp, readFile, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import type { TestProject } from 'vitest/node';
+import type { FaultLine } from './fault.ts';
+import { FACTOR } from './scale.ts';
+
+declare module 'vitest' {
+  export interface ProvidedContext {
+    /** A file that every fault adds its outcomes to. */
+    faultTable: string;
+    /** What the programs of one fault take to start and to be asked on this machine now, on top of every bound. */
+    processMs: number;
+  }
+}
+
+let directory: string;
+
+/** Says at the start by which factor times are scaled, and at the end what was seen. */
+export async function setup(project: TestProject): Promise<void> {
+  directory = await mkdtemp(join(tmpdir(), 'gantry-faults-'));
+  project.provide('faultTable', join(directory, 'table.jsonl'));
+  const processMs = await measureProcessMs();
+  project.provide('processMs', processMs);
+  const allowance = `${(processMs / 1000).toFixed(1)} s more in every bound, in which programs start`;
+  process.stdout.write(`Fault tests: all times x ${FACTOR}; ${allowance}.\n`);
+}
+
+/** An agent and its servers start, and nvidia-smi is asked some ten times around each transition. */
+const STARTS = 40;
+const LEAST_MS = 4_000;
+const MOST_MS = 20_000;
+const SAMPLES = 5;
+
+async function measureProcessMs(): Promise<number> {
+  const tookMs: number[] = [];
+  for (let sample = 0; sample < SAMPLES; sample += 1) {
+    const startMs = performance.now();
+    await execa('dist/sim/nvidia-smi', ['-L'], { reject: false }); // without a ledger it only complains, as late as it answers
+    tookMs.push(performance.now() - startMs);
+  }
+  const medianMs = tookMs.sort((a, b) => a - b)[Math.floor(SAMPLES / 2)] ?? 0;
+  return Math.round(Math.min(MOST_MS, Math.max(LEAST_MS, STARTS * medianMs)));
+}
+
+export async function teardown(): Promise<void> {
+  const text = await readFile(join(directory, 'table.jsonl'), 'utf8').catch(() => ''); // none: no fault was run
+  await rm(directory, { recursive: true, force: true });
+  const lines = text
+    .split('\n')
+    .filter(Boolean)
+    .map((line) => JSON.parse(line) as FaultLine); // written by fault.ts alone
+  if (lines.length > 0) process.stdout.write(`\n${table(lines)}\n`);
+}
+
+function table(lines: readonly FaultLine[]): string {
+  const sorted = [...lines].sort((a, b) => a.id.localeCompare(b.id));
+  const rows = [
+    ['id', 'fault', 'outcome', 'seen after', 'bound'],
+    ...sorted.map(({ id, fault, outcome, seenMs, boundMs }, index) => {
+      const isSame = sorted[index - 1]?.id === id && sorted[index - 1]?.fault === fault;
+      return [isSame ? '' : id, isSame ? '' : fault, outcome, seconds(seenMs), seconds(boundMs)];
+    }),
+  ];
+  const widths = [0, 1, 2, 3, 4].map((column) => Math.max(...rows.map((row) => row[column]?.length ?? 0)));
+  return rows
+    .map((row) =>
+      row
+        .map((cell, column) => cell.padEnd(widths[column] ?? 0))
+        .join('  ')
+        .trimEnd(),
+    )
+    .join('\n');
+}
+
+function seconds(ms: number | null): string {
+  return ms === null ? '-' : `${(ms / 1000).toFixed(1)} s`;
+}
