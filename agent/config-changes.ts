@@ -1,5 +1,5 @@
 import type { AgentConfig, AgentTimes } from './config.ts';
-import type { ConfiguredModel } from './model/configured-model.ts';
+import type { ConfiguredModel } from './configured-model.ts';
 import { isSameServer } from './model/same-server.ts';
 
 /** Times that are read where they are used; the others are built into a part of the agent when it starts. */

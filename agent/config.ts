@@ -5,7 +5,7 @@ import { checkConfig, ConfigError, parseYaml } from '../shared/config-file.ts';
 import { profileFor } from '../shared/profiles.ts';
 import type { ModelEntry } from './config-schema.ts';
 import { AgentFile } from './config-schema.ts';
-import type { ConfiguredModel } from './model/configured-model.ts';
+import type { ConfiguredModel } from './configured-model.ts';
 
 export type AgentTimes = {
   grantMs: number;

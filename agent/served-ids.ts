@@ -4,7 +4,7 @@ import { fetchBody } from '../shared/http-client.ts';
 import type { Log } from '../shared/log.ts';
 import { LIMITS } from '../shared/protocol.ts';
 import { withServedId } from './config.ts';
-import type { ConfiguredModel } from './model/configured-model.ts';
+import type { ConfiguredModel } from './configured-model.ts';
 
 const ANSWER_MS = 2_000;
 

@@ -13,12 +13,26 @@ const ROOT = fileURLToPath(new URL('..', import.meta.url));
 const MAY_IMPORT: Record<string, readonly string[]> = {
   shared: [],
   'agent/gpu': ['shared'],
-  'agent/model': ['shared', 'agent/gpu'],
-  'agent/job': ['shared', 'agent/gpu', 'agent/model'],
-  'agent/http': ['shared', 'agent/gpu', 'agent/model', 'agent/job'],
-  'agent/rpc': ['shared', 'agent/gpu', 'agent/model', 'agent/job'],
-  'agent/cli': ['shared', 'agent/model'],
-  agent: ['package.json', 'shared', 'agent/gpu', 'agent/model', 'agent/job', 'agent/http', 'agent/rpc', 'agent/cli'],
+  'agent/engine': ['shared'],
+  'agent/server': ['shared', 'agent/gpu', 'agent/engine'],
+  'agent/weights': ['shared', 'agent/engine', 'agent/server'],
+  'agent/model': ['shared', 'agent/gpu', 'agent/engine', 'agent/server', 'agent/weights'],
+  'agent/job': ['shared', 'agent/gpu', 'agent/model', 'agent/weights'],
+  'agent/http': ['shared', 'agent/job'],
+  'agent/rpc': ['shared', 'agent/job'],
+  'agent/cli': ['shared', 'agent/server', 'agent/weights'],
+  agent: [
+    'package.json',
+    'shared',
+    'agent/gpu',
+    'agent/server',
+    'agent/weights',
+    'agent/model',
+    'agent/job',
+    'agent/http',
+    'agent/rpc',
+    'agent/cli',
+  ],
   'bridge/output': ['shared'],
   'bridge/fleet': ['shared', 'bridge/output'],
   'bridge/cli': ['shared', 'bridge/fleet', 'bridge/output'],
@@ -37,7 +51,7 @@ const DECIDING = [
   'agent/model/footprint.ts',
   'agent/model/idle-policy.ts',
   'agent/model/model-state.ts',
-  'agent/model/restart-policy.ts',
+  'agent/server/restart-policy.ts',
   'bridge/fleet/batch-plan.ts',
   'bridge/fleet/batch-quality.ts',
   'bridge/fleet/host-forecast.ts',
@@ -140,7 +154,7 @@ function targetOf(file: string, from: string): string {
   return posix.join(posix.dirname(file), from);
 }
 
-/** `agent/model/engines/engine.ts` is in `agent/model`, `agent/main.ts` in `agent`. */
+/** `agent/engine/engine.ts` is in `agent/model`, `agent/main.ts` in `agent`. */
 function layerOf(file: string): string {
   const [side = '', folder = '', ...rest] = file.split('/');
   return side === 'shared' || rest.length === 0 ? side : `${side}/${folder}`;

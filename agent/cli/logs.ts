@@ -1,7 +1,7 @@
 import { readdir } from 'node:fs/promises';
 import { pause } from '../../shared/abort.ts';
 import { AppError } from '../../shared/errors.ts';
-import { ServerLog } from '../model/server-log.ts';
+import { ServerLog } from '../server/server-log.ts';
 import type { Screen } from './screen.ts';
 
 /** How often it is looked whether the server was started anew. */

@@ -2,12 +2,12 @@ import { mkdir, stat } from 'node:fs/promises';
 import { pause } from '../../shared/abort.ts';
 import { AppError } from '../../shared/errors.ts';
 import type { Log } from '../../shared/log.ts';
-import type { ConfiguredModel } from '../model/configured-model.ts';
-import type { WeightsState } from '../model/weights.ts';
-import { Weights } from '../model/weights.ts';
-import type { DownloadProblem } from '../model/weights-failure.ts';
-import { sourceOf } from '../model/weights-source.ts';
-import { downloadText } from '../model/weights-text.ts';
+import type { ConfiguredModel } from '../configured-model.ts';
+import type { WeightsState } from '../weights/weights.ts';
+import { Weights } from '../weights/weights.ts';
+import type { DownloadProblem } from '../weights/weights-failure.ts';
+import { sourceOf } from '../weights/weights-source.ts';
+import { downloadText } from '../weights/weights-text.ts';
 
 export type PullOptions = {
   models: readonly ConfiguredModel[];

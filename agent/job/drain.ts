@@ -2,7 +2,7 @@ import { join } from 'node:path';
 import { z } from 'zod';
 import { AppError, toAppError } from '../../shared/errors.ts';
 import type { Log } from '../../shared/log.ts';
-import { StateFile } from '../model/state-file.ts';
+import { StateFile } from '../../shared/state-file.ts';
 
 const DrainFile = z.object({ version: z.literal(1), isDraining: z.boolean() });
 

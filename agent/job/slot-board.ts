@@ -2,7 +2,7 @@ import type { SlotPhase, SlotStatus } from '../../shared/host-snapshot.ts';
 import type { JobClass, ModelId } from '../../shared/job.ts';
 import { planVram } from '../gpu/vram-planner.ts';
 import type { VramView } from '../gpu/vram-planner.ts';
-import type { ConfiguredModel } from '../model/configured-model.ts';
+import type { ConfiguredModel } from '../configured-model.ts';
 import type { ActiveJob } from './active-job.ts';
 import type { Alarm } from './alarm.ts';
 import type { SlotFacts } from '../model/residency.ts';

@@ -11,8 +11,8 @@ import type { Room } from './room.ts';
 import type { Slot } from './slot.ts';
 import { isAttached, isIdle, isUp, refuseFailed } from './slot.ts';
 import { say, whileTelling } from './telling.ts';
-import type { Weights } from './weights.ts';
-import { downloadText } from './weights-text.ts';
+import type { Weights } from '../weights/weights.ts';
+import { downloadText } from '../weights/weights-text.ts';
 import type { WorkInHand } from './work-in-hand.ts';
 
 export type AdmissionOptions = {

@@ -1,6 +1,6 @@
 import type { VramMeasure } from '../gpu/vram-measure.ts';
 import { freedMiB, measureVram } from '../gpu/vram-measure.ts';
-import type { Look } from './vram-verifier.ts';
+import type { Look } from '../gpu/vram-verifier.ts';
 
 type Whose = { gpus: readonly string[]; pids: () => readonly number[]; signal: AbortSignal };
 

@@ -1,7 +1,7 @@
 import { Deadline } from '../../shared/abort.ts';
-import { isShortOfMemory } from './engines/engine.ts';
-import type { ServerLog } from './server-log.ts';
-import { lastStep } from './server-log.ts';
+import { isShortOfMemory } from '../engine/engine.ts';
+import type { ServerLog } from '../server/server-log.ts';
+import { lastStep } from '../server/server-log.ts';
 
 export type JobWatchOptions = {
   log: ServerLog | undefined;

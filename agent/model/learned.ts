@@ -4,11 +4,11 @@ import { z } from 'zod';
 import type { JobRequest, ModelId } from '../../shared/job.ts';
 import type { Log } from '../../shared/log.ts';
 import { ServiceTime, estimateMs, learnServiceTime } from '../../shared/service-time.ts';
-import type { ConfiguredModel } from './configured-model.ts';
+import type { ConfiguredModel } from '../configured-model.ts';
 import type { Footprint } from './footprint.ts';
 import { learnPeak, loadedMiB, shortagesAbove, sizeClass } from './footprint.ts';
 import { jobDeadlineMs } from './job-deadline.ts';
-import { StateFile } from './state-file.ts';
+import { StateFile } from '../../shared/state-file.ts';
 
 const MiB = z.number().nonnegative();
 const KEPT_TIMES = 9;

@@ -2,7 +2,7 @@ import { AppError } from '../../shared/errors.ts';
 import type { JobRequest } from '../../shared/job.ts';
 import { megapixelsOf } from '../../shared/job.ts';
 import type { GpuSampler } from '../gpu/gpu-sampler.ts';
-import { OutOfStep } from './engines/engine.ts';
+import { OutOfStep } from '../engine/engine.ts';
 import type { Evictor } from './evictor.ts';
 import { loadedMiB, peakMiB } from './footprint.ts';
 import type { GpuLocks } from './gpu-locks.ts';

@@ -4,8 +4,8 @@ import type { Learned } from './learned.ts';
 import type { Room } from './room.ts';
 import type { Slot } from './slot.ts';
 import { isAttached } from './slot.ts';
-import type { WeightsState } from './weights.ts';
-import { downloadText } from './weights-text.ts';
+import type { WeightsState } from '../weights/weights.ts';
+import { downloadText } from '../weights/weights-text.ts';
 
 /** One model of the host's status; `slots` are its replicas, of which the one that is furthest on its way stands for it. */
 export function statusOf(

@@ -1,12 +1,12 @@
 import type { GpuSampler } from '../gpu/gpu-sampler.ts';
 import type { VramMeasure } from '../gpu/vram-measure.ts';
 import { measureVram } from '../gpu/vram-measure.ts';
-import type { Call } from './engines/engine.ts';
+import type { Call } from '../engine/engine.ts';
 import { loadedMiB } from './footprint.ts';
 import type { Learned } from './learned.ts';
 import type { Moved } from './moved.ts';
 import { movedBy } from './moved.ts';
-import { died } from './server-failure.ts';
+import { died } from '../server/server-failure.ts';
 import type { ServerJobs } from './server-jobs.ts';
 import type { ServerLife, ServerLifeOptions } from './server-life.ts';
 

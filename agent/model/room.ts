@@ -5,7 +5,7 @@ import { readHostMemory } from '../gpu/host-memory.ts';
 import type { VramMeasure } from '../gpu/vram-measure.ts';
 import type { Resident, VramPlan, VramView, VramWant } from '../gpu/vram-planner.ts';
 import { planVram } from '../gpu/vram-planner.ts';
-import type { ConfiguredModel } from './configured-model.ts';
+import type { ConfiguredModel } from '../configured-model.ts';
 import { loadedMiB, offloadedMiB, peakMiB } from './footprint.ts';
 import type { Learned } from './learned.ts';
 import type { Slot } from './slot.ts';

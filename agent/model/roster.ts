@@ -1,6 +1,6 @@
 import type { Log } from '../../shared/log.ts';
 import { Changes } from './changes.ts';
-import type { ConfiguredModel } from './configured-model.ts';
+import type { ConfiguredModel } from '../configured-model.ts';
 import { isSameServer } from './same-server.ts';
 import type { Slot } from './slot.ts';
 import { isAttached, isIdle, shouldBeUp } from './slot.ts';

@@ -1,4 +1,4 @@
-import type { ConfiguredModel } from './configured-model.ts';
+import type { ConfiguredModel } from '../configured-model.ts';
 
 /**
  * PURE. Whether a server that was started for one definition serves the other as well. Policies, guesses and what is told

@@ -1,10 +1,10 @@
 import { untilAborted } from '../../shared/abort.ts';
 import { AppError } from '../../shared/errors.ts';
 import type { JobRequest } from '../../shared/job.ts';
-import type { Call, Engine } from './engines/engine.ts';
-import { OutOfStep, isShortOfMemory } from './engines/engine.ts';
+import type { Call, Engine } from '../engine/engine.ts';
+import { OutOfStep, isShortOfMemory } from '../engine/engine.ts';
 import { JobWatch } from './job-watch.ts';
-import { died, explainFailure, words } from './server-failure.ts';
+import { died, explainFailure, words } from '../server/server-failure.ts';
 import type { ServerLife } from './server-life.ts';
 
 export type RunOptions = {

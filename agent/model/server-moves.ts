@@ -6,11 +6,11 @@ import type { MoveOptions } from './move-site.ts';
 import type { Moved } from './moved.ts';
 import { notMoved } from './moved.ts';
 import { watchPeak } from './peak-watch.ts';
-import { words } from './server-failure.ts';
+import { words } from '../server/server-failure.ts';
 import type { ServerJobs } from './server-jobs.ts';
 import type { ServerLife } from './server-life.ts';
 import { ServerSleep } from './server-sleep.ts';
-import { pollMsFor } from './vram-verifier.ts';
+import { pollMsFor } from '../gpu/vram-verifier.ts';
 import { warmUpJob } from './warm-up.ts';
 
 /** Less than this share still held after a job: the engine has moved the weights to host RAM by itself. */

@@ -3,9 +3,9 @@ import type { VramMeasure } from '../gpu/vram-measure.ts';
 import { offloadedMiB } from './footprint.ts';
 import type { MoveSite } from './move-site.ts';
 import type { Moved } from './moved.ts';
-import { died, words } from './server-failure.ts';
+import { died, words } from '../server/server-failure.ts';
 import { untilRisen } from './vram-rise.ts';
-import { pollMsFor, untilSettled } from './vram-verifier.ts';
+import { pollMsFor, untilSettled } from '../gpu/vram-verifier.ts';
 
 /** So much of what an offload freed must be back on the GPU that a wake is believed. */
 const RISEN_SHARE = 0.5;

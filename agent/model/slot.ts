@@ -1,5 +1,5 @@
 import { AppError } from '../../shared/errors.ts';
-import type { ConfiguredModel } from './configured-model.ts';
+import type { ConfiguredModel } from '../configured-model.ts';
 import type { ModelServer } from './model-server.ts';
 import { seconds } from './progress-text.ts';
 

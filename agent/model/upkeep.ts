@@ -10,7 +10,7 @@ import type { Room } from './room.ts';
 import type { Slot } from './slot.ts';
 import { canEnd, isAttached, isIdle, shouldBeUp } from './slot.ts';
 import type { VramAccounts } from './vram-accounts.ts';
-import type { Weights } from './weights.ts';
+import type { Weights } from '../weights/weights.ts';
 import type { WorkInHand } from './work-in-hand.ts';
 
 export type UpkeepOptions = {

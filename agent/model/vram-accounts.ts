@@ -8,11 +8,11 @@ import { freedMiB, measureVram } from '../gpu/vram-measure.ts';
 import type { ModelServer } from './model-server.ts';
 import type { Numbering } from './pid-numbering.ts';
 import { numberingOf } from './pid-numbering.ts';
-import { titleOf } from './process-table.ts';
+import { titleOf } from '../server/process-table.ts';
 import type { Holder, Owners, Person } from './vram-owners.ts';
 import { ownersOf } from './vram-owners.ts';
-import type { VramClaim } from './vram-verifier.ts';
-import { isBack } from './vram-verifier.ts';
+import type { VramClaim } from '../gpu/vram-verifier.ts';
+import { isBack } from '../gpu/vram-verifier.ts';
 
 /** What an account shows of one GPU. `degraded`: whose memory did not come back, and who still holds it. */
 export type Account = { oursMiB: number; foreign: ForeignProcess[]; unlisted?: string; degraded?: string };

@@ -1,6 +1,6 @@
 import type { JobRequest } from '../../shared/job.ts';
-import type { ConfiguredModel } from './configured-model.ts';
-import { SMALL_PICTURE } from './engines/small-picture.ts';
+import type { ConfiguredModel } from '../configured-model.ts';
+import { SMALL_PICTURE } from '../engine/small-picture.ts';
 
 /** Engines take 16 pixels a side, but kernels for so small a picture are not those for a real one. */
 const SIDE = 256;

@@ -2,7 +2,7 @@ import { chmod, mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { GpuSampler } from '../../../agent/gpu/gpu-sampler.ts';
-import type { ConfiguredModel } from '../../../agent/model/configured-model.ts';
+import type { ConfiguredModel } from '../../../agent/configured-model.ts';
 import { Residency } from '../../../agent/model/residency.ts';
 import type { ExchangeOverrides } from './exchange-host.ts';
 import { ExchangeHost, log } from './exchange-host.ts';

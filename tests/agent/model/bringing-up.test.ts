@@ -3,8 +3,8 @@ import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { expect, test, vi } from 'vitest';
-import { freePort } from '../../../agent/model/free-port.ts';
-import type { ConfiguredModel } from '../../../agent/model/configured-model.ts';
+import { freePort } from '../../../agent/server/free-port.ts';
+import type { ConfiguredModel } from '../../../agent/configured-model.ts';
 import { generate, ModelHost, never, omni, QUIET, until } from './model-host.ts';
 
 // Real processes: how long they take to start is up to the machine.

@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { pino } from 'pino';
 import { GpuSampler } from '../../../agent/gpu/gpu-sampler.ts';
-import type { ConfiguredModel } from '../../../agent/model/configured-model.ts';
+import type { ConfiguredModel } from '../../../agent/configured-model.ts';
 import type { Destination } from '../../../agent/model/model-moves.ts';
 import type { Lease } from '../../../agent/model/residency.ts';
 import { Residency } from '../../../agent/model/residency.ts';

@@ -6,8 +6,8 @@ import type { IdleFacts } from '../../../agent/model/idle-policy.ts';
 import { idleAction } from '../../../agent/model/idle-policy.ts';
 import type { ModelState } from '../../../agent/model/model-state.ts';
 import { canEnter, TRANSITIONS } from '../../../agent/model/model-state.ts';
-import type { Failures } from '../../../agent/model/restart-policy.ts';
-import { afterReady, retryAfter } from '../../../agent/model/restart-policy.ts';
+import type { Failures } from '../../../agent/server/restart-policy.ts';
+import { afterReady, retryAfter } from '../../../agent/server/restart-policy.ts';
 import { omni } from './model-host.ts';
 
 type Kind = ModelState['kind'];

@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'vitest';
-import type { ConfiguredModel } from '../../../agent/model/configured-model.ts';
+import type { ConfiguredModel } from '../../../agent/configured-model.ts';
 import { isSameServer } from '../../../agent/model/same-server.ts';
 import { ModelHost, never, omni, until } from './model-host.ts';
 

@@ -3,10 +3,10 @@ import { appendFile, mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { describe, expect, test, vi } from 'vitest';
-import { callEngine } from '../../../agent/model/engines/engine.ts';
-import { freePort } from '../../../agent/model/free-port.ts';
+import { callEngine } from '../../../agent/engine/engine.ts';
+import { freePort } from '../../../agent/server/free-port.ts';
 import { JobWatch } from '../../../agent/model/job-watch.ts';
-import { ServerLog } from '../../../agent/model/server-log.ts';
+import { ServerLog } from '../../../agent/server/server-log.ts';
 import { generate, ModelHost, never, omni, QUIET, until } from './model-host.ts';
 
 // Real processes: how long they take to start is up to the machine.

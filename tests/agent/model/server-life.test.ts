@@ -7,11 +7,11 @@ import { describe, expect, test, vi } from 'vitest';
 import type { ComputeApp } from '../../../agent/gpu/smi-rows.ts';
 import type { VramLook } from '../../../agent/gpu/vram-measure.ts';
 import { measureVram } from '../../../agent/gpu/vram-measure.ts';
-import type { ConfiguredModel } from '../../../agent/model/configured-model.ts';
-import type { PortLease } from '../../../agent/model/free-port.ts';
-import { PortTable } from '../../../agent/model/free-port.ts';
-import { titleOf } from '../../../agent/model/process-table.ts';
-import { WorkerWatch } from '../../../agent/model/worker-watch.ts';
+import type { ConfiguredModel } from '../../../agent/configured-model.ts';
+import type { PortLease } from '../../../agent/server/free-port.ts';
+import { PortTable } from '../../../agent/server/free-port.ts';
+import { titleOf } from '../../../agent/server/process-table.ts';
+import { WorkerWatch } from '../../../agent/server/worker-watch.ts';
 import { LifeStage, script } from './life-stage.ts';
 import { omni, until } from './model-host.ts';
 

@@ -2,9 +2,9 @@ import { pino } from 'pino';
 import { resolve } from 'node:path';
 import { describe, expect, test, vi } from 'vitest';
 import { execa } from 'execa';
-import { freePort } from '../../../agent/model/free-port.ts';
-import type { ConfiguredModel } from '../../../agent/model/configured-model.ts';
-import { callEngine } from '../../../agent/model/engines/engine.ts';
+import { freePort } from '../../../agent/server/free-port.ts';
+import type { ConfiguredModel } from '../../../agent/configured-model.ts';
+import { callEngine } from '../../../agent/engine/engine.ts';
 import { generate, ModelHost, never, omni, QUIET, until } from './model-host.ts';
 import { join } from 'node:path';
 

@@ -1,5 +1,5 @@
 import { expect, test, vi } from 'vitest';
-import type { ConfiguredModel } from '../../../agent/model/configured-model.ts';
+import type { ConfiguredModel } from '../../../agent/configured-model.ts';
 import { AppError } from '../../../shared/errors.ts';
 import type { GenerateRequest } from '../../../shared/job.ts';
 import { generate, ModelHost, never, omni, QUIET, until } from './model-host.ts';

@@ -2,11 +2,11 @@ import { execa } from 'execa';
 import { readFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { beforeAll, describe, expect, test, vi } from 'vitest';
-import { callEngine } from '../../../agent/model/engines/engine.ts';
-import { multipart } from '../../../agent/model/engines/multipart.ts';
-import { step1xEdit } from '../../../agent/model/engines/step1x-edit.ts';
-import { freePort } from '../../../agent/model/free-port.ts';
-import type { ConfiguredModel } from '../../../agent/model/configured-model.ts';
+import { callEngine } from '../../../agent/engine/engine.ts';
+import { multipart } from '../../../agent/engine/multipart.ts';
+import { step1xEdit } from '../../../agent/engine/step1x-edit.ts';
+import { freePort } from '../../../agent/server/free-port.ts';
+import type { ConfiguredModel } from '../../../agent/configured-model.ts';
 import { edit, ModelHost, never, QUIET, step1x, until } from './model-host.ts';
 
 // Real processes: how long they take to start is up to the machine.
