@@ -11,7 +11,9 @@ type Facts = {
 
 /** What is in the way of work, and will be until somebody does something; in sentences, from what is known already. */
 export function hostProblems(facts: Facts): string[] {
-  return [...blocking(facts), ...gpuProblems(facts.residency), ...facts.residency.problems()];
+  const all = [...blocking(facts), ...gpuProblems(facts.residency), ...facts.residency.problems()];
+  // Where no GPU is left, what is wrong with the last one is in both of the first two.
+  return all.filter((problem) => !all.some((other) => other !== problem && other.includes(problem)));
 }
 
 /** Why no job would be granted at all: the first moments of a start count too, what only some of the GPUs have does not. */
@@ -34,7 +36,7 @@ function blocking({ exchange, sampler, residency }: Facts): string[] {
   if (residency.slots.length === 0) problems.push('No model is configured.');
   if (exchange.refusal !== undefined) problems.push(exchange.refusal);
   if (needsGpu(residency) && !hasGpu(sampler) && sampler.problem !== undefined) {
-    problems.push(`No GPU can be read: ${sampler.problem.reason}.`);
+    problems.push(`No GPU can be read: ${sampler.problem.reason.replace(/\.$/, '')}.`);
   }
   return problems;
 }
@@ -44,11 +46,15 @@ function gpuProblems(residency: Facts['residency']): string[] {
   return residency
     .gpuStatus()
     .flatMap(({ index, health, note, isDegraded, degraded }) => [
-      ...(health === 'lost'
-        ? [`GPU ${index}: ${note ?? 'its driver does not see it any more. Restart the host.'}`]
-        : []),
-      ...(isDegraded ? [`GPU ${index}: ${degraded ?? 'memory of an ended server has not come back.'}`] : []),
+      ...(health === 'lost' ? [ofGpu(index, note ?? 'its driver does not see it any more. Restart the host.')] : []),
+      ...(isDegraded ? [ofGpu(index, degraded ?? 'memory of an ended server has not come back.')] : []),
     ]);
+}
+
+/** Some notes of the driver begin with the GPU. */
+function ofGpu(index: number, text: string): string {
+  const name = `GPU ${index}`;
+  return new RegExp(`^${name}\\b`).test(text) ? text : `${name}: ${text}`;
 }
 
 function needsGpu({ slots }: Pick<Residency, 'slots'>): boolean {

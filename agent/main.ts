@@ -35,7 +35,7 @@ withFlags(program.command('run'))
   .action(run);
 
 withFlags(program.command('status'))
-  .description('one screen: GPUs, models, and what is in the way')
+  .description('one screen: GPUs, models, and what is in the way; ~ marks a guess, until it is measured')
   .option('--json', 'as JSON')
   .action((flags: AgentFlags & { json?: boolean }) =>
     withAgent(flags, (client) => printStatus(client, { isJson: flags.json === true, ...screen() })),
@@ -122,7 +122,7 @@ async function main(): Promise<void> {
 
 function withFlags(command: Command): Command {
   return command
-    .option('--config <file>', 'configuration; default /etc/gantry/agent.yaml')
+    .option('--config <file>', 'configuration; default $GANTRY_CONFIG, else /etc/gantry/agent.yaml')
     .option('--state-dir <dir>', 'instead of `state_dir` in the file');
 }
 

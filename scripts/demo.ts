@@ -1,7 +1,7 @@
 import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { once } from 'node:events';
 import { tmpdir } from 'node:os';
-import { join, resolve } from 'node:path';
+import { dirname, join, resolve } from 'node:path';
 import { parseArgs } from 'node:util';
 import { stringify } from 'yaml';
 import { Checks } from './demo/checks.ts';
@@ -128,7 +128,9 @@ async function keepUntilInterrupted(config: string, interrupted: AbortSignal): P
   const command = { command: process.execPath, args: [resolve('dist/gantry.cjs'), 'bridge', '--config', config] };
   const snippet = JSON.stringify({ mcpServers: { gantry: command } }, null, 2);
   process.stderr.write(
-    `\nThe hosts keep running. Connect an assistant with this, and end them with Ctrl-C:\n${snippet}\n`,
+    `\nThe hosts keep running until Ctrl-C. See them as their owner, or connect an assistant:\n\n` +
+      `node dist/gantry.cjs status --config ${config}\n` +
+      `node dist/gantry-agent.mjs status --config ${join(dirname(config), 'rack', 'agent.yaml')}\n\n${snippet}\n`,
   );
   // An abort listener alone does not keep a process alive; the hosts' output does.
   if (!interrupted.aborted) await once(interrupted, 'abort');

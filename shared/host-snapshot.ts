@@ -65,6 +65,17 @@ export const SlotStatus = z.object({
 });
 export type SlotStatus = z.infer<typeof SlotStatus>;
 
+/** What jobs of one model can have on a host at the very most, however long they wait, and what they need. */
+export const VramCapacity = z.object({
+  /** Once everything that may go has gone, other programs included. */
+  mostMiB: MiB,
+  /** A larger job never fits there; 0 where none does. */
+  fitsMegapixels: z.number().nonnegative(),
+  /** What some sizes need, smallest first. */
+  peaks: z.array(z.object({ megapixels: z.number().positive(), peakMiB: MiB })),
+});
+export type VramCapacity = z.infer<typeof VramCapacity>;
+
 /** One configured model with its server (or the busiest of its replicas). Times and MiB are learned where `isMeasured`. */
 export const ModelStatus = z.object({
   model: ModelId,
@@ -90,6 +101,8 @@ export const ModelStatus = z.object({
   releaseAfterMs: z.number().nonnegative().nullable().optional(),
   loadedMiB: MiB,
   peakMiB: MiB,
+  /** Absent where it cannot be told, for attached models, and from older agents. */
+  capacity: VramCapacity.optional(),
   isMeasured: z.boolean(),
   loadMs: z.number().nonnegative(),
   wakeMs: z.number().nonnegative(),

@@ -3,7 +3,7 @@ const MAX_LENGTH = 100;
 
 /**
  * PURE. The valid name a person or a model most likely meant, or undefined when none is close: by edit distance, where a
- * name that is whole words of a valid one (`steps` of `num_inference_steps`) counts as one edit away.
+ * name that is whole words of a valid one (`steps` of `num_inference_steps`) is nearly as close as one edit.
  */
 export function nearest(name: string, candidates: Iterable<string>): string | undefined {
   if (name.length > MAX_LENGTH) return undefined;
@@ -23,7 +23,8 @@ function allowed(name: string, candidate: string): number {
 
 function distanceOf(name: string, candidate: string): number {
   const [a, b] = [normal(name), normal(candidate)];
-  if (a.length >= 3 && (`_${b}_`.includes(`_${a}_`) || `_${a}_`.includes(`_${b}_`))) return a === b ? 0 : 1;
+  if (a.length >= 3 && (`_${b}_`.includes(`_${a}_`) || `_${a}_`.includes(`_${b}_`)))
+    return Math.min(editDistance(a, b), 1.5);
   return editDistance(a, b);
 }
 

@@ -62,7 +62,7 @@ export async function pullWeights(name: string, o: PullOptions): Promise<number>
       o,
       {
         ...facts,
-        message: `${model.alias} needs no download: its weights are a path, its server is somebody else's, or \`download\` or HF_HUB_OFFLINE says so.`,
+        message: `gantry downloads nothing for ${model.alias}: ${whyNoDownload(model)}.`,
       },
       0,
     );
@@ -133,6 +133,15 @@ async function shownUntilSettled(
   }
   if (isTerminal) say(`\r${' '.repeat(last.length)}\r`);
   await done;
+}
+
+/** In which of the cases of `sourceOf` a model is. */
+function whyNoDownload({ engine, launch }: ConfiguredModel): string {
+  if (launch.kind === 'attached') return 'its server is started by somebody else';
+  if (engine === 'step1x-edit') return 'Step1X-Edit reads the files that its environment names';
+  if (launch.download === 'none')
+    return 'agent.yaml says `download: none`, so the engine does it or the files are there';
+  return 'its weights are a path, or HF_HUB_OFFLINE is set in its `env`';
 }
 
 /** By alias, by id, or by the repository alone. */

@@ -5,6 +5,8 @@ import { clipped, gib, tableLines, timeText, wrapped } from './screen.ts';
 
 /** A reading of this age is as good as new. */
 const FRESH_MS = 5_000;
+/** Of the log in the words of a failure. */
+const LOG_LINES = 3;
 
 /** One screen: what the agent of this host sees and does. VRAM is what nvidia-smi shows. */
 export async function printStatus(
@@ -30,7 +32,7 @@ export function statusLines(snapshot: HostSnapshot, { columns }: Pick<Screen, 'c
     '',
     ...gpuLines(gpus, columns),
     '',
-    ...modelLines(models, columns),
+    ...modelLines(models, { columns, problems }),
     clipped(
       `host RAM ${gib(snapshot.memory.freeMiB)} of ${gib(snapshot.memory.totalMiB)} GiB free, disk ${gib(snapshot.disk.freeMiB)} GiB free`,
       columns,
@@ -71,7 +73,10 @@ function healthText({ health, isDegraded, ageMs }: GpuStatus): string {
   return ageMs > FRESH_MS ? `${state}, ${timeText(ageMs)} old` : state;
 }
 
-function modelLines(models: readonly ModelStatus[], columns: number | undefined): string[] {
+function modelLines(
+  models: readonly ModelStatus[],
+  { columns, problems }: Pick<Screen, 'columns'> & { problems: readonly string[] },
+): string[] {
   if (models.length === 0) return ['No model is configured.'];
   const rows = [
     ['model', 'state', 'GiB', 'jobs', 'idle', 'load', 'wake', 'repository'],
@@ -91,8 +96,21 @@ function modelLines(models: readonly ModelStatus[], columns: number | undefined)
     clipped(head, columns),
     ...models.flatMap((model, at) => [
       clipped(lines[at] ?? '', columns),
-      ...[model.detail, ...reasons(model)].flatMap((text) => wrapped(text ?? '', { columns, indent: '  ' })),
+      ...detailLines(model, columns),
+      ...reasons(model, problems).flatMap((text) => wrapped(text, { columns, indent: '  ' })),
     ]),
+  ];
+}
+
+/** What a failed server wrote last is kept short: one screen has more to tell than one log. */
+function detailLines({ alias, detail = '' }: ModelStatus, columns: number | undefined): string[] {
+  const [said = '', ...written] = detail.trim().split('\n');
+  return [
+    ...wrapped(said, { columns, indent: '  ' }),
+    ...written
+      .slice(-LOG_LINES)
+      .flatMap((line) => tableLines([[line]], { indent: '    ' }).map((one) => clipped(one, columns))),
+    ...(written.length > LOG_LINES ? [clipped(`    all of it: gantry-agent logs ${alias}`, columns)] : []),
   ];
 }
 
@@ -103,9 +121,9 @@ function stateText({ state, slots, gpus, isPinned }: ModelStatus): string {
 }
 
 /** Why its slots give no grants, each reason once; what the whole host says is in its problems already. */
-function reasons({ slots, detail }: ModelStatus): string[] {
-  const given = slots
-    .flatMap(({ reason }) => reason ?? [])
-    .filter((reason) => !reason.startsWith('The host is draining'));
-  return [...new Set(given)].filter((reason) => detail === undefined || !reason.startsWith(detail));
+function reasons({ slots, detail }: ModelStatus, problems: readonly string[]): string[] {
+  const given = new Set(slots.flatMap(({ reason }) => reason ?? []));
+  return [...given].filter(
+    (reason) => !problems.includes(reason) && (detail === undefined || !reason.startsWith(detail)),
+  );
 }

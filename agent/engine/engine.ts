@@ -66,6 +66,19 @@ export class OutOfStep extends AppError {
   }
 }
 
+/** What answers is well, but it is another model: nothing of ours, and not to be ended for it. */
+export class OtherModel extends AppError {}
+
+/** Images would fail as well, and there is no key here to send. */
+export function keyWanted(url: string, { status }: EngineAnswer): AppError | undefined {
+  if (status !== 401 && status !== 403) return undefined;
+  return new AppError(
+    'MODEL_FAILED',
+    `The server at ${url} wants an API key (${status}), and gantry sends none. Start it without \`--api-key\` and ` +
+      'VLLM_API_KEY, on a loopback address, where nobody else reaches it.',
+  );
+}
+
 export const HOST = '127.0.0.1';
 const SMALL_BODY_BYTES = 1024 * 1024;
 const IMAGE_BODY_BYTES = 256 * 1024 * 1024;

@@ -5,12 +5,14 @@ import type { ConfiguredModel } from '../configured-model.ts';
 import type { Call, Engine, ServerFacts } from './engine.ts';
 import {
   HOST,
+  OtherModel,
   answerOrUndefined,
   callEngine,
   callForImage,
   engineError,
   isHealthy,
   isOutOfMemory,
+  keyWanted,
   parse,
 } from './engine.ts';
 import { multipart } from './multipart.ts';
@@ -115,13 +117,15 @@ async function probe({
 }: Parameters<Engine['probe']>[0]): Promise<ServerFacts | undefined> {
   if (!(await isHealthy({ url, signal, deadlineMs }))) return undefined;
   const listed = await answerOrUndefined(`${url}/v1/models`, { signal, deadlineMs });
+  const wanted = listed && keyWanted(url, listed);
+  if (wanted !== undefined) throw wanted;
   const models = listed?.status === 200 ? Models.safeParse(parse(listed.body.toString('utf8'))) : undefined;
   if (models?.success !== true) return undefined;
   const names = models.data.data.map(({ id }) => id);
   const [repository] = splitId(model.id);
   const [servedName] = names;
   if (servedName === undefined || !names.some((name) => name === model.id || name === repository)) {
-    throw new AppError(
+    throw new OtherModel(
       'MODEL_FAILED',
       `The server at ${url} serves ${names.join(', ')}, not ${model.id}. Correct \`model\`.`,
     );

@@ -5,14 +5,15 @@ import type { Log } from '../../shared/log.ts';
 import { DriverVersion } from './driver-version.ts';
 import type { GpuReading } from './gpu-table.ts';
 import { GpuTable } from './gpu-table.ts';
+import { LostGpus } from './lost-gpus.ts';
 import { MigReader } from './mig-reader.ts';
 import { NvidiaSmi, WARNING_EXIT, stuckName } from './nvidia-smi.ts';
 import type { SmiOutput } from './smi-health.ts';
-import { healthOf, isUnknownField, namedLosses } from './smi-health.ts';
+import { healthOf, isUnknownField } from './smi-health.ts';
 import type { SmiLoopEnd } from './smi-loop.ts';
 import { runSmiLoop } from './smi-loop.ts';
 import type { ComputeApp, Fields, GpuRow, Trouble } from './smi-rows.ts';
-import { FIELD_LADDER, parseDeviceList } from './smi-rows.ts';
+import { FIELD_LADDER } from './smi-rows.ts';
 
 export type { GpuReading } from './gpu-table.ts';
 export type { ComputeApp } from './smi-rows.ts';
@@ -40,8 +41,6 @@ const RECHECK_INTERVALS = 10;
 const QUARANTINE_INTERVALS = 60;
 /** A loop that prints at least this often answers sooner than a new process would. */
 const QUICK_LOOP_MS = 100;
-/** nvidia-smi numbers GPUs without gaps but for lost ones: where the list itself fails, each is tried. */
-const MOST_GPUS = 32;
 
 /** One long-lived `nvidia-smi -lms` child at a time; a silent or dead one is replaced, with back-off. */
 export class GpuSampler implements AsyncDisposable {
@@ -50,6 +49,7 @@ export class GpuSampler implements AsyncDisposable {
   readonly #table: GpuTable;
   readonly #mig: MigReader;
   readonly #driver: DriverVersion;
+  readonly #lost: LostGpus;
   readonly #stop = new AbortController();
   readonly #listeners = new Set<() => void>();
   readonly #first: Promise<void>;
@@ -76,6 +76,13 @@ export class GpuSampler implements AsyncDisposable {
       migStaleMs: staleMs(MIG_INTERVALS),
       absentMs: Math.max(2 * STALE_FLOOR_MS, ABSENT_INTERVALS * everyMs),
       quarantineMs: QUARANTINE_INTERVALS * everyMs,
+    });
+    this.#lost = new LostGpus({
+      ...{ smi: this.#smi, table: this.#table, log: options.log },
+      fields: () => this.#fields,
+      takesNextRung: (output) => this.#takesNextRung(output),
+      onRows: (rows) => this.#keep(rows),
+      onLost: () => this.#announce(),
     });
     this.#first = new Promise((resolve) => (this.#settleFirst = resolve));
     this.done = this.#run(this.#stop.signal);
@@ -125,7 +132,7 @@ export class GpuSampler implements AsyncDisposable {
   async sampleNow(signal: AbortSignal): Promise<GpuReading[]> {
     if (await this.#hasQuickAnswer(signal)) return this.readings();
     const { rows, output } = await this.#smi.gpus(signal, { fields: this.#fields, only: this.#table.living() });
-    this.#hear(output.stdout + output.stderr);
+    this.#lost.hear(output.stdout + output.stderr);
     if (rows.length === 0) {
       const { health, reason } = healthOf(output);
       throw new AppError('GPU_LOST', `nvidia-smi shows no GPU (${health}): ${reason}. Run nvidia-smi on the host.`);
@@ -188,7 +195,7 @@ export class GpuSampler implements AsyncDisposable {
         ...{ nvidiaSmi, fields: this.#fields, intervalMs: everyMs, only: this.#table.living(), silenceMs },
         signal: this.#reshape.signal,
         onRows: (rows) => this.#onRows(rows),
-        onWords: (text) => this.#hear(text),
+        onWords: (text) => this.#lost.hear(text),
       });
       if (end.stuck !== undefined) this.#smi.countStuck(stuckName(end.stuck.pid), end.stuck.gone);
       if (signal.aborted) return;
@@ -224,7 +231,7 @@ export class GpuSampler implements AsyncDisposable {
       if (rows === 0) this.#troubleForAll({ health: 'unreadable', reason });
     } else {
       const trouble = healthOf(output);
-      if (trouble.health === 'lost') await this.#findLost(output.stdout + output.stderr, signal);
+      if (trouble.health === 'lost') await this.#lost.find(output.stdout + output.stderr, signal);
       // A child that was killed, or ended well, after it printed values tells nothing about the GPUs.
       const saysNothing = rows > 0 && [undefined, 0, WARNING_EXIT].includes(output.exitCode);
       if (trouble.health === 'lost' ? this.#table.living() === undefined : !saysNothing) this.#troubleForAll(trouble);
@@ -236,58 +243,6 @@ export class GpuSampler implements AsyncDisposable {
   #troubleForAll(trouble: Trouble): void {
     this.#trouble = trouble;
     this.#table.markAll(trouble);
-  }
-
-  /** Asks each GPU alone. Of those that never told their UUID, the list of GPUs has it, where there is one. */
-  async #findLost(said: string, signal: AbortSignal): Promise<void> {
-    this.#hear(said);
-    const known = this.#table.living() ?? this.#table.uuids();
-    if (known.length > 0) {
-      for (const uuid of known) if (!(await this.#doesAnswer(uuid, signal))) this.#lose(uuid, said);
-      return;
-    }
-    const list = await this.#smi.run(['-L'], signal).catch(() => undefined); // then the indices have to do
-    const listed = parseDeviceList(list?.stdout ?? '').filter(({ mig }) => mig === undefined);
-    for (const { gpuUuid } of listed) await this.#doesAnswer(gpuUuid, signal);
-    if (listed.length > 0) return this.#hear(list?.stdout ?? '');
-    let unanswered = 0;
-    // The end of the numbers is said as clearly as a loss is; two gaps without either are the end too.
-    for (let index = 0; index < MOST_GPUS && unanswered < 2 && !signal.aborted; index += 1) {
-      const answer = await this.#askAlone(String(index), signal);
-      if (answer === 'none') return;
-      unanswered = answer === 'rows' ? 0 : unanswered + 1;
-    }
-  }
-
-  async #doesAnswer(id: string, signal: AbortSignal): Promise<boolean> {
-    return signal.aborted || (await this.#askAlone(id, signal)) === 'rows';
-  }
-
-  async #askAlone(id: string, signal: AbortSignal): Promise<'rows' | 'none' | 'trouble'> {
-    try {
-      const { rows, output } = await this.#smi.gpus(signal, { fields: this.#fields, only: [id] });
-      this.#keep(rows);
-      if (rows.length > 0) return 'rows';
-      if (this.#takesNextRung(output)) return await this.#askAlone(id, signal);
-      this.#hear(output.stdout + output.stderr);
-      return healthOf(output).health === 'absent' ? 'none' : 'trouble';
-    } catch {
-      return 'trouble'; // in time there is no answer from it, or the sampler stops
-    }
-  }
-
-  /** Takes lost GPUs from what nvidia-smi says between its rows, and instead of them. */
-  #hear(text: string): void {
-    for (const loss of namedLosses(text)) {
-      if (!this.#table.markNamed(loss)) continue;
-      this.#options.log.error({ event: 'gpu-lost', ...loss });
-      this.#announce();
-    }
-  }
-
-  #lose(uuid: string, said: string): void {
-    const reason = said.split('\n')[0]?.trim() ?? '';
-    if (this.#table.markLost(uuid, reason)) this.#options.log.error({ event: 'gpu-lost', uuid, said: reason });
   }
 
   #onRows(rows: GpuRow[]): void {
@@ -323,7 +278,7 @@ export class GpuSampler implements AsyncDisposable {
     this.#recheckedMs = nowMs;
     const before = this.#table.lost();
     // The loop itself asks for all of them where none lives.
-    if (this.#table.living() !== undefined) for (const id of before) await this.#askAlone(id, signal);
+    if (this.#table.living() !== undefined) for (const id of before) await this.#lost.askAlone(id, signal);
     if (this.#table.lost().length < before.length) this.#reshape.abort();
   }
 

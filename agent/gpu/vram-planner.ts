@@ -27,8 +27,10 @@ export type GpuRoom = {
   reserveMiB: number;
   /** Its free memory is known now, so that more of it may be given away. */
   usable: boolean;
-  /** Lost, or the memory of a dead server is missing there: not even what is placed there may begin a job. */
+  /** It cannot be read, or the memory of a dead server is missing there: not even what is placed there may begin a job. */
   isOut: boolean;
+  /** A part of a MIG GPU: CUDA shows a process one of them at most, so no server spans several. */
+  isMigInstance?: boolean;
 };
 
 export type VramView = {
@@ -38,7 +40,14 @@ export type VramView = {
 };
 
 /** `needMiB` is over all GPUs and on top of what the slot holds now. `onGpus` is set where it is placed already. */
-export type VramWant = { slotId: string; needMiB: number; gpuCount: number; onGpus?: readonly string[] };
+export type VramWant = {
+  slotId: string;
+  needMiB: number;
+  gpuCount: number;
+  onGpus?: readonly string[];
+  /** Over all GPUs, where it would be started anew. Set where it may be: it is placed, idle, and ours to end. */
+  elsewhereMiB?: number | undefined;
+};
 
 export type Eviction = { slotId: string; by: 'offload' | 'release' };
 
@@ -56,8 +65,18 @@ const MIN_STEPS = 100;
 /**
  * PURE. Chooses the GPUs and evicts idle servers so that the want fits: of all ways the one with the least regret. Never a
  * busy or pinned server, never more than needed; all sums are of whole MiB, so that its numbers are exact.
+ * Where the GPUs of a placed server can never give it enough, it is itself the first of those that go, to be started elsewhere.
  */
 export function planVram(want: VramWant, view: VramView): VramPlan {
+  const here = planHere(want, view);
+  if (here.kind !== 'impossible' || want.elsewhereMiB === undefined) return here;
+  const elsewhere = planElsewhere({ ...want, needMiB: want.elsewhereMiB }, view);
+  if (elsewhere?.kind !== 'impossible') return elsewhere ?? here;
+  const shortMiB = Math.min(here.shortMiB, elsewhere.shortMiB);
+  return { kind: 'impossible', shortMiB, largestMiB: Math.max(0, want.needMiB - shortMiB) };
+}
+
+function planHere(want: VramWant, view: VramView): VramPlan {
   if (want.onGpus !== undefined && want.needMiB <= 0) return inPlace(want.onGpus, view);
   const sets = gpuSets(want, view);
   const others = view.residents.filter(({ slotId }) => modelOf(slotId) !== modelOf(want.slotId));
@@ -87,10 +106,23 @@ export function planVram(want: VramWant, view: VramView): VramPlan {
   return { kind: 'impossible', shortMiB: want.needMiB - roomMiB, largestMiB: Math.max(0, roomMiB) };
 }
 
+/** As if it had been released. Undefined where nothing can be said of its GPUs now, so that its end could not be verified. */
+function planElsewhere({ onGpus = [], ...want }: VramWant, view: VramView): VramPlan | undefined {
+  const self = view.residents.find(({ slotId }) => slotId === want.slotId);
+  if (self === undefined || !onGpus.every((uuid) => usableGpus(view).includes(uuid))) return undefined;
+  const freedMiB = freedOnEach(self, 'release');
+  const gpus = view.gpus.map((gpu) =>
+    self.gpus.includes(gpu.uuid) ? { ...gpu, freeMiB: gpu.freeMiB + freedMiB } : gpu,
+  );
+  const plan = planHere(want, { ...view, gpus, residents: view.residents.filter((resident) => resident !== self) });
+  if (plan.kind !== 'fits') return plan;
+  return { ...plan, evict: [{ slotId: self.slotId, by: 'release' }, ...plan.evict] };
+}
+
 /** It needs nothing more than it has: no reading can be in the way, only the state of its GPUs. */
 function inPlace(gpus: readonly string[], view: VramView): VramPlan {
-  const isOut = view.gpus.some((gpu) => gpu.isOut && gpus.includes(gpu.uuid));
-  return isOut ? { kind: 'impossible', shortMiB: 0, largestMiB: 0 } : { kind: 'fits', gpus, evict: [] };
+  const isIn = gpus.every((uuid) => view.gpus.some((gpu) => gpu.uuid === uuid && !gpu.isOut));
+  return isIn ? { kind: 'fits', gpus, evict: [] } : { kind: 'impossible', shortMiB: 0, largestMiB: 0 };
 }
 
 function evictions(
@@ -146,9 +178,18 @@ function freeOn(view: VramView, gpus: readonly string[]): number {
 
 /** Every choice of `gpuCount` usable GPUs; the only one there is for a server that is placed already. */
 function gpuSets(want: VramWant, view: VramView): (readonly string[])[] {
-  const usable = view.gpus.filter((gpu) => gpu.usable && !gpu.isOut).map(({ uuid }) => uuid);
+  const usable = usableGpus(view);
   if (want.onGpus !== undefined) return want.onGpus.every((uuid) => usable.includes(uuid)) ? [want.onGpus] : [];
-  return combinations(usable, want.gpuCount);
+  if (want.gpuCount === 1) return usable.map((uuid) => [uuid]);
+  const instances = view.gpus.filter(({ isMigInstance }) => isMigInstance).map(({ uuid }) => uuid);
+  return combinations(
+    usable.filter((uuid) => !instances.includes(uuid)),
+    want.gpuCount,
+  );
+}
+
+function usableGpus({ gpus }: VramView): string[] {
+  return gpus.filter(({ usable, isOut }) => usable && !isOut).map(({ uuid }) => uuid);
 }
 
 function combinations(items: readonly string[], size: number): string[][] {

@@ -137,9 +137,10 @@ export class Exchange implements AsyncDisposable {
   slots(): Map<string, SlotStatus> {
     const reason = this.refusal;
     return new Map(
-      this.#board.slotIds().map((slotId) => {
+      this.#options.residency.slots.map(({ slotId, model }) => {
         const isLeaving = this.#wishes.isLeaving(slotId);
-        return [slotId, this.#board.status(slotId, { reason, isLeaving, dueModel: this.#closed.get(slotId) })];
+        const sizes = this.#offers.sizes(model.id);
+        return [slotId, this.#board.status(slotId, { reason, isLeaving, dueModel: this.#closed.get(slotId), sizes })];
       }),
     );
   }

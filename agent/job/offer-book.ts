@@ -1,4 +1,5 @@
 import type { OfferedWork } from '../../shared/host-snapshot.ts';
+import type { ModelId } from '../../shared/job.ts';
 import type { OfferLine } from '../../shared/protocol.ts';
 
 /** One line of a session's present offer, with what became of it since it was sent. */
@@ -49,6 +50,11 @@ export class OfferBook {
   /** Nobody took the grant: the job still waits. */
   expired(lineId: string): void {
     this.#change(lineId, (line) => ({ ...line, left: line.left + 1 }));
+  }
+
+  /** Largest size of each line for this model, in megapixels. */
+  sizes(model: ModelId): number[] {
+    return this.lines().flatMap(({ offer, left }) => (offer.model === model && left > 0 ? [offer.maxMegapixels] : []));
   }
 
   /** Counts only, over all sessions. */

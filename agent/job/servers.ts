@@ -4,10 +4,10 @@ import type { Residency } from '../model/residency.ts';
 export type Servers = Pick<
   Residency,
   | 'slots'
-  | 'strangers'
   | 'vramView'
   | 'slotFacts'
   | 'wantFor'
+  | 'whyNoRoom'
   | 'admit'
   | 'move'
   | 'learn'

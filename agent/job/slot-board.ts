@@ -1,6 +1,5 @@
 import type { SlotPhase, SlotStatus } from '../../shared/host-snapshot.ts';
 import type { JobClass, ModelId } from '../../shared/job.ts';
-import { planVram } from '../gpu/vram-planner.ts';
 import type { VramView } from '../gpu/vram-planner.ts';
 import type { ConfiguredModel } from '../configured-model.ts';
 import type { ActiveJob } from './active-job.ts';
@@ -31,6 +30,9 @@ export type OpenGrant = {
 export type OpenLoad = { readonly kind: 'load'; readonly gpus: readonly string[]; readonly expectedMs: number };
 
 export type Occupant = OpenGrant | OpenLoad | ActiveJob;
+
+/** What a slot is measured against while nothing is offered for it. */
+const USUAL_MEGAPIXELS = 1;
 
 /** What each slot has now: nothing, a grant, a job, and at most one more behind a running job. One writer: the exchange. */
 export class SlotBoard {
@@ -122,7 +124,13 @@ export class SlotBoard {
 
   status(
     slotId: string,
-    o: { reason: string | undefined; isLeaving: boolean; dueModel: ModelId | undefined },
+    o: {
+      reason: string | undefined;
+      isLeaving: boolean;
+      dueModel: ModelId | undefined;
+      /** Largest size of each line that is offered for its model, in megapixels. */
+      sizes?: readonly number[];
+    },
   ): SlotStatus {
     const occupants = this.#on(slotId);
     const facts = this.#servers.slotFacts(slotId);
@@ -130,7 +138,7 @@ export class SlotBoard {
     const isCancelled = occupants[0]?.kind === 'job' && occupants[0].isCancelled;
     const phase = phaseOf(occupants[0]);
     if (phase !== 'idle') return { slotId, phase, freeInMs, isCancelled };
-    const cannot = o.reason ?? cannotReason(facts) ?? this.#shortage(slotId);
+    const cannot = o.reason ?? cannotReason(facts) ?? this.#shortage(slotId, o.sizes ?? []);
     if (cannot !== undefined) return { slotId, phase: 'cannot', freeInMs: 0, isCancelled, reason: cannot };
     if (facts.download !== undefined) {
       const { text, leftMs } = facts.download;
@@ -157,14 +165,14 @@ export class SlotBoard {
     return [...this.#occupants].flatMap(([slotId, occupants]) => occupants.map((occupant) => ({ slotId, occupant })));
   }
 
-  /** Not even after every idle and busy model of ours has gone. */
-  #shortage(slotId: string): string | undefined {
-    const plan = planVram(this.#servers.wantFor(slotId, { megapixels: 1 }), this.vram);
-    if (plan.kind !== 'impossible') return undefined;
-    if (this.vram.gpus.length === 0) return 'nvidia-smi has shown no GPU yet.';
-    const short = `It needs ${Math.ceil(plan.shortMiB)} MiB more VRAM than can be freed; ${Math.floor(plan.largestMiB)} MiB is the most there is.`;
-    const strangers = this.#servers.strangers();
-    return strangers === undefined ? short : `${short} ${strangers}`;
+  /** None of the work that is offered fits, not even after every idle and busy model of ours has gone. */
+  #shortage(slotId: string, sizes: readonly number[]): string | undefined {
+    if (this.vram.gpus.length === 0 && this.#model(slotId).launch.kind === 'owned') {
+      return 'nvidia-smi has shown no GPU yet.';
+    }
+    // The smallest of them says it for all: a larger job never needs less.
+    const megapixels = sizes.length === 0 ? USUAL_MEGAPIXELS : Math.min(...sizes);
+    return this.#servers.whyNoRoom(slotId, megapixels);
   }
 }
 

@@ -110,6 +110,7 @@ export class Admission {
     if (slot.leaving !== undefined) throw notWanted(slot);
     if (!o.isAsked) refuseFailed(slot);
     if (isAttached(model)) {
+      if (o.isAsked) slot.server.forgive();
       await this.#load(slot, []);
       return;
     }
@@ -144,6 +145,7 @@ export class Admission {
       for (const { slotId, by } of plan.evict) await evictor.evict(this.#slotOf(slotId), { by, isFor: slot });
       if (plan.evict.length > 0) continue;
       slot.promisedMiB = room.peakMiB(slot.model, o.megapixels);
+      if (o.isAsked) slot.server.forgive();
       if (await this.#makeReady(slot, plan.gpus)) return true;
     }
     return false;

@@ -34,6 +34,9 @@ export class ForeignPressure {
   readonly #options: ForeignPressureOptions;
   #memory = CALM;
   #pressed: readonly Yielding[] = [];
+  /** GPUs, by index, that are short for programs that nvidia-smi does not list here. */
+  #blind: readonly number[] = [];
+  #blindBefore: readonly number[] = [];
   #gone: readonly Gone[] = [];
   /** One round at a time: what it frees is not to be seen before it has ended. */
   #round: Promise<unknown> | undefined;
@@ -45,7 +48,7 @@ export class ForeignPressure {
   /** Looks at the last readings; asks who holds what only where memory is missing. Never rejects. */
   async look(signal: AbortSignal): Promise<void> {
     const { isOn, room, accounts, locks, log } = this.#options;
-    if (!isOn()) this.#pressed = [];
+    if (!isOn()) [this.#pressed, this.#blind] = [[], []];
     if (!isOn() || this.#round !== undefined) return;
     const isShort = room.view().gpus.some(({ freeMiB, reserveMiB }) => freeMiB < reserveMiB);
     if (isShort) await accounts.look(signal);
@@ -59,6 +62,14 @@ export class ForeignPressure {
     );
     this.#memory = memory;
     this.#pressed = yields;
+    const isSeen = (uuid: string): boolean => yields.some((each) => each.uuid === uuid);
+    const blind = gpus
+      .filter(({ uuid, freeMiB, reserveMiB, usable }) => usable && freeMiB < reserveMiB && !isSeen(uuid))
+      .filter(({ uuid }) => accounts.of(uuid).unlisted !== undefined)
+      .map(({ uuid }) => this.#indexOf(uuid));
+    // A program may take memory between the list of processes and the reading: one look proves nothing.
+    this.#blind = blind.filter((index) => this.#blindBefore.includes(index));
+    this.#blindBefore = blind;
     if (!yields.some(({ evict }) => evict.length > 0)) return;
     this.#round = this.#options.work
       .hold(this.#makeWay(yields, signal))
@@ -81,6 +92,11 @@ export class ForeignPressure {
           `are missing to the reserve: ${names.join(', ')}. Idle models make way.`
         );
       }),
+      ...this.#blind.map(
+        (index) =>
+          `GPU ${index} has less free than its reserve, and nvidia-smi does not list here who holds the rest: yield_to_foreign ` +
+          'cannot tell whether another program needs it, so no model makes way. In a container, run the agent with --pid=host.',
+      ),
       ...this.#gone
         .filter(({ untilMs }) => untilMs > nowMs)
         .map(({ alias, by, index, untilMs }) => {

@@ -8,6 +8,7 @@ import type { ConfiguredModel } from '../configured-model.ts';
 import type { Footprint } from './footprint.ts';
 import { learnPeak, loadedMiB, shortagesAbove, sizeClass } from './footprint.ts';
 import { jobDeadlineMs } from './job-deadline.ts';
+import { launchText } from './same-server.ts';
 import { StateFile } from '../../shared/state-file.ts';
 
 const MiB = z.number().nonnegative();
@@ -46,7 +47,7 @@ const NOTHING: Omit<LearnedModel, 'launch' | 'atMs'> = {
 /** A model that is not configured any more is remembered for so long, in case it comes back. */
 const KEPT_MS = 90 * 24 * 3_600_000;
 const KEPT_MODELS = 200;
-/** One job that ran out of memory keeps others of its size away for so long: it may have been bad luck. */
+/** One job that ran out of memory keeps others of its size away for so long at most: it may have been bad luck. */
 const SHORTAGE_MS = 30 * 60_000;
 /** The fixed part of a job, before anything is measured: request, text encoder, decoding of the image. */
 const FIRST_FIXED_MS = 500;
@@ -68,7 +69,7 @@ export class Learned {
   readonly #log: Log;
   readonly #models = new Map<ModelId, LearnedModel>();
   readonly #launches = new Map<ModelId, string>();
-  /** Not kept on disk: a start of the agent may well be what ends them. */
+  /** Not kept on disk, and forgotten at each start of the server: a new process has no fragments. */
   readonly #shortages = new Map<ModelId, readonly Shortage[]>();
   #written: Promise<void> = Promise.resolve();
 
@@ -125,6 +126,7 @@ export class Learned {
 
   /** `heldMiB` undefined: nvidia-smi did not show it, or not as its alone. */
   loaded(model: ModelId, seen: { tookMs: number; heldMiB: number | undefined }): void {
+    this.#shortages.delete(model);
     const loadsMs = [seen.tookMs, ...this.of(model).loadsMs].slice(0, KEPT_TIMES);
     const { heldMiB = 0 } = seen;
     this.#set(model, { loadsMs, ...(heldMiB > 0 && { loadedMiB: heldMiB }) });
@@ -189,14 +191,9 @@ export class Learned {
   }
 }
 
-/** Flags and environment as a hash, because tokens are among them: quantised weights are another footprint. */
-function launchKey({ engine, launch, gpuCount, offload, warmsUp }: ConfiguredModel): string {
-  const started =
-    launch.kind === 'owned'
-      ? { command: launch.command, args: launch.args, env: Object.entries(launch.env).sort() }
-      : { url: launch.url };
-  const text = JSON.stringify({ engine, gpuCount, offload, warmsUp, ...started });
-  return createHash('sha256').update(text).digest('hex').slice(0, 16);
+/** As a hash, because tokens are among it: quantised weights are another footprint. */
+function launchKey(model: ConfiguredModel): string {
+  return createHash('sha256').update(launchText(model)).digest('hex').slice(0, 16);
 }
 
 function median(values: readonly number[]): number | undefined {

@@ -4,7 +4,7 @@ import { megapixelsOf } from '../../shared/job.ts';
 import type { GpuSampler } from '../gpu/gpu-sampler.ts';
 import { OutOfStep } from '../engine/engine.ts';
 import type { Evictor } from './evictor.ts';
-import { loadedMiB, peakMiB } from './footprint.ts';
+import { jobPeakMiB, loadedMiB, peakMiB } from './footprint.ts';
 import type { GpuLocks } from './gpu-locks.ts';
 import type { Learned } from './learned.ts';
 import { freeOn, watchPeak } from './peak-watch.ts';
@@ -73,8 +73,11 @@ type Run = RunOptions & { request: JobRequest; inputs: readonly Buffer[]; parts:
 async function run(slot: Slot, { request, inputs, parts, signal, onStep }: Run): Promise<Made> {
   const { server, model } = slot;
   const { sampler, learned, look, jobFloorMs } = parts;
-  const before = { heldMiB: server.heldMiB, freeMiB: freeOn(sampler, server.gpus), measure: server.measure };
   const { gpus } = server;
+  const before = {
+    ...{ heldMiB: server.heldMiB, freeMiB: freeOn(sampler, gpus), measure: server.measure },
+    isHeldInFlux: server.isHeldInFlux,
+  };
   using peak = watchPeak(sampler, gpus);
   const wasAlone = isAlone(slot, parts);
   // Somebody else's server may work for them first, so there nothing learned says when this job should have ended.
@@ -87,8 +90,10 @@ async function run(slot: Slot, { request, inputs, parts, signal, onStep }: Run):
     const runMs = performance.now() - startMs;
     // The change of free memory is this job's only where nothing else moved on its GPUs.
     if (wasAlone && isAlone(slot, parts) && gpus.length > 0 && peak.isSeen()) {
-      const seenMiB = Math.max(before.heldMiB + peak.usedMiB(), loadedMiB(learned.of(model.id), model));
-      learned.peak(model.id, { megapixels, peakMiB: seenMiB });
+      const readings = sampler.readings().filter(({ uuid }) => gpus.includes(uuid));
+      const seenMiB = jobPeakMiB(before, { leastFreeMiB: peak.leastFreeMiB(), readings });
+      const atLeastMiB = loadedMiB(learned.of(model.id), model);
+      if (seenMiB !== undefined) learned.peak(model.id, { megapixels, peakMiB: Math.max(seenMiB, atLeastMiB) });
       if (server.isHeldInFlux || Math.abs(peak.grownMiB()) > NOISE_MIB) void look(); // the accounts follow
     }
     return { ...made, runMs };

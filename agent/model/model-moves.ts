@@ -60,7 +60,8 @@ export class ModelMoves {
     const chosen = slots().filter((slot) => slot.model.id === model || slot.model.alias === model);
     const [first] = chosen;
     if (first === undefined) {
-      throw new AppError('MODEL_UNKNOWN', `No model ${model} is configured on this host. See list_models.`);
+      const known = [...new Set(slots().map((slot) => slot.model.alias))].join(', ') || 'none';
+      throw new AppError('MODEL_UNKNOWN', `No model ${model} is configured on this host. Configured: ${known}.`);
     }
     const { id, alias } = first.model;
     if (to === 'load') this.#heldAwayUntilMs.delete(id);
@@ -169,7 +170,10 @@ export class ModelMoves {
       const { gpus } = server;
       using _lock = await this.#options.locks.acquire(gpus, signal);
       if (!isIdle(slot) || server.gpus !== gpus) continue; // meanwhile it was put to use, or elsewhere
-      return await (to === 'release' ? server.release() : server.offload());
+      if (to === 'offload') return await server.offload();
+      const moved = await server.release();
+      server.forgive(); // also where it died by itself in that moment: who asked has what they wanted
+      return moved;
     }
   }
 

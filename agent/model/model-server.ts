@@ -3,6 +3,7 @@ import type { VramMeasure } from '../gpu/vram-measure.ts';
 import type { ModelState } from './model-state.ts';
 import type { Moved } from './moved.ts';
 import type { RunOptions } from './server-jobs.ts';
+import { OtherModel } from '../engine/engine.ts';
 import { ServerJobs } from './server-jobs.ts';
 import { ServerLife } from './server-life.ts';
 import type { MoveOptions } from './move-site.ts';
@@ -135,6 +136,11 @@ export class ModelServer {
     return this.#join('release', () => this.#moves.release());
   }
 
+  /** A person wants it released, or started anew: its failures count no more. */
+  forgive(): void {
+    this.#life.forgive();
+  }
+
   /** Ends a load or wake that nobody wants any more. Who waits for it sees it fail. */
   async cutLoad(): Promise<void> {
     if (this.state.kind === 'loading') await this.#life.bury('asked');
@@ -154,14 +160,26 @@ export class ModelServer {
     return this.#jobs.run(request, inputs, options);
   }
 
-  checkHealth(): Promise<void> {
-    return this.#life.checkHealth(() => this.inFlight === 0 && this.#work === undefined);
+  async checkHealth(): Promise<void> {
+    const isFree = (): boolean => this.inFlight === 0 && this.#work === undefined;
+    await this.#life.checkHealth(isFree);
+    if (this.state.kind === 'ready' && this.state.server.kind === 'attached') await this.#checkModel(isFree);
   }
 
   /** Stops the server for good, without looking at its VRAM: the agent ends. */
   shutdown({ graceMs }: { graceMs: number }): Promise<void> {
     // Callers of the work under way see its failure.
     return this.#life.shutdown({ graceMs, work: () => this.#work?.promise.catch(() => undefined) });
+  }
+
+  /** Whoever runs it may have put another model there, and one that takes any name in a request would draw with that. */
+  async #checkModel(isFree: () => boolean): Promise<void> {
+    try {
+      await this.#life.refresh();
+    } catch (error) {
+      // Silent, or at work: what its health says has to do.
+      if (error instanceof OtherModel && isFree() && this.state.kind === 'ready') await this.#life.bury(error);
+    }
   }
 
   #onIdle(): void {

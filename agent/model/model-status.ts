@@ -22,6 +22,7 @@ export function statusOf(
   const { server, model, detail } = first;
   const { state } = server;
   const learned = all.of(model.id);
+  const capacity = room.capacity(model);
   const shown = state.kind === 'failed' ? state.error.message : detail;
   const sum = (of: (slot: Slot) => number): number => slots.reduce((total, slot) => total + of(slot), 0);
   return {
@@ -43,6 +44,7 @@ export function statusOf(
     releaseAfterMs: model.releaseAfterMs,
     loadedMiB: loadedMiB(learned, model),
     peakMiB: room.peakMiB(model, 1),
+    ...(capacity !== undefined && { capacity }),
     isMeasured: learned.loadedMiB !== null,
     loadMs: all.loadMs(model),
     wakeMs: all.wakeMs(model),

@@ -34,6 +34,12 @@ export class MoveSite {
     return this.options.model.launch.kind === 'owned';
   }
 
+  /** Host RAM and VRAM are one there. */
+  isUnified(): boolean {
+    const { life, sampler } = this.options;
+    return sampler.readings().some(({ uuid, isUnified }) => isUnified === true && life.gpus.includes(uuid));
+  }
+
   loadedMiB(): number {
     const { model, learned } = this.options;
     return loadedMiB(learned.of(model.id), model);

@@ -4,6 +4,8 @@ import type { GpuSampler } from '../gpu/gpu-sampler.ts';
 export type PeakWatch = Disposable & {
   /** The most that was taken since the start, in MiB; includes what others took. */
   usedMiB(): number;
+  /** The least that was free in any reading since the start. */
+  leastFreeMiB(): number;
   /** What is taken now compared with the start. */
   grownMiB(): number;
   /** False for what was over before anybody looked: then the figures say nothing. */
@@ -12,15 +14,15 @@ export type PeakWatch = Disposable & {
 
 export function watchPeak(sampler: GpuSampler, gpus: readonly string[]): PeakWatch {
   const startMiB = freeOn(sampler, gpus);
-  let leastMiB = startMiB;
-  let looks = 0;
+  // Not what was read before: that may still show the peak of another job.
+  let leastMiB = Infinity;
   const stop = sampler.onReadings(() => {
-    leastMiB = Math.min(leastMiB, freeOn(sampler, gpus));
-    looks += 1;
+    if (isReadable(sampler, gpus)) leastMiB = Math.min(leastMiB, freeOn(sampler, gpus));
   });
   return {
     usedMiB: () => Math.max(0, startMiB - leastMiB),
-    isSeen: () => looks > 0,
+    leastFreeMiB: () => leastMiB,
+    isSeen: () => leastMiB < Infinity,
     grownMiB: () => startMiB - freeOn(sampler, gpus),
     [Symbol.dispose]: stop,
   };
@@ -32,4 +34,10 @@ export function freeOn(sampler: GpuSampler, gpus: readonly string[]): number {
     .readings()
     .filter(({ uuid }) => gpus.includes(uuid))
     .reduce((sum, { freeMiB }) => sum + (freeMiB ?? 0), 0);
+}
+
+/** A GPU that shows nothing is no GPU on which everything is taken. */
+function isReadable(sampler: GpuSampler, gpus: readonly string[]): boolean {
+  const here = sampler.readings().filter(({ uuid, freeMiB }) => gpus.includes(uuid) && freeMiB !== null);
+  return here.length === gpus.length;
 }

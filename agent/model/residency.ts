@@ -1,11 +1,10 @@
 import { Deadline } from '../../shared/abort.ts';
 import { AppError } from '../../shared/errors.ts';
-import type { GpuStatus, ModelStateKind, ModelStatus } from '../../shared/host-snapshot.ts';
+import type { GpuStatus, ModelStatus } from '../../shared/host-snapshot.ts';
 import type { JobRequest, ModelId } from '../../shared/job.ts';
 import { megapixelsOf } from '../../shared/job.ts';
 import type { Log } from '../../shared/log.ts';
 import type { ModelMove } from '../../shared/protocol.ts';
-import type { ServiceTime } from '../../shared/service-time.ts';
 import type { GpuSampler } from '../gpu/gpu-sampler.ts';
 import type { VramView, VramWant } from '../gpu/vram-planner.ts';
 import { Admission } from './admission.ts';
@@ -15,7 +14,6 @@ import type { ConfiguredModel } from '../configured-model.ts';
 import { HOST } from '../engine/engine.ts';
 import { step1xEdit } from '../engine/step1x-edit.ts';
 import { vllmOmni } from '../engine/vllm-omni.ts';
-import { loadedMiB } from './footprint.ts';
 import { PortTable } from '../server/free-port.ts';
 import { Evictor } from './evictor.ts';
 import { ForeignPressure } from './foreign-pressure.ts';
@@ -29,20 +27,21 @@ import { ModelMoves } from './model-moves.ts';
 import { ModelServer } from './model-server.ts';
 import { statusOf } from './model-status.ts';
 import { ProcessTable } from '../server/process-table.ts';
-import { Room } from './room.ts';
+import { Room, isMigInstance } from './room.ts';
 import { Roster } from './roster.ts';
 import type { ModelTimes } from './server-life.ts';
 import { ServerRecords } from '../server/server-records.ts';
 import type { Slot } from './slot.ts';
-import { isAttached, isIdle, isUp, isWokenByJob, newSlot, reloadMs } from './slot.ts';
+import { isAttached, isIdle, newSlot } from './slot.ts';
+import type { SlotFacts } from './slot-facts.ts';
+import { missingWeightsOf, slotFacts } from './slot-facts.ts';
 import { Upkeep } from './upkeep.ts';
 import { VramAccounts } from './vram-accounts.ts';
 import { Weights } from '../weights/weights.ts';
-import type { MissingWeights } from '../weights/weights-text.ts';
-import { missingWeights } from '../weights/weights-text.ts';
 import { WorkInHand } from './work-in-hand.ts';
 
 export type { Lease } from './lease.ts';
+export type { SlotFacts } from './slot-facts.ts';
 
 export type ResidencyTimes = ModelTimes & { moveAnswerMs: number; heldAwayMs: number; jobFloorMs: number };
 
@@ -69,29 +68,6 @@ export type ResidencyOptions = {
 
 /** What agent.yaml may change about the host's memory while the agent runs. */
 export type MemorySettings = Pick<ResidencyOptions, 'reserveMiB' | 'ramReserveMiB' | 'yieldsToForeign'>;
-
-export type SlotFacts = {
-  state: ModelStateKind;
-  /** Why agent.yaml wants it no more; absent for one that stays. */
-  leaving?: string;
-  /** Its weights are not on the disk; absent when they are, or its server has them already. */
-  download?: MissingWeights;
-  /** A job could start without a load or a wake. */
-  isReady: boolean;
-  gpus: readonly string[];
-  heldMiB: number;
-  error?: AppError;
-  retryInMs?: number;
-  loadedMiB: number;
-  peakMiB: number;
-  /** Expected time until ready from the present state; 0 when it is. */
-  reloadMs: number;
-  loadMs: number;
-  wakeMs: number;
-  idleMs: number;
-  heldAwayMs: number;
-  service: ServiceTime;
-};
 
 const FIRST_SAMPLE_MS = 15_000;
 /** What is published of a peak is that of one megapixel. */
@@ -235,36 +211,20 @@ export class Residency implements AsyncDisposable {
 
   slotFacts(slotId: string): SlotFacts {
     const slot = this.#slot(slotId);
-    const { server, model } = slot;
-    const { state } = server;
-    const loadMs = this.#learned.loadMs(model);
-    const wakeMs = isWokenByJob(slot) ? 0 : this.#learned.wakeMs(model);
-    const retry = state.kind === 'failed' ? state.retry : 'never';
-    const retryInMs = retry === 'never' ? undefined : Math.max(0, retry.atMs - performance.now());
-    const download = this.#missingWeights(slot);
-    return {
-      state: state.kind,
-      ...(slot.leaving !== undefined && { leaving: slot.leaving }),
-      ...(download !== undefined && { download }),
-      isReady: isUp(slot),
-      gpus: server.gpus,
-      heldMiB: server.heldMiB,
-      ...(state.kind === 'failed' && { error: state.error }),
-      ...(retryInMs !== undefined && { retryInMs }),
-      loadedMiB: loadedMiB(this.#learned.of(model.id), model),
-      peakMiB: this.#room.peakMiB(model, ONE_MEGAPIXEL),
-      reloadMs: (download?.leftMs ?? 0) + reloadMs(slot, { loadMs, wakeMs, retryInMs: retryInMs ?? 0 }),
-      loadMs,
-      wakeMs,
-      idleMs: server.idleMs,
-      heldAwayMs: this.heldAwayMs(model.id),
-      service: this.#learned.service(model),
-    };
+    const parts = { learned: this.#learned, room: this.#room, weights: this.#weights };
+    return slotFacts(slot, { ...parts, heldAwayMs: this.heldAwayMs(slot.model.id) });
   }
 
   /** What a job needs on top of what the slot holds, so that its peak fits. */
   wantFor(slotId: string, job: JobRequest | { megapixels: number }): VramWant {
     return this.#room.want(this.#slot(slotId), 'megapixels' in job ? job.megapixels : megapixelsOf(job));
+  }
+
+  /** Why a job of this size cannot have its room now, not even once the busy models have gone; undefined when it can. */
+  whyNoRoom(slotId: string, megapixels: number): string | undefined {
+    const slot = this.#slot(slotId);
+    const plan = this.#room.plan(slot, megapixels);
+    return plan.kind === 'impossible' ? this.#room.refusal(slot, megapixels, plan).message : undefined;
   }
 
   /**
@@ -289,7 +249,8 @@ export class Residency implements AsyncDisposable {
   /** Somebody wants this model: its weights are downloaded, unless that failed a moment ago or needs a person first. */
   fetchWeights(model: ModelId): void {
     const slot = this.#roster.slots.find((each) => each.model.id === model);
-    if (slot === undefined || this.#missingWeights(slot) === undefined || !this.#weights.isDue(slot.model)) return;
+    if (slot === undefined || missingWeightsOf(slot, this.#weights) === undefined || !this.#weights.isDue(slot.model))
+      return;
     // Its failure is in the state of the weights, and logged there.
     void this.#work.hold(this.#weights.pull(slot.model, this.#lifetime.signal)).catch(() => undefined);
   }
@@ -297,7 +258,7 @@ export class Residency implements AsyncDisposable {
   /** The same, asked for by a person: what failed before is tried again, and its failure is an answer. */
   async pullWeights(model: ModelId, signal: AbortSignal): Promise<void> {
     const slot = this.#roster.slots.find((each) => each.model.id === model);
-    if (slot === undefined || this.#missingWeights(slot) === undefined) return;
+    if (slot === undefined || missingWeightsOf(slot, this.#weights) === undefined) return;
     await this.#weights.pull(slot.model, signal, { isAsked: true });
   }
 
@@ -334,11 +295,6 @@ export class Residency implements AsyncDisposable {
     const model = this.#roster.slots.find((slot) => slot.slotId === slotId)?.model;
     if (model === undefined) return; // agent.yaml dropped it while the picture was being stored
     this.#learned.job(model, seen);
-  }
-
-  /** Who else holds VRAM on this host, in a sentence. */
-  strangers(): string | undefined {
-    return this.#room.strangers();
   }
 
   /** What other programs cost the models of this host at the moment, in sentences. */
@@ -419,13 +375,10 @@ export class Residency implements AsyncDisposable {
   #autoReplicas(model: ConfiguredModel): number {
     if (isAttached(model)) return 1;
     const needMiB = this.#room.peakMiB(model, ONE_MEGAPIXEL) / model.gpuCount + this.#settings.reserveMiB;
-    const fitting = this.#options.sampler.readings().filter(({ totalMiB }) => (totalMiB ?? 0) >= needMiB);
+    const fitting = this.#options.sampler
+      .readings()
+      .filter(({ uuid, totalMiB }) => (totalMiB ?? 0) >= needMiB && (model.gpuCount === 1 || !isMigInstance(uuid)));
     return Math.max(1, Math.floor(fitting.length / model.gpuCount));
-  }
-
-  #missingWeights({ server, model }: Slot): MissingWeights | undefined {
-    if (server.state.kind !== 'released' && server.state.kind !== 'failed') return undefined;
-    return missingWeights(this.#weights.stateOf(model), performance.now());
   }
 
   #slot(slotId: string): Slot {

@@ -1,4 +1,5 @@
 import { AppError } from '../../shared/errors.ts';
+import type { VramCapacity } from '../../shared/host-snapshot.ts';
 import type { ModelId } from '../../shared/job.ts';
 import type { GpuReading, GpuSampler } from '../gpu/gpu-sampler.ts';
 import { readHostMemory } from '../gpu/host-memory.ts';
@@ -11,6 +12,7 @@ import type { Learned } from './learned.ts';
 import type { Slot } from './slot.ts';
 import { isAttached, isIdle } from './slot.ts';
 import type { VramAccounts } from './vram-accounts.ts';
+import { vramCapacity } from './vram-capacity.ts';
 
 export type RoomOptions = {
   sampler: GpuSampler;
@@ -43,11 +45,38 @@ export class Room {
     const { slotId, server, model } = slot;
     const needMiB = isAttached(model) ? 0 : Math.max(0, this.peakMiB(model, megapixels) - this.#claimedMiB(slot));
     const isPlaced = isAttached(model) || server.gpus.length > 0;
-    return { slotId, needMiB, gpuCount: model.gpuCount, ...(isPlaced && { onGpus: server.gpus }) };
+    const { kind } = server.state;
+    const mayMove =
+      isPlaced && !isAttached(model) && server.inFlight === 0 && (kind === 'ready' || kind === 'offloaded');
+    return {
+      ...{ slotId, needMiB, gpuCount: model.gpuCount },
+      ...(isPlaced && { onGpus: server.gpus }),
+      ...(mayMove && { elsewhereMiB: this.peakMiB(model, megapixels) }),
+    };
   }
 
   peakMiB(model: ConfiguredModel, megapixels: number): number {
-    return peakMiB(this.#options.learned.of(model.id), { ...model, megapixels });
+    const mostMiB = this.#mostMiB(model, () => 0);
+    return peakMiB(this.#options.learned.of(model.id), { ...model, megapixels, mostMiB });
+  }
+
+  /**
+   * What jobs of this model can have here at the very most, however long they wait, and what they need by their size. Other
+   * programs and models that may go count as gone; a pinned one stays. Undefined where that cannot be said.
+   */
+  capacity(model: ConfiguredModel): VramCapacity | undefined {
+    if (isAttached(model)) return undefined; // its VRAM may be another machine's
+    const pinned = this.#options.slots().filter((slot) => slot.model.pin && slot.model.id !== model.id);
+    const mostMiB = this.#mostMiB(model, (uuid) =>
+      pinned
+        .filter(({ server }) => server.gpus.includes(uuid))
+        .reduce((sum, { server }) => sum + server.heldMiB / server.gpus.length, 0),
+    );
+    if (mostMiB === undefined) return undefined;
+    const guess = { ...model, mostMiB: this.#mostMiB(model, () => 0) };
+    const learned = this.#options.learned.of(model.id);
+    const needMiB = (megapixels: number): number => peakMiB(learned, { ...guess, megapixels });
+    return vramCapacity({ mostMiB, largestMegapixels: model.profile.maxMegapixels, needMiB });
   }
 
   /** Not where the server is known to keep more than half of its memory, nor where host RAM and VRAM are one. */
@@ -93,16 +122,16 @@ export class Room {
       );
     }
     const readings = sampler.readings();
-    const degraded = readings.filter(({ uuid }) => accounts.isDegraded(uuid));
     const unusable = readings.filter(({ health }) => health !== 'ok');
     if (readings.length === 0 || unusable.length === readings.length) {
       const reason = sampler.problem?.reason ?? 'nvidia-smi shows no GPU';
       return new AppError('GPU_LOST', `${alias} cannot run: ${reason}. Run nvidia-smi on the host.`);
     }
     const here = readings.filter(({ uuid }) => slot.server.gpus.includes(uuid));
-    const lost = here.find(({ health }) => health === 'lost');
-    if (lost !== undefined) {
-      return new AppError('GPU_LOST', `${alias} is on GPU ${lost.index}, which is lost. Run nvidia-smi on the host.`);
+    const unread = here.find(({ health }) => health !== 'ok' && health !== 'stale');
+    if (unread !== undefined) {
+      const message = `${alias} is on GPU ${unread.index}, which is ${unread.health}. Run nvidia-smi on the host.`;
+      return new AppError('GPU_LOST', message);
     }
     const stuck = here.find(({ uuid }) => accounts.isDegraded(uuid));
     if (stuck !== undefined) {
@@ -111,44 +140,61 @@ export class Room {
     }
     const strangers = this.strangers();
     const others = strangers === undefined ? '' : ` ${strangers}`;
-    const waiting =
-      degraded.length === 0
-        ? ''
-        : ` GPU ${degraded.map(({ index }) => index).join(', ')} waits for memory of an ended server.`;
+    const without = this.#outOfUse(readings);
+    const isSplit = slot.model.gpuCount > 1 && readings.some(({ uuid }) => isMigInstance(uuid));
+    const split = isSplit ? ' A server cannot span several MIG instances.' : '';
     const needMiB = Math.round(this.want(slot, megapixels).needMiB);
     return new AppError(
       'GPU_OUT_OF_MEMORY',
       `${alias} needs ${needMiB} MiB of VRAM on ${slot.model.gpuCount} GPU(s), ${Math.round(plan.shortMiB)} MiB more than this ` +
-        `host can free (${Math.round(plan.largestMiB)} MiB).${others}${waiting} Ask for a smaller image or use another host.`,
+        `host can free (${Math.round(plan.largestMiB)} MiB).${split}${others}${without} Ask for a smaller image or use another host.`,
     );
   }
 
-  /** Who else holds VRAM here, in a sentence; undefined where nobody is listed. */
+  /** Who else holds VRAM here, in sentences; undefined where nobody is known to. */
   strangers(): string | undefined {
     const { sampler, accounts } = this.#options;
-    const foreign = sampler.readings().flatMap(({ index, uuid }) =>
-      accounts
-        .of(uuid)
-        .foreign.filter(({ usedMiB }) => usedMiB > 0)
+    const known = sampler.readings().map(({ index, uuid }) => ({ index, ...accounts.of(uuid) }));
+    const foreign = known.flatMap(({ index, foreign: holders }) =>
+      holders
+        .filter(({ usedMiB }) => usedMiB > 0)
         .map(({ pid, name, usedMiB }) => `${name} (pid ${pid}, ${Math.round(usedMiB)} MiB on GPU ${index})`),
     );
-    return foreign.length === 0 ? undefined : `Other programs hold VRAM: ${foreign.join(', ')}.`;
+    const sentences = [
+      ...(foreign.length === 0 ? [] : [`Other programs hold VRAM: ${foreign.join(', ')}.`]),
+      ...known.flatMap(({ index, unlisted }) => (unlisted === undefined ? [] : [`On GPU ${index} ${unlisted}.`])),
+    ];
+    return sentences.length === 0 ? undefined : sentences.join(' ');
+  }
+
+  /** GPUs that give nothing to anybody now, and why. */
+  #outOfUse(readings: readonly GpuReading[]): string {
+    return readings
+      .map(({ uuid, index, health, note }) => {
+        const { degraded } = this.#options.accounts.of(uuid);
+        if (degraded !== undefined) return ` GPU ${index}: ${degraded}`;
+        return health === 'ok' ? '' : ` GPU ${index} is not used now: ${note ?? `its reading is ${health}`}.`;
+      })
+      .join('');
   }
 
   view(): VramView {
-    const { sampler, accounts, reserveMiB, slots } = this.#options;
+    const { sampler, accounts, reserveMiB, ramReserveMiB, slots } = this.#options;
     const placed = slots().filter(({ server }) => server.gpus.length > 0);
     const promisedOn = (uuid: string): number =>
       placed
         .filter(({ server }) => server.gpus.includes(uuid))
         .reduce((sum, slot) => sum + (this.#claimedMiB(slot) - slot.server.heldMiB) / slot.server.gpus.length, 0);
-    const gpus = sampler.readings().map(({ uuid, totalMiB, freeMiB, health }) => ({
+    const gpus = sampler.readings().map(({ uuid, totalMiB, freeMiB, health, isUnified = false }) => ({
       uuid,
       totalMiB: totalMiB ?? 0,
       freeMiB: (freeMiB ?? 0) - promisedOn(uuid),
-      reserveMiB,
+      // Where the GPU's memory is the host's, what the host must keep is kept there.
+      reserveMiB: isUnified ? Math.max(reserveMiB, ramReserveMiB) : reserveMiB,
       usable: health === 'ok' && freeMiB !== null,
-      isOut: health === 'lost' || accounts.isDegraded(uuid),
+      // One late reading must not stop work: `stale` is not out.
+      isOut: (health !== 'ok' && health !== 'stale') || accounts.isDegraded(uuid),
+      isMigInstance: isMigInstance(uuid),
     }));
     const residents = placed.map((slot) => this.#residentOf(slot, placed));
     return { gpus, residents, hostRamFreeMiB: this.hostRamFreeMiB() };
@@ -169,6 +215,22 @@ export class Room {
     });
     // It gives back the same on each of them.
     return perGpu.length === 0 ? 0 : Math.max(...perGpu) * perGpu.length;
+  }
+
+  /** Of the GPUs that give most. Undefined where one of them does not show its size, and so may turn out to be larger. */
+  #mostMiB({ gpuCount }: ConfiguredModel, keptMiB: (uuid: string) => number): number | undefined {
+    const readings = this.#options.sampler.readings();
+    const { reserveMiB, ramReserveMiB } = this.#options;
+    if (readings.length === 0 || readings.some(({ totalMiB }) => totalMiB === null)) return undefined;
+    const whole = gpuCount === 1 ? readings : readings.filter(({ uuid }) => !isMigInstance(uuid));
+    const rooms = whole.map(({ uuid, totalMiB, usedMiB, freeMiB, health, isUnified = false }) => {
+      // The driver keeps a part of a GPU for itself, which is neither used nor free.
+      const isKnown = health === 'ok' && usedMiB !== null && freeMiB !== null;
+      const sizeMiB = Math.min(totalMiB ?? 0, isKnown ? usedMiB + freeMiB : Infinity);
+      return sizeMiB - (isUnified ? Math.max(reserveMiB, ramReserveMiB) : reserveMiB) - keptMiB(uuid);
+    });
+    const least = rooms.sort((a, b) => b - a)[gpuCount - 1];
+    return least === undefined ? 0 : Math.max(0, least) * gpuCount;
   }
 
   /** Host RAM for offloaded weights. What is on its way there counts as taken. */
@@ -223,4 +285,9 @@ export class Room {
     const { slots } = this.#options;
     return slots().find((slot) => slot.slotId === slotId)?.model.alias ?? slotId;
   }
+}
+
+/** As nvidia-smi names them. */
+export function isMigInstance(uuid: string): boolean {
+  return uuid.startsWith('MIG-');
 }

@@ -5,7 +5,7 @@ import type { VramMeasure } from '../gpu/vram-measure.ts';
 import { measureVram } from '../gpu/vram-measure.ts';
 import { AttachedServer } from '../server/attached-server.ts';
 import type { Call, ServerFacts } from '../engine/engine.ts';
-import { HOST } from '../engine/engine.ts';
+import { HOST, OtherModel } from '../engine/engine.ts';
 import { HeldVram } from './held-vram.ts';
 import type { ModelState, ServerRef } from './model-state.ts';
 import { canEnter } from './model-state.ts';
@@ -384,7 +384,9 @@ export class ServerLife {
     // Which GPUs it is on is not known, so the change on all of them is shown.
     const gpus = seen?.readings.map(({ uuid }) => uuid) ?? [];
     const before = seen && measureVram(seen, { gpus, pids: [] });
-    const error = await this.#attached?.end({ isOurs: asked === 'asked' || !isStart, signal });
+    const isOthers = asked instanceof OtherModel && !isStart; // not what `stop` was named for
+    if (isOthers) await this.#attached?.letGo();
+    const error = await this.#attached?.end({ isOurs: asked === 'asked' || !(isStart || isOthers), signal });
     const claim = before && { gpus, pids: [], before, heldMiB: wasOffloaded ? 0 : loadedMiB() };
     const limits = { look, deadlineMs: times.vramBackMs, pollMs: pollMsFor(times), signal };
     const after = claim && error === undefined ? (await untilBack(claim, limits)).after : undefined;

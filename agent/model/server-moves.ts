@@ -113,15 +113,11 @@ export class ServerMoves {
       const message = `${cannot}${model.alias} runs at ${launch.url} and was started by someone else, so it is not ours to end. `;
       throw new AppError('INVALID_ARGUMENT', `${message}${next} where it was started.`);
     }
-    if (!('server' in life.state)) {
-      life.forgive();
-      return notMoved(life.vram.heldMiB);
-    }
+    if (!('server' in life.state)) return notMoved(life.vram.heldMiB);
     const startMs = performance.now();
     jobs.assertIdle(); // in the same tick as the burial
     const { before, after, heldMiB, error } = await life.bury('asked');
     if (error !== undefined) throw error;
-    life.forgive(); // it may have died by itself in the same moment: who asked has what they wanted
     this.counts.releases += 1;
     return this.#site.moved('release', { startMs, before, after, heldBeforeMiB: heldMiB });
   }

@@ -34,6 +34,7 @@ export class ServerSleep {
   whyNotOffload(): string | undefined {
     const { model, engine, life, learned, hostRamFreeMiB } = this.#site.options;
     if (model.offload === 'none') return 'the configuration says `offload: none`';
+    if (this.#site.isUnified()) return 'its GPU has no memory of its own, so that in host RAM it would take as much';
     const why = engine.whyNotOffload(model);
     if (why !== undefined || engine.wakesBy === 'job' || !this.#site.isOurs) return why;
     const needMiB = Math.round(life.vram.heldMiB - offloadedMiB(learned.of(model.id), model));

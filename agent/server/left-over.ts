@@ -29,7 +29,7 @@ const POLL_MS = 250;
 
 /**
  * Ends the servers that a crashed agent left running, all at the same time, and waits until their VRAM is not listed. They
- * are found by what it wrote down, by the control groups it made, and by who writes to a log of it: one of these is left
+ * are found by what it wrote down, by the control groups it made, and by who has a log of it: one of these is left
  * whatever moment it died in.
  */
 export async function endLeftOver(o: LeftOverOptions): Promise<void> {
@@ -60,7 +60,7 @@ function byCgroup({ cgroups, logDir, table }: LeftOverOptions): LeftOver[] {
 }
 
 /**
- * Whoever writes to a server's log and has no agent above it any more. The servers of another living agent that was given
+ * Whoever writes to a server's log, or was born to it, and has no agent above it any more. The servers of another living agent that was given
  * the same log directory have: their parent is that agent, and no process that we came from.
  */
 function byLog({ logDir, table, log }: LeftOverOptions): LeftOver[] {
@@ -68,7 +68,7 @@ function byLog({ logDir, table, log }: LeftOverOptions): LeftOver[] {
   for (const stat of table.read()) {
     const logPath = stat.isDead
       ? undefined
-      : stat.outputs.find((path) => dirname(path) === logDir && ServerLog.slotOf(path) !== undefined);
+      : stat.logs.find((path) => dirname(path) === logDir && ServerLog.slotOf(path) !== undefined);
     if (logPath !== undefined) writers.set(logPath, [...(writers.get(logPath) ?? []), stat]);
   }
   const above = ancestors(process.pid);

@@ -13,8 +13,14 @@ export type ProcessStat = ProcessId & {
   isDead: boolean;
 };
 
-/** One that lives, or a zombie, with the files that its stdout and stderr write to. */
-export type ProcessRow = ProcessStat & { outputs: readonly string[] };
+/** One that lives, or a zombie, with the files that its stdout and stderr write to, and the log that it was born to. */
+export type ProcessRow = ProcessStat & { logs: readonly string[] };
+
+/**
+ * Names the log of its server in the environment of every process of it. Who renames himself wipes it out, but keeps the log
+ * open; who closed the log, as daemons do, has the name of it.
+ */
+export const LOG_MARK = 'GANTRY_SERVER_LOG';
 
 /**
  * The processes of this machine but our own. Reading one costs some 40 microseconds, so on a busy machine all of them cost
@@ -28,17 +34,25 @@ export class ProcessTable {
     if (this.#isFresh) return this.#rows;
     this.#isFresh = true;
     queueMicrotask(() => (this.#isFresh = false));
-    // Who writes where is read once: a process inherits its log, or is born of one that has it.
+    // Which logs it has is read once: a process inherits its log, or is born of one that has it.
     const known = new Map(this.#rows.map((row) => [row.pid, row]));
-    this.#rows = listPids().flatMap((pid) => {
-      const stat = readStat(pid);
-      if (stat === undefined) return [];
-      const before = known.get(pid);
-      const outputs = before?.startTime === stat.startTime ? before.outputs : outputsOf(pid);
-      return { ...stat, outputs };
-    });
+    this.#rows = listPids().flatMap((pid) => readRow(pid, known.get(pid)) ?? []);
     return this.#rows;
   }
+}
+
+/** Who was started last on this machine, if it still lives: to find those that are gone before all are read. */
+export function readNewest(): ProcessRow | undefined {
+  try {
+    return readRow(Number(readFileSync('/proc/loadavg', 'latin1').trim().split(' ').at(-1)));
+  } catch {
+    return undefined; // not Linux
+  }
+}
+
+function readRow(pid: number, before?: ProcessRow): ProcessRow | undefined {
+  const stat = readStat(pid);
+  return stat && { ...stat, logs: before?.startTime === stat.startTime ? before.logs : logsOf(pid) };
 }
 
 /** Undefined where there is no such process. The name in parentheses may contain anything: fields count from the last one. */
@@ -99,9 +113,18 @@ function listPids(): number[] {
   return pids.filter((pid) => pid !== process.pid).reverse();
 }
 
-/** The files that a process writes to. A person's `tail -f` has a log open too, but to read from it. */
-function outputsOf(pid: number): string[] {
-  return [1, 2].flatMap((fd) => outputOf(pid, fd) ?? []);
+/** The files that a process writes to, and its mark. A person's `tail -f` has a log open too, but to read from it. */
+function logsOf(pid: number): string[] {
+  return [outputOf(pid, 1), outputOf(pid, 2), markOf(pid)].filter((path) => path !== undefined);
+}
+
+function markOf(pid: number): string | undefined {
+  try {
+    const environment = readFileSync(`/proc/${pid}/environ`, 'utf8').split('\0');
+    return environment.find((entry) => entry.startsWith(`${LOG_MARK}=`))?.slice(LOG_MARK.length + 1);
+  } catch {
+    return undefined; // ended, or another user's
+  }
 }
 
 function outputOf(pid: number, fd: number): string | undefined {

@@ -1,7 +1,8 @@
+import { setImmediate } from 'node:timers/promises';
 import { pause } from '../../shared/abort.ts';
 import type { Cgroup } from './cgroup.ts';
-import type { ProcessId, ProcessStat, ProcessTable } from './process-table.ts';
-import { isAlive, titleOf } from './process-table.ts';
+import type { ProcessId, ProcessRow, ProcessStat, ProcessTable } from './process-table.ts';
+import { isAlive, readNewest, titleOf } from './process-table.ts';
 
 export type NamedProcess = { pid: number; name: string };
 
@@ -21,6 +22,7 @@ const KILL_POLL_MS = 10;
 const KILL_ROUND_MS = 250;
 /** Members that fork without end may be missed by one scan. */
 const EMPTY_SCANS = 2;
+const NEWEST_LOOKS = 200;
 /** Some processes cannot be killed (in the driver). After this long they are reported, not waited for. */
 const KILL_MS = 10_000;
 /** What members may take to leave by themselves when their leader is gone, and then when they are told. */
@@ -76,23 +78,71 @@ export class ProcessTree {
       send(pid, 'SIGCONT'); // a stopped process would get the SIGTERM only when continued
     }
     await this.#gone({ ms: leftMs(graceMs) });
-    // 3. Each scan may find children that were born since the last one, and miss those that were born while it looked.
-    const killEndMs = performance.now() + KILL_MS;
-    let alive = this.#sweep();
-    const left = new Set([...alive.map(({ pid }) => pid), ...(this.#cgroup?.pids() ?? [])]);
-    const killed = [...left].map((pid) => ({ pid, name: titleOf(pid) }));
-    for (let empty = killed.length === 0 ? EMPTY_SCANS : 0; empty < EMPTY_SCANS && performance.now() < killEndMs;) {
+    return this.#killAll();
+  }
+
+  /** 3. Each scan may find children that were born since the last one, and miss those that were born while it looked. */
+  async #killAll(): Promise<TreeEnd> {
+    const endMs = performance.now() + KILL_MS;
+    const killed = new Map<number, NamedProcess>();
+    let alive = this.#members();
+    for (let empty = 0; empty < EMPTY_SCANS && performance.now() < endMs;) {
+      for (const pid of alive) if (!killed.has(pid)) killed.set(pid, { pid, name: titleOf(pid) });
       this.#cgroup?.kill();
-      // A whole group in one call: of a member that forks faster than we look, no child escapes.
-      for (const group of this.#known.keys()) send(-group, 'SIGKILL');
-      for (const { pid } of alive) send(pid, 'SIGKILL');
+      await this.#freeze(endMs);
+      this.#signalAll('SIGKILL');
       await this.#gone({ ms: KILL_ROUND_MS, pollMs: KILL_POLL_MS });
       await pause(KILL_POLL_MS, NEVER);
-      alive = this.#sweep();
-      empty = alive.length === 0 && !this.#isPopulated() ? empty + 1 : 0;
+      alive = this.#members();
+      empty = alive.length === 0 ? empty + 1 : 0;
     }
     await this.#cgroup?.remove();
-    return { killed, survivors: alive.map(({ pid }) => pid) };
+    return { killed: [...killed.values()], survivors: alive };
+  }
+
+  /**
+   * Who stands still has no more children, and those that it has are known by it. Killed at once, it would leave behind
+   * whoever it had started in a session of its own since the last scan.
+   */
+  async #freeze(endMs: number): Promise<void> {
+    const frozen = new Set<number>();
+    for (let isNew = true; isNew && performance.now() < endMs;) {
+      const found = this.#members().filter((pid) => !frozen.has(pid));
+      isNew = found.length > 0;
+      for (const pid of found) frozen.add(pid);
+      if (isNew) this.#signalAll('SIGSTOP');
+      if (this.#catchNewest()) isNew = true;
+      await setImmediate(); // the next scan must be a new one
+    }
+  }
+
+  /** Of those that live for a millisecond, each the parent of the next, a scan finds the traces only. True if it got one. */
+  #catchNewest(): boolean {
+    for (let looks = 0; looks < NEWEST_LOOKS; looks += 1) {
+      const row = readNewest();
+      if (row === undefined || row.isDead || !this.#belongs(row)) continue;
+      send(row.pid, 'SIGSTOP');
+      this.#known.set(row.pid, row.startTime);
+      return true;
+    }
+    return false;
+  }
+
+  #belongs({ logs, parent, session, group }: ProcessRow): boolean {
+    return logs.includes(this.#logPath) || [parent, session, group].some((pid) => this.#known.has(pid));
+  }
+
+  /** A whole group in one call: of a member that forks faster than we look, no child in its group escapes. */
+  #signalAll(signal: 'SIGSTOP' | 'SIGKILL'): void {
+    for (const pid of this.#known.keys()) {
+      send(-pid, signal);
+      if (this.#known.get(pid) !== GONE) send(pid, signal);
+    }
+  }
+
+  /** Those that a look at the whole machine finds, and those that only its control group knows of. */
+  #members(): number[] {
+    return [...new Set([...this.#sweep().map(({ pid }) => pid), ...(this.#cgroup?.pids() ?? [])])];
   }
 
   /**
@@ -129,8 +179,8 @@ export class ProcessTree {
     this.#forgetStrangers(byPid);
     const grouped = new Set(this.#cgroup?.pids());
     const live = all.filter(({ isDead }) => !isDead);
-    for (const { pid, startTime, session, group, outputs } of live) {
-      if (!grouped.has(pid) && !outputs.includes(this.#logPath)) continue;
+    for (const { pid, startTime, session, group, logs } of live) {
+      if (!grouped.has(pid) && !logs.includes(this.#logPath)) continue;
       this.#known.set(pid, startTime);
       // Whoever opened its session or group has gone before anybody saw it.
       for (const opener of [session, group]) if (opener > 1 && isGone(opener)) this.#known.set(opener, GONE);

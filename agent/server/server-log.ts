@@ -141,7 +141,8 @@ export class ServerLog {
 
   /**
    * Moves the end of a file that has grown too large to an older part beside it. The server goes on writing to the same
-   * file; what it writes between the copy and the cut is lost. A flood is cut without a copy, but for its end.
+   * file: what it writes during the copy is copied too, so that a part is longer than the bound by that, and never more
+   * than twice as long; what it writes between the copy and the cut is lost. A flood is cut without a copy, but for its end.
    */
   async bound(): Promise<void> {
     const size = await this.size();

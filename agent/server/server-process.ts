@@ -4,7 +4,7 @@ import { delimiter, join, resolve } from 'node:path';
 import { AppError } from '../../shared/errors.ts';
 import type { Cgroup } from './cgroup.ts';
 import type { ProcessTable } from './process-table.ts';
-import { startTimeOf } from './process-table.ts';
+import { LOG_MARK, startTimeOf } from './process-table.ts';
 import type { TreeEnd } from './process-tree.ts';
 import { ProcessTree } from './process-tree.ts';
 import type { ServerLog } from './server-log.ts';
@@ -67,7 +67,7 @@ export class ServerProcess {
     try {
       const child = execa(command, args, {
         ...(cwd !== undefined && { cwd }),
-        env,
+        env: { ...env, [LOG_MARK]: log.path },
         extendEnv: false,
         stdio: ['ignore', fd, fd],
         detached: true,

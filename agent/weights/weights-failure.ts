@@ -46,7 +46,7 @@ export function readFailure(text: string, o: Wanted & { how: string; logPath: st
   if (GATED.test(text)) {
     return fatal(
       'denied',
-      `${what} is gated. Accept its licence at ${site}/${repository} and set ${token} of that account in \`env\` of ${alias} in agent.yaml, then load_model ${alias}.`,
+      `${what} is gated. Accept its licence at ${site}/${repository} and set ${token} of that account in \`env\` of ${alias} in agent.yaml, then \`gantry-agent reload\` and load_model ${alias}.`,
     );
   }
   if (NOT_FOUND.test(text)) {
@@ -58,7 +58,7 @@ export function readFailure(text: string, o: Wanted & { how: string; logPath: st
   if (DENIED.test(text)) {
     return fatal(
       'denied',
-      `The download of ${what} was denied. Accept its licence at ${site}/${repository}, if it has one, and set a valid ${token} in \`env\` of ${alias} in agent.yaml, then load_model ${alias}.`,
+      `The download of ${what} was denied. Accept its licence at ${site}/${repository}, if it has one, and set a valid ${token} in \`env\` of ${alias} in agent.yaml, then \`gantry-agent reload\` and load_model ${alias}.`,
     );
   }
   if (NETWORK.test(text)) {
@@ -92,7 +92,7 @@ export function noRoomFailure(
     'disk-full',
     'DISK_FULL',
     `The weights of ${named(o)} need ${need} more, and ${o.directory} has ${sizeText(o.freeMiB)} free, of which ${sizeText(o.reserveMiB)} stay free. ` +
-      `${KEPT} Make room there, or set HF_HOME in \`env\` of ${o.alias} to a larger disk, then load_model ${o.alias}.`,
+      `${KEPT} Make room there, or name a larger disk as HF_HOME in \`env\` of ${o.alias} in agent.yaml and \`gantry-agent reload\`; then load_model ${o.alias}.`,
   );
 }
 

@@ -63,8 +63,14 @@ function modelLines({ snapshot }: HostView, columns: number | undefined): string
     const running = model.slots.filter(({ phase }) => phase === 'running').length;
     const jobs = running === 0 ? '' : `, ${running} running`;
     const line = `  ${model.alias}  ${model.state}${jobs}, ${gib(model.heldMiB)} GiB  ${model.model}`;
-    return [clip(line, columns), ...wrap(model.detail ?? '', { columns, indent: '    ' })];
+    return [clip(line, columns), ...detailLines(model.detail ?? '', columns)];
   });
+}
+
+/** Of a log in the words of a failure the last line is enough here; on the host, `gantry-agent logs` has all. */
+function detailLines(detail: string, columns: number | undefined): string[] {
+  const [said = '', ...written] = detail.trim().split('\n');
+  return [said, ...written.slice(-1)].flatMap((text) => wrap(text, { columns, indent: '    ' }));
 }
 
 function hostJson({ name, url, link, snapshot, statusAgeMs }: HostView) {

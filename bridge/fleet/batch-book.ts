@@ -7,7 +7,7 @@ import { workUnits } from '../../shared/service-time.ts';
 import type { AgentLink } from './agent-link.ts';
 import type { BatchLock } from './batch-lock.ts';
 import type { PlanRules } from './batch-plan.ts';
-import { capableHost } from './host-forecast.ts';
+import { capableHost, roomMiB, sizeOf } from './host-forecast.ts';
 import type { BridgeTimes, HostView } from './host-view.ts';
 import { enterState } from './job-record.ts';
 import type { Holding, JobRecord } from './job-record.ts';
@@ -15,6 +15,7 @@ import { isOver, placeOf } from './job-state.ts';
 import type { JobState } from './job-state.ts';
 import type { ManifestHeader, ManifestLine } from './manifest-lines.ts';
 import type { Manifest } from './manifest.ts';
+import type { CapableHost } from './retry-policy.ts';
 
 /** A job and where it may go. */
 export type PlannedJob = { job: JobRecord; rules: PlanRules };
@@ -119,12 +120,14 @@ export class BatchBook implements AsyncDisposable {
     this.note({ type: 'phase', jobId: job.jobId, ...place, phase });
   }
 
-  /** Names of the hosts that could take the job now. */
-  capableHosts(job: JobRecord): string[] {
+  /** The hosts that could take the job now, with the VRAM that its model could have there. */
+  capableHosts(job: JobRecord): CapableHost[] {
     const { model, kind } = job.request;
+    const want = { model, class: this.header.class, kind, size: sizeOf(job.request) };
     return this.side.hosts().flatMap((host) => {
       if (this.rules.only !== undefined && this.rules.only !== host.name) return [];
-      return 'reason' in capableHost(host, { model, class: this.header.class, kind }) ? [] : [host.name];
+      const found = capableHost(host, want);
+      return 'reason' in found ? [] : [{ host: host.name, roomMiB: roomMiB(found.snapshot) }];
     });
   }
 

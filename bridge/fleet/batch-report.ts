@@ -81,7 +81,7 @@ export function qualityHosts(book: BatchBook): QualityHost[] {
   return hosts.flatMap((host) => {
     const capable = capableHost(host, { model, class: book.header.class, kind: book.jobs[0]?.request.kind });
     const service = serviceOn(host, { model, hosts });
-    if ('reason' in capable || service === undefined) return [];
+    if ('reason' in capable || capable.model.download !== undefined || service === undefined) return [];
     if (book.rules.only !== undefined && book.rules.only !== host.name) return [];
     return [{ host: host.name, slots: capable.slots.length, service }];
   });
@@ -107,6 +107,9 @@ function whyWaiting(book: BatchBook, job: JobRecord): string {
   }
   const refusal = book.side.heldOff(best.host);
   if (refusal !== undefined) return `waiting: ${best.host} refused the work for now: ${refusal.message}`;
+  const view = book.side.hosts().find(({ name }) => name === best.host);
+  const model = view?.snapshot?.models.find((one) => one.model === job.request.model);
+  if (model?.download !== undefined) return `waiting for ${best.host}: ${model.detail ?? 'downloading the weights'}`;
   return `waiting for a slot, most likely on ${best.host}`;
 }
 

@@ -8,7 +8,7 @@ import type { BatchBook, FleetSide, PlannedJob } from './batch-book.ts';
 import { createBook, readWishes, resumeBook } from './batch-directory.ts';
 import type { LockHolder } from './batch-lock.ts';
 import type { BatchOrder } from './batch-order.ts';
-import type { PlanJob, PlanRules } from './batch-plan.ts';
+import type { PlanJob } from './batch-plan.ts';
 import { batchQuality } from './batch-quality.ts';
 import type { BatchQuality } from './batch-quality.ts';
 import { explainer, lastEndMs, outlooks, qualityHosts, stillRunningOn } from './batch-report.ts';
@@ -20,7 +20,7 @@ import { JobTracker } from './job-tracker.ts';
 import type { Progress } from './job-tracker.ts';
 import type { Taking } from './job-taker.ts';
 import type { ManifestHeader, ManifestLine } from './manifest-lines.ts';
-import { hostsToAvoid } from './retry-policy.ts';
+import { HopelessJobs, jobRules } from './job-rules.ts';
 
 /** A timer this late means that the laptop slept: silences are counted anew. */
 const SLEPT_MS = 20_000;
@@ -33,6 +33,7 @@ const LOOK_MS = 1_000;
 export class Batch implements AsyncDisposable {
   readonly #book: BatchBook;
   readonly #tracker: JobTracker;
+  readonly #hopeless: HopelessJobs;
   readonly #whenEnded: Promise<void>;
   #markEnded: () => void = () => undefined;
   #end: { elapsedMs: number; quality: BatchQuality | undefined } | undefined;
@@ -43,6 +44,7 @@ export class Batch implements AsyncDisposable {
   private constructor(book: BatchBook) {
     this.#book = book;
     this.#tracker = new JobTracker(book, { onOver: () => this.#endIfOver() });
+    this.#hopeless = new HopelessJobs(book);
     this.#whenEnded = new Promise((resolve) => {
       this.#markEnded = resolve;
     });
@@ -98,19 +100,19 @@ export class Batch implements AsyncDisposable {
   }
 
   /** Jobs that may be offered now: none while saving is impossible, and none over max_concurrent. */
-  get waiting(): readonly JobRecord[] {
-    if (this.#book.pausedBy !== undefined || this.isEnded) return [];
-    const waiting = this.#book.inOrder.filter(({ state }) => state.kind === 'waiting');
+  get offered(): readonly PlannedJob[] {
+    const planned = this.planned;
     const { maxConcurrent } = this.header;
-    return maxConcurrent === null ? waiting : waiting.slice(0, Math.max(0, maxConcurrent - this.inFlight.length));
+    return maxConcurrent === null ? planned : planned.slice(0, Math.max(0, maxConcurrent - this.inFlight.length));
   }
 
   /** All that waits, max_concurrent or not, with where it may go; nothing while saving is impossible. */
   get planned(): PlannedJob[] {
     if (this.#book.pausedBy !== undefined || this.isEnded) return [];
+    const rulesOf = jobRules(this.#book);
     return this.#book.inOrder
       .filter(({ state }) => state.kind === 'waiting')
-      .map((job) => ({ job, rules: this.rulesOf(job) }));
+      .map((job) => ({ job, rules: rulesOf(job) }));
   }
 
   get inFlight(): readonly JobRecord[] {
@@ -119,25 +121,18 @@ export class Batch implements AsyncDisposable {
 
   /** All that waits for this model, in the order of the plan; nothing while no job may be taken. */
   planJobs(model: string): (PlanJob & { index: number })[] {
-    if (this.waiting.length === 0) return [];
+    if (this.offered.length === 0) return [];
     const nowMs = performance.now();
-    return this.#book.inOrder
-      .filter((job) => job.state.kind === 'waiting' && job.request.model === model)
-      .map((job) => ({
+    return this.planned
+      .filter(({ job }) => job.request.model === model)
+      .map(({ job, rules }) => ({
         jobId: job.jobId,
         index: job.index,
         class: this.header.class,
         units: workUnits(job.request),
-        rules: this.rulesOf(job),
+        rules,
         declinedForMs: job.declinedSinceMs === undefined ? 0 : nowMs - job.declinedSinceMs,
       }));
-  }
-
-  rulesOf(job: JobRecord): PlanRules {
-    const { rules } = this.#book;
-    if (job.attempts.length === 0) return rules;
-    const avoid = hostsToAvoid(job.attempts, this.#book.capableHosts(job));
-    return avoid.length === 0 ? rules : { ...rules, avoid };
   }
 
   markDeclined(jobId: string): void {
@@ -242,6 +237,7 @@ export class Batch implements AsyncDisposable {
       this.#book.letGo('Another process works on this batch now.');
       return;
     }
+    for (const { job, error } of this.#hopeless.find()) this.#book.own(job, this.#tracker.fail(job, error));
     const wishes = await readWishes(directory);
     if (wishes === 'cancel all') await this.cancel();
     else if (wishes.some((id) => this.has(id))) await this.cancel(wishes);

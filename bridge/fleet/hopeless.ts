@@ -1,29 +1,89 @@
 import { AppError } from '../../shared/errors.ts';
+import type { JobClass, JobRequest } from '../../shared/job.ts';
 import type { BatchOrder } from './batch-order.ts';
+import { capableHost, sizeOf } from './host-forecast.ts';
 import type { HostView } from './host-view.ts';
 import { expectedFinishes, refusalText } from './placement.ts';
 
-/** PURE. Why no waiting will help these jobs: every host is known, and none can ever run one of them. */
+/**
+ * PURE. Why no waiting will help these jobs: every host is known, and none can ever run one of them. Where some of them can
+ * run, those do, and the others fail by `whyNeverFits`.
+ */
 export function whyHopeless(order: BatchOrder, hosts: readonly HostView[]): AppError | undefined {
   if (hosts.length === 0) {
     return new AppError('NO_HOST', 'No host is configured. Add one under hosts in bridge.yaml and restart the bridge.');
   }
   const views = hosts.filter(({ name }) => order.host === undefined || name === order.host);
-  if (!views.every(({ link, snapshot }) => link.kind === 'up' && snapshot !== undefined)) return undefined;
-  const requests = new Map(order.jobs.map(({ request }) => [`${request.model} ${request.kind}`, request]));
-  for (const request of requests.values()) {
-    const { ranked, refused } = expectedFinishes(request, { hosts: views, class: order.class });
-    if (ranked.length > 0 || !refused.every(({ isForever }) => isForever)) continue;
-    const { model } = request;
-    if (views.some(({ snapshot }) => snapshot?.models.some((one) => one.model === model))) {
-      return new AppError(
-        'NO_HOST',
-        `${refusalText(model, refused)} Use another model, or a host with a larger GPU; list_models shows both.`,
-      );
-    }
-    return unknownModel(model, views);
-  }
-  return undefined;
+  if (!views.every(isKnown)) return undefined;
+  const requests = new Map(order.jobs.map(({ request }) => [keyOf(request), request]));
+  const errors = [...requests.values()].map((request) => hopeless(request, { views, class: order.class }));
+  return errors.every((error) => error !== undefined) ? errors[0] : undefined;
+}
+
+/**
+ * PURE. Why this job, which waits, fits on no host. It fails only for what is sure: at least one connected host says that its
+ * GPUs are too small for this size whoever leaves them, and no other host can ever run it.
+ *
+ * All else may pass, so the job waits: memory that other programs or busy models hold, a download, a failed server, a host
+ * that drains, a GPU that is stale, unreadable, lost or degraded, an agent that sees no GPU at all. So does a host that is not
+ * connected, as long as what it last said of itself does not rule it out. Of one that was never heard nothing is known: work
+ * of a batch waits for it, and somebody who waits for a single image is told.
+ */
+export function whyNeverFits(
+  request: JobRequest,
+  o: { hosts: readonly HostView[]; only: string | undefined; class: JobClass },
+): AppError | undefined {
+  const views = o.hosts.filter(({ name }) => o.only === undefined || name === o.only);
+  const heard = views.filter(({ snapshot }) => snapshot !== undefined);
+  if (heard.length < views.length && (o.class === 'batch' || views.some(isConnecting))) return undefined;
+  if (!heard.every((view) => mayNever(view, request))) return undefined;
+  if (!heard.some((view) => view.link.kind === 'up' && isTooSmall(view, request))) return undefined;
+  const { refused } = expectedFinishes(request, { hosts: views, class: o.class });
+  return noHost(request, refused);
+}
+
+function hopeless(
+  request: JobRequest,
+  { views, class: jobClass }: { views: readonly HostView[]; class: JobClass },
+): AppError | undefined {
+  const { ranked, refused } = expectedFinishes(request, { hosts: views, class: jobClass });
+  if (ranked.length > 0 || !refused.every(({ isForever }) => isForever)) return undefined;
+  const { model } = request;
+  const isThere = views.some(({ snapshot }) => snapshot?.models.some((one) => one.model === model));
+  return isThere ? noHost(request, refused) : unknownModel(model, views);
+}
+
+/** By what it last said, also where it cannot be heard now. */
+function mayNever(view: HostView, request: JobRequest): boolean {
+  if (view.snapshot?.gpus.length === 0) return false; // nvidia-smi may be mended
+  const { model, kind } = request;
+  const heard: HostView = { ...view, link: { kind: 'up', latencyMs: 0 } };
+  const found = capableHost(heard, { model, kind, class: 'interactive', size: sizeOf(request) });
+  return 'reason' in found && found.isForever;
+}
+
+/** The model is there, and could work there at another size or on larger GPUs. */
+function isTooSmall(view: HostView, { model, kind }: JobRequest): boolean {
+  const status = view.snapshot?.models.find((one) => one.model === model);
+  return status?.profile.capabilities.includes(kind) === true;
+}
+
+function noHost(request: JobRequest, refused: Parameters<typeof refusalText>[1]): AppError {
+  const hint = 'Ask for a smaller picture, use another model, or a host with a larger GPU; list_models shows both.';
+  return new AppError('NO_HOST', `${refusalText(request.model, refused)} ${hint}`);
+}
+
+function isKnown({ link, snapshot }: HostView): boolean {
+  return link.kind === 'up' && snapshot !== undefined;
+}
+
+function isConnecting({ link, snapshot }: HostView): boolean {
+  return snapshot === undefined && link.kind !== 'down';
+}
+
+/** Jobs with the same key fit on the same hosts. */
+export function keyOf(request: JobRequest): string {
+  return `${request.model} ${request.kind} ${sizeOf(request).text}`;
 }
 
 function unknownModel(model: string, views: readonly HostView[]): AppError {

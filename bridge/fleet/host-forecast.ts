@@ -1,5 +1,6 @@
-import type { HostSnapshot, ModelStatus, SlotStatus } from '../../shared/host-snapshot.ts';
+import type { HostSnapshot, ModelStatus, SlotStatus, VramCapacity } from '../../shared/host-snapshot.ts';
 import type { JobClass, JobRequest } from '../../shared/job.ts';
+import { megapixelsOf } from '../../shared/job.ts';
 import type { ServiceTime } from '../../shared/service-time.ts';
 import type { HostView } from './host-view.ts';
 
@@ -8,10 +9,20 @@ export type Refusal = { host: string; reason: string; isForever: boolean };
 
 export type Capable = { host: HostView; snapshot: HostSnapshot; model: ModelStatus; slots: readonly SlotStatus[] };
 
+/** Pixels are most of what a job needs beside the model itself. */
+export type JobSize = { megapixels: number; text: string };
+
+export function sizeOf(request: JobRequest): JobSize {
+  const megapixels = megapixelsOf(request);
+  const { width, height } = request;
+  const isExact = width !== undefined && height !== undefined;
+  return { megapixels, text: isExact ? `${width}x${height}` : `${megapixels.toFixed(1)} megapixels` };
+}
+
 /** The host's model and usable slots, or why it cannot take a job of this model now. */
 export function capableHost(
   host: HostView,
-  want: { model: string; class: JobClass; kind: JobRequest['kind'] | undefined },
+  want: { model: string; class: JobClass; kind: JobRequest['kind'] | undefined; size?: JobSize },
 ): Capable | Refusal {
   const refuse = (reason: string, isForever = false): Refusal => ({ host: host.name, reason, isForever });
   const { snapshot } = host;
@@ -25,10 +36,10 @@ export function capableHost(
   }
   const blind = blindness(snapshot, model);
   if (blind !== undefined) return refuse(blind, snapshot.problems.length > 0);
-  const short = vramRefusal(snapshot, model);
+  const short = vramRefusal(snapshot, { model, size: want.size });
   if (short !== undefined) return refuse(short, true);
   if (snapshot.isDraining) return refuse('is draining: it finishes its jobs and takes no new ones');
-  if (model.state === 'failed') return refuse(`its server of ${model.alias} failed${because(model.detail)}`);
+  if (model.state === 'failed') return refuse(`${model.alias} failed${because(model.detail)}`);
   if (model.heldAwayMs > 0 && want.class === 'batch' && !isUp(model)) {
     return refuse(
       `a person moved ${model.alias} off its GPU; batch work leaves it away for another ${seconds(model.heldAwayMs)}`,
@@ -36,7 +47,9 @@ export function capableHost(
   }
   const gpu = brokenGpu(snapshot, model);
   if (gpu !== undefined) return refuse(gpu);
-  const slots = model.slots.filter(({ phase }) => phase !== 'cannot' && phase !== 'closed');
+  // A download ends by itself: its slots are free once it has.
+  const isComing = model.download !== undefined;
+  const slots = model.slots.filter(({ phase }) => phase !== 'cannot' && (phase !== 'closed' || isComing));
   if (slots.length === 0) {
     const reason = model.slots.find((slot) => slot.reason !== undefined)?.reason;
     return refuse(`gives no slot of ${model.alias} now${because(reason)}`);
@@ -99,6 +112,22 @@ export function freeVramMiB(snapshot: HostSnapshot): number {
   return snapshot.gpus.reduce((most, gpu) => Math.max(most, gpu.freeMiB ?? 0), 0);
 }
 
+/** The most that can be free on one GPU there: ours may go. */
+export function roomMiB(snapshot: HostSnapshot): number {
+  return snapshot.gpus.reduce((most, { freeMiB, oursMiB }) => Math.max(most, (freeMiB ?? 0) + oursMiB), 0);
+}
+
+/** The most that is free on one GPU of any connected host now, for a sentence. */
+export function largestFree(hosts: readonly HostView[]): string | undefined {
+  const free = hosts.flatMap(({ name, link, snapshot }) =>
+    link.kind === 'up' && snapshot !== undefined && snapshot.gpus.length > 0
+      ? [{ name, freeMiB: freeVramMiB(snapshot) }]
+      : [],
+  );
+  const [most] = free.sort((a, b) => b.freeMiB - a.freeMiB);
+  return most && `${gbText(most.freeMiB)} on ${most.name}`;
+}
+
 /** For sentences: people read seconds, and minutes above two. */
 export function seconds(ms: number): string {
   if (ms < 100) return '0.1 s';
@@ -124,9 +153,15 @@ function isUp(model: ModelStatus): boolean {
   return model.state === 'ready' || model.state === 'loading';
 }
 
-/** Only what can be said for sure: more than all the VRAM of the GPUs it may use. The agent's own planner knows better. */
-function vramRefusal(snapshot: HostSnapshot, model: ModelStatus): string | undefined {
+/** Only what no waiting will change: what other programs or models hold now is not in it. */
+function vramRefusal(
+  snapshot: HostSnapshot,
+  { model, size }: { model: ModelStatus; size: JobSize | undefined },
+): string | undefined {
   if (model.isAttached) return undefined; // its VRAM may be another machine's
+  const { capacity } = model;
+  if (capacity !== undefined) return tooLarge(model.alias, { capacity, size });
+  // An agent that does not tell: more than all the VRAM of the GPUs it may use.
   const gpus = snapshot.gpus.filter(({ uuid }) => model.gpus.length === 0 || model.gpus.includes(uuid));
   const totals = gpus.map(({ totalMiB }) => totalMiB);
   if (gpus.length === 0 || totals.includes(null)) return undefined;
@@ -134,6 +169,30 @@ function vramRefusal(snapshot: HostSnapshot, model: ModelStatus): string | undef
   const needMiB = Math.max(model.loadedMiB, model.peakMiB);
   if (needMiB <= totalMiB) return undefined;
   return `${model.alias} needs ${gbText(needMiB)} of VRAM and its GPUs have ${gbText(totalMiB)}`;
+}
+
+function tooLarge(alias: string, o: { capacity: VramCapacity; size: JobSize | undefined }): string | undefined {
+  const { fitsMegapixels, mostMiB, peaks } = o.capacity;
+  const fits = o.size === undefined ? fitsMegapixels > 0 : o.size.megapixels <= fitsMegapixels;
+  if (fits) return undefined;
+  const { megapixels, text } = o.size ?? { megapixels: 0, text: 'any size' };
+  // More than there is, although what is known of a few sizes may come out just below.
+  const needMiB = Math.max(mostMiB + 1, needAt(megapixels, peaks));
+  const smaller = fitsMegapixels > 0 ? `; try ${fitsMegapixels.toFixed(2)} megapixels or less` : '';
+  return `${alias} needs about ${gbText(needMiB)} of VRAM at ${text} and can have ${gbText(mostMiB)} at most${smaller}`;
+}
+
+/** On the straight line through the two sizes around it, or nearest to it. */
+function needAt(megapixels: number, peaks: VramCapacity['peaks']): number {
+  const above = Math.max(
+    1,
+    peaks.findIndex((peak) => peak.megapixels >= megapixels),
+  );
+  const to = peaks[peaks.some((peak) => peak.megapixels >= megapixels) ? above : peaks.length - 1];
+  const from = peaks[(to === undefined ? 0 : peaks.indexOf(to)) - 1];
+  if (from === undefined || to === undefined) return peaks.at(-1)?.peakMiB ?? 0;
+  const slope = (to.peakMiB - from.peakMiB) / (to.megapixels - from.megapixels);
+  return Math.max(from.peakMiB, from.peakMiB + slope * (megapixels - from.megapixels));
 }
 
 function gbText(mib: number): string {

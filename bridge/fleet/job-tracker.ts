@@ -15,6 +15,7 @@ import type { Place } from './job-state.ts';
 import { JobTaker } from './job-taker.ts';
 import type { Taking } from './job-taker.ts';
 import type { ManifestLine } from './manifest-lines.ts';
+import { largestFree } from './host-forecast.ts';
 import { afterFailure, MAX_FAILURES } from './retry-policy.ts';
 import { UnsureJobs } from './unsure-jobs.ts';
 
@@ -41,7 +42,7 @@ export class JobTracker {
     this.#taker = new JobTaker(book, {
       onAgentJob: (host, said) => this.onAgentJob(host, said),
       onRefused: (job, { place, error }) => this.#onAttemptFailed(job, { place, error: jobError(error) }),
-      onHopeless: (job, error) => this.#fail(job, error),
+      onHopeless: (job, error) => this.fail(job, error),
     });
     this.#fetcher = new JobFetcher(book, {
       onSaved: (job, fetched) => this.#onSaved(job, fetched),
@@ -49,7 +50,7 @@ export class JobTracker {
       onLost: (job, place) => this.#unsure.lose(job, place),
       onDamaged: (job, { place, error }) => this.#onAttemptFailed(job, { place, error: damaged(error) }),
     });
-    book.onBroken = (job, error) => this.#fail(job, error);
+    book.onBroken = (job, error) => this.fail(job, error);
   }
 
   take(job: JobRecord, taking: Taking): void {
@@ -172,7 +173,8 @@ export class JobTracker {
   }
 
   #decideAfterFailure(job: JobRecord, error: JobError): ManifestLine[] {
-    const next = afterFailure(job.attempts, this.#book.capableHosts(job));
+    const capable = this.#book.capableHosts(job).map(({ host }) => host);
+    const next = afterFailure(job.attempts, { capable, largestFree: largestFree(this.#book.side.hosts()) });
     if (next.kind === 'failed') {
       this.#book.enter(job, { kind: 'failed', error: next.error });
       return [{ type: 'failed', jobId: job.jobId, error: next.error, endedInMs: job.endedInMs ?? this.#book.inMs() }];
@@ -205,7 +207,8 @@ export class JobTracker {
     await this.#onOver();
   }
 
-  async #fail(job: JobRecord, error: AppError): Promise<void> {
+  /** The job can never be done. */
+  async fail(job: JobRecord, error: AppError): Promise<void> {
     this.#book.enter(job, { kind: 'failed', error: jobError(error) });
     this.#settler.settleAll(job);
     const endedInMs = job.endedInMs ?? this.#book.inMs();

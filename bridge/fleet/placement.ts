@@ -1,6 +1,6 @@
 import type { JobClass, JobRequest, ModelId } from '../../shared/job.ts';
 import { estimateMs } from '../../shared/service-time.ts';
-import { capableHost, freeVramMiB, serviceOn, slotFreeMs, swapOf } from './host-forecast.ts';
+import { capableHost, freeVramMiB, serviceOn, sizeOf, slotFreeMs, swapOf } from './host-forecast.ts';
 import type { Capable, Refusal, Swap } from './host-forecast.ts';
 import type { HostView } from './host-view.ts';
 
@@ -41,7 +41,8 @@ export function expectedFinishes(
   const refused: Refusal[] = [];
   for (const host of o.hosts) {
     if (o.only !== undefined && host.name !== o.only) continue;
-    const capable = capableHost(host, { model: request.model, class: o.class ?? 'interactive', kind: request.kind });
+    const { model, kind } = request;
+    const capable = capableHost(host, { model, class: o.class ?? 'interactive', kind, size: sizeOf(request) });
     if ('reason' in capable) refused.push(capable);
     else ranked.push(finishOn(capable, { request, hosts: o.hosts, ownMs: o.own?.get(host.name) ?? 0 }));
   }

@@ -31,7 +31,8 @@ export function planSlots(
       const ownMs = o.holdings
         .filter((one) => one.host === host.name && one.slotId === slot.slotId)
         .map((one) => remainingMs(one, o.nowMs));
-      const isUnderWay = model.state === 'loading' && slot.phase !== 'idle'; // its time to idle has the load in it
+      // Its time to idle has the load in it, but not while only its weights are on their way.
+      const isUnderWay = model.state === 'loading' && slot.phase !== 'idle' && model.download === undefined;
       slots.push({
         host: host.name,
         slotId: slot.slotId,

@@ -4,12 +4,18 @@ import type { Attempt } from './job-record.ts';
 /** Attempts of one job that may fail. Those that were refused, or lost with their host, are not counted. */
 export const MAX_FAILURES = 3;
 
+/** Another host may do better, and the same one hardly. */
+const MOVES_ON = new Set(['GPU_OUT_OF_MEMORY', 'TIMEOUT']);
+
 type Failure = { host: string; error: JobError; serverDied: boolean };
+
+/** A host that could take a job now, and the VRAM that can be free on one GPU there. */
+export type CapableHost = { host: string; roomMiB: number };
 
 /** What becomes of a job whose attempt failed. `capable` are the hosts that could take it now. */
 export function afterFailure(
   attempts: readonly Attempt[],
-  capable: readonly string[],
+  { capable, largestFree }: { capable: readonly string[]; largestFree: string | undefined },
 ): { kind: 'again' } | { kind: 'failed'; error: JobError } {
   const failures = failuresOf(attempts);
   const last = failures.at(-1);
@@ -19,24 +25,37 @@ export function afterFailure(
     return { kind: 'failed', error: quarantined(deaths) };
   }
   if (!last.error.retryable || failures.length >= MAX_FAILURES) {
-    return { kind: 'failed', error: withAttempts(last, failures) };
+    const error = withAttempts(last, failures);
+    const isShort = error.code === 'GPU_OUT_OF_MEMORY' && largestFree !== undefined;
+    const free = isShort ? ` The largest free VRAM on one GPU of any host is now ${largestFree}.` : '';
+    return { kind: 'failed', error: { ...error, message: `${error.message}${free}` } };
   }
   return { kind: 'again' };
 }
 
 /**
- * Hosts that must not get the next attempt, as long as another can: where it did not fit or killed its server, and, for
- * the last attempt, the one host on which all others failed.
+ * Hosts that must not get the next attempt, as long as another can: where it did not fit, hung or killed its server, and,
+ * for the last attempt, the one host on which all others failed. What did not fit goes where there is more VRAM, if anywhere.
  */
-export function hostsToAvoid(attempts: readonly Attempt[], capable: readonly string[]): string[] {
+export function hostsToAvoid(attempts: readonly Attempt[], able: readonly CapableHost[]): string[] {
   const failures = failuresOf(attempts);
   const bad = failures
-    .filter(({ error, serverDied }) => serverDied || error.code === 'GPU_OUT_OF_MEMORY')
+    .filter(({ error, serverDied }) => serverDied || MOVES_ON.has(error.code))
     .map(({ host }) => host);
   const tried = hostsOf(failures);
   const isLast = failures.length === MAX_FAILURES - 1;
   const avoid = [...new Set([...bad, ...(isLast && tried.length === 1 ? tried : [])])];
+  const capable = able.map(({ host }) => host);
+  const larger = [...new Set([...avoid, ...noLarger(failures, able)])];
+  if (hasOther(capable, larger)) return larger;
   return hasOther(capable, avoid) ? avoid : [];
+}
+
+/** Hosts with no more room than one on which it ran out of memory. */
+function noLarger(failures: readonly Failure[], able: readonly CapableHost[]): string[] {
+  const short = failures.filter(({ error }) => error.code === 'GPU_OUT_OF_MEMORY').map(({ host }) => host);
+  const hadMiB = Math.max(-1, ...able.flatMap(({ host, roomMiB }) => (short.includes(host) ? [roomMiB] : [])));
+  return able.filter(({ roomMiB }) => roomMiB <= hadMiB).map(({ host }) => host);
 }
 
 function failuresOf(attempts: readonly Attempt[]): Failure[] {

@@ -100,7 +100,7 @@ export class WorkDesk {
     );
     const groups = groupWaiting(
       batches.flatMap((batch) =>
-        batch.waiting.map((job) => ({ class: batch.header.class, request: job.request, rules: batch.rulesOf(job) })),
+        batch.offered.map(({ job, rules }) => ({ class: batch.header.class, request: job.request, rules })),
       ),
     );
     const hosts = this.#options.hosts();

@@ -42,7 +42,10 @@ describe('a good file', () => {
     });
     expect(step1x).toMatchObject({ engine: 'step1x-edit', capabilities: ['edit'], preload: false });
     expect(step1x?.launch).toMatchObject({ cwd: '/opt/Step1X-Edit', env: { GPU_IDLE_TIMEOUT: '86400' } });
-    expect(flux?.launch).toEqual({ kind: 'attached', url: 'http://127.0.0.1:8000' });
+    expect(flux).toMatchObject({
+      launch: { kind: 'attached', url: 'http://127.0.0.1:8000', start: ['docker', 'start', 'flux'] },
+      releaseAfterMs: 7_200_000,
+    });
   });
 
   test('capabilities are published with the profile, and stay when an attached server says what it serves', async () => {

@@ -35,6 +35,16 @@ describe('the problems of a host', () => {
     ['a driver that does not answer', facts([], { reason: 'it hangs' }), ['No GPU can be read: it hangs.']],
     ['memory that did not come back', facts([GPU, DEGRADED]), [`GPU 0: ${DEGRADED.degraded}`]],
     ['a GPU that is lost', facts([{ ...GPU, health: 'lost' }]), [expect.stringMatching(/^GPU 0: .*Restart/)]],
+    [
+      'a note that names its GPU',
+      facts([GPU, { ...GPU, index: 1, health: 'lost', note: 'GPU 1 is lost.' }]),
+      ['GPU 1 is lost.'],
+    ],
+    [
+      'the last GPU, whose loss is why none can be read',
+      facts([{ ...GPU, health: 'lost', note: 'GPU 0 is lost. Reboot.' }], { reason: 'GPU 0 is lost. Reboot.' }),
+      ['No GPU can be read: GPU 0 is lost. Reboot.'],
+    ],
     ['what other programs cost', facts([GPU], { foreign: 'python3 holds 20 GiB.' }), ['python3 holds 20 GiB.']],
   ])('%s', (_, known, problems) => {
     expect(hostProblems(known)).toEqual(problems);

@@ -34,9 +34,13 @@ function isModels(models: Flags | HostPlan['models']): models is HostPlan['model
   return Object.values(models).some((value) => typeof value === 'object');
 }
 
+/** What comes before the fault has no bound of its own: a busy machine may take its time. */
+const PATIENCE_MS = 60_000;
+
 export async function untilReady(fleet: TestFleet, alias = 'klein'): Promise<void> {
   for (const host of fleet.hosts) {
-    await eventually(`${alias} is ready on ${host.name}`, async () => (await modelOf(host, alias)).state === 'ready');
+    const isReady = async (): Promise<boolean> => (await modelOf(host, alias)).state === 'ready';
+    await eventually(`${alias} is ready on ${host.name}`, isReady, PATIENCE_MS);
   }
 }
 
@@ -60,7 +64,8 @@ export async function progressOf(bridge: BridgeClient, id: string): Promise<{ st
 }
 
 export async function untilDone(bridge: BridgeClient, id: string, atLeast: number): Promise<void> {
-  await eventually(`${atLeast} images done`, async () => (await progressOf(bridge, id)).completed >= atLeast, 60_000);
+  const isSo = async (): Promise<boolean> => (await progressOf(bridge, id)).completed >= atLeast;
+  await eventually(`${atLeast} images done`, isSo, PATIENCE_MS);
 }
 
 /** Waits for the end of a batch; its state then. */

@@ -7,8 +7,12 @@ import { LIMITS } from '../../shared/protocol.ts';
  */
 export const FACTOR = Number(process.env['GANTRY_FAULT_FACTOR'] ?? 0.1);
 
-/** A query is a program that starts: a simulated nvidia-smi is a Node program, which takes longer than the real one. */
-const QUERY_FLOOR_MS = 2_000;
+/**
+ * Programs do not start faster for a smaller factor, and the simulated nvidia-smi is a Node program, which takes longer
+ * than the real one: a busy machine must not look like a hung driver.
+ */
+const QUERY_FLOOR_MS = 3_000;
+const SILENCE_FLOOR_MS = 5_000;
 
 /** `times` and `gpu` of agent.yaml. */
 export function agentConfig(): { times: Record<string, string>; gpu: Record<string, string> } {
@@ -17,7 +21,7 @@ export function agentConfig(): { times: Record<string, string>; gpu: Record<stri
     times: Object.fromEntries(Object.entries(times).map(([key, ms]) => [key, scaled(ms)])),
     gpu: {
       sample_interval: scaled(gpu.sample_interval),
-      silence: scaled(gpu.silence, QUERY_FLOOR_MS),
+      silence: scaled(gpu.silence, SILENCE_FLOOR_MS),
       query_timeout: scaled(gpu.query_timeout, QUERY_FLOOR_MS),
     },
   };

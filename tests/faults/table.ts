@@ -1,17 +1,15 @@
-import { execa } from 'execa';
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { TestProject } from 'vitest/node';
 import type { FaultLine } from './fault.ts';
+import { measureProcessMs } from './machine-speed.ts';
 import { FACTOR } from './scale.ts';
 
 declare module 'vitest' {
   export interface ProvidedContext {
     /** A file that every fault adds its outcomes to. */
     faultTable: string;
-    /** What the programs of one fault take to start and to be asked on this machine now, on top of every bound. */
-    processMs: number;
   }
 }
 
@@ -21,27 +19,8 @@ let directory: string;
 export async function setup(project: TestProject): Promise<void> {
   directory = await mkdtemp(join(tmpdir(), 'gantry-faults-'));
   project.provide('faultTable', join(directory, 'table.jsonl'));
-  const processMs = await measureProcessMs();
-  project.provide('processMs', processMs);
-  const allowance = `${(processMs / 1000).toFixed(1)} s more in every bound, in which programs start`;
+  const allowance = `${((await measureProcessMs()) / 1000).toFixed(1)} s more in every bound for programs to start, measured anew for each`;
   process.stdout.write(`Fault tests: all times x ${FACTOR}; ${allowance}.\n`);
-}
-
-/** An agent and its servers start, and nvidia-smi is asked some ten times around each transition. */
-const STARTS = 40;
-const LEAST_MS = 4_000;
-const MOST_MS = 20_000;
-const SAMPLES = 5;
-
-async function measureProcessMs(): Promise<number> {
-  const tookMs: number[] = [];
-  for (let sample = 0; sample < SAMPLES; sample += 1) {
-    const startMs = performance.now();
-    await execa('dist/sim/nvidia-smi', ['-L'], { reject: false }); // without a ledger it only complains, as late as it answers
-    tookMs.push(performance.now() - startMs);
-  }
-  const medianMs = tookMs.sort((a, b) => a - b)[Math.floor(SAMPLES / 2)] ?? 0;
-  return Math.round(Math.min(MOST_MS, Math.max(LEAST_MS, STARTS * medianMs)));
 }
 
 export async function teardown(): Promise<void> {

@@ -1,27 +1,50 @@
+import { mkdtempSync, readdirSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import { afterEach, beforeEach } from 'vitest';
+import { afterAll, afterEach, beforeEach } from 'vitest';
 
 const WATCHED = ['ProcessWrap', 'TCPServerWrap', 'TCPSocketWrap'] as const;
 const PATIENCE_MS = 2_000;
+/** Node's own loaders keep what they compiled there. */
+const CACHES = /^(tsx-|node-compile-cache)/;
 
-let before = new Map<string, number>();
+// A directory of its own for each file: what is left in it was left by its tests, and goes with it.
+const system = tmpdir();
+const own = mkdtempSync(join(system, 'gantry-tests-'));
+process.env['TMPDIR'] = own;
 
-beforeEach(() => {
-  before = census();
+const atStart = census();
+let before = atStart;
+
+beforeEach(({ task }) => {
+  if (task.concurrent !== true) before = census();
 });
 
-// Every test gives back the processes, servers and sockets it opened. Handles close a little after their owner is
-// disposed, so the census is repeated for a while before a test is blamed.
-afterEach(async () => {
+// Every test gives back the processes, servers and sockets it opened.
+afterEach(async ({ task }) => {
+  if (task.concurrent === true) return; // its neighbours have theirs: the file is asked at its end
+  await assertNoLeaks(before, 'The test');
+});
+
+afterAll(async () => {
+  process.env['TMPDIR'] = system;
+  const left = readdirSync(own).filter((name) => !CACHES.test(name));
+  rmSync(own, { recursive: true, force: true, maxRetries: 3 });
+  await assertNoLeaks(atStart, 'The file');
+  if (left.length > 0) throw new Error(`The file left ${left.join(', ')} in the temporary directory.`);
+});
+
+/** Handles close a little after their owner is disposed, so the census is repeated for a while before anybody is blamed. */
+async function assertNoLeaks(earlier: ReadonlyMap<string, number>, who: string): Promise<void> {
   const deadline = performance.now() + PATIENCE_MS;
-  let leaks = leaksSince(before);
+  let leaks = leaksSince(earlier);
   while (leaks.length > 0 && performance.now() < deadline) {
     await delay(10);
-    leaks = leaksSince(before);
+    leaks = leaksSince(earlier);
   }
-  if (leaks.length > 0)
-    throw new Error(`The test leaked ${leaks.join(', ')}. Dispose what it opened with await using.`);
-});
+  if (leaks.length > 0) throw new Error(`${who} leaked ${leaks.join(', ')}. Dispose what it opened with await using.`);
+}
 
 function leaksSince(earlier: ReadonlyMap<string, number>): string[] {
   const now = census();

@@ -85,7 +85,7 @@ describe('a model whose weights are absent', () => {
     const waiting = await bridge.ask('generate_image', { ...asked, wait_seconds: 3 });
     // No host has taken it: it could still run elsewhere.
     expect(waiting).toMatchObject({ status: 'running' });
-    expect(JSON.stringify(waiting)).toMatch(/gives no slot of asked now: (downloading|looking)/);
+    expect(JSON.stringify(waiting)).toMatch(/waiting for a: (downloading|looking)/);
     const done = await bridge.ask('get_job', { id: waiting['job_id'], wait_seconds: 45 });
     expect(JSON.stringify(done)).toContain('"status":"success"');
   });
@@ -129,6 +129,14 @@ describe('gantry-agent pull', () => {
     expect(pulled.exitCode).toBe(exitCode);
     expect(pulled.stderr).toMatch(words);
     expect(pulled.stdout).toBe('');
+  });
+
+  test('says why there is nothing to download', async () => {
+    const { exitCode, stdout } = await pull('here');
+    expect([exitCode, stdout]).toEqual([
+      0,
+      expect.stringMatching(/^gantry downloads nothing for here: .*`download: none`/),
+    ]);
   });
 
   test('Ctrl-C ends it with 130, and its downloader with it', async () => {

@@ -4,6 +4,7 @@ import { nearest } from '../../shared/nearest.ts';
 
 const NAMES = [
   'prompt',
+  'guidance',
   'negative_prompt',
   'num_inference_steps',
   'guidance_scale',
@@ -21,6 +22,7 @@ describe('nearest', () => {
     ['hyphens', 'guidance-scale', 'guidance_scale'],
     ['one word of a longer name', 'steps', 'num_inference_steps'],
     ['the closer one of two', 'seed_', 'seed'],
+    ['a missing letter, not one word of it', 'guidance_scal', 'guidance_scale'],
     ['another ending', 'output_directory', 'output_dir'],
     ['nothing in common', 'sampler', undefined],
     ['an empty name', '', undefined],

@@ -114,6 +114,28 @@ describe('the screen', () => {
     expect(lines).toMatch(/ ~74 s +~2\.1 s /);
   });
 
+  test('shows the end of what a failed server wrote, and where the rest is', () => {
+    const log = Array.from({ length: 20 }, (_, at) => `line ${at} ${'x'.repeat(100)}`).join('\n');
+    const detail = `The server of qwen-image was ended by SIGKILL. The last lines of its log:\n${log}`;
+    const lines = text({ models: [{ ...MODEL, state: 'failed', detail }] }, 80).split('\n');
+    const from = lines.findIndex((line) => line.startsWith('  The server of qwen-image'));
+    expect(lines.slice(from, from + 5)).toEqual([
+      '  The server of qwen-image was ended by SIGKILL. The last lines of its log:',
+      expect.stringMatching(/^ {4}line 17 x+…$/),
+      expect.stringMatching(/^ {4}line 18 x+…$/),
+      expect.stringMatching(/^ {4}line 19 x+…$/),
+      '    all of it: gantry-agent logs qwen-image',
+    ]);
+    expect(Math.max(...lines.map((line) => line.length))).toBeLessThanOrEqual(80);
+  });
+
+  test('says once what keeps every model of the host', () => {
+    const reason = 'The agent is starting: it clears up what the last one left, and looks at the GPUs.';
+    const slots = [{ slotId: 'a', phase: 'cannot' as const, freeInMs: 0, isCancelled: false, reason }];
+    const lines = text({ problems: [reason], models: [MODEL, { ...MODEL, alias: 'other', slots }] });
+    expect(lines.split(reason)).toHaveLength(2);
+  });
+
   test('fits a terminal of 80 columns and 24 rows with two GPUs and five models', () => {
     const models = Array.from({ length: 5 }, (_, at) => ({ ...MODEL, alias: `model-with-a-long-name-${at}` }));
     const problems = [

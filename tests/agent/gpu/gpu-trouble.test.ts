@@ -2,9 +2,11 @@ import { accessSync, constants, mkdirSync, readFileSync, rmdirSync, writeFileSyn
 import { describe, expect, test, vi } from 'vitest';
 import { type LedgerGpu, startTimeOf } from '../../../scripts/sim/lib/ledger.ts';
 import { pause } from '../../../shared/abort.ts';
+import { SEVERAL_AT_ONCE } from '../../helpers/at-once.ts';
 import { never, Stage } from './stage.ts';
+import { INSTANCES } from '../model/simulated-gpus.ts';
 
-vi.setConfig({ testTimeout: 40_000 });
+vi.setConfig({ testTimeout: 40_000, ...SEVERAL_AT_ONCE });
 
 const gpu = (index: number): LedgerGpu => ({ uuid: `GPU-${index}`, index, name: 'Simulated H100', totalMiB: 80_000 });
 const TWO = [gpu(0), gpu(1)];
@@ -237,19 +239,8 @@ describe('what nvidia-smi may print instead of values', () => {
 });
 
 describe('a GPU cut into instances', () => {
-  const mig = ['a', 'b'].map((letter, index) => {
-    return {
-      uuid: `MIG-${letter}`,
-      index,
-      gpuInstance: index + 3,
-      computeInstance: 0,
-      profile: '1g.12gb',
-      totalMiB: 12_000,
-    };
-  });
-
   test('is its instances, beside one that is not', async () => {
-    await using stage = await Stage.simulated([{ ...gpu(0), mig }, gpu(1)]);
+    await using stage = await Stage.simulated([{ ...gpu(0), mig: INSTANCES }, gpu(1)]);
     await stage.sampler.firstSample(never);
     expect(stage.sampler.readings().map(({ uuid, totalMiB }) => [uuid, totalMiB])).toEqual([
       ['MIG-a', 12_000],
@@ -269,9 +260,9 @@ describe('a GPU cut into instances', () => {
   });
 
   test('is read again by itself, and when its instances change', async () => {
-    await using stage = await Stage.simulated([{ ...gpu(0), mig }]);
+    await using stage = await Stage.simulated([{ ...gpu(0), mig: INSTANCES }]);
     await stage.until(() => stage.healths() === 'ok,ok');
-    const other = mig.map((one) => ({ ...one, uuid: `${one.uuid}2`, gpuInstance: one.gpuInstance + 4 }));
+    const other = INSTANCES.map((one) => ({ ...one, uuid: `${one.uuid}2`, gpuInstance: one.gpuInstance + 4 }));
     await stage.reshape([{ ...gpu(0), mig: other }]);
     await stage.until(
       () =>
@@ -288,12 +279,12 @@ describe('a GPU cut into instances', () => {
     await using stage = await Stage.simulated([{ ...gpu(0), mig: [] }]);
     await stage.until(() => stage.sampler.readings()[0]?.note?.includes('has no instance') === true);
     expect(stage.sampler.readings()).toMatchObject([{ uuid: 'GPU-0', health: 'unreadable', freeMiB: null }]);
-    await stage.reshape([{ ...gpu(0), mig }]);
+    await stage.reshape([{ ...gpu(0), mig: INSTANCES }]);
     await stage.until(() => stage.healths() === 'ok,ok');
   });
 
   test('that is lost takes its instances with it', async () => {
-    await using stage = await Stage.simulated([{ ...gpu(0), mig }, gpu(1)]);
+    await using stage = await Stage.simulated([{ ...gpu(0), mig: INSTANCES }, gpu(1)]);
     await stage.until(() => stage.healths() === 'ok,ok,ok');
     await stage.fault({ mode: 'lost', index: 0 });
     await stage.until(() => stage.healths() === 'lost,ok');

@@ -1,24 +1,12 @@
-import { chmod, mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
-import { join, resolve } from 'node:path';
+import { join } from 'node:path';
 import { GpuSampler } from '../../../agent/gpu/gpu-sampler.ts';
 import type { ConfiguredModel } from '../../../agent/configured-model.ts';
 import { Residency } from '../../../agent/model/residency.ts';
 import type { ExchangeOverrides } from './exchange-host.ts';
 import { ExchangeHost, log } from './exchange-host.ts';
-
-const TIMES = {
-  stopGraceMs: 400,
-  vramBackMs: 3_000,
-  vramBackOffloadedMs: 18_000,
-  stallMs: 10_000,
-  jobFloorMs: 30_000,
-  startDeadlineMs: 10_000,
-  healthPollMs: 50,
-  retryFirstMs: 200,
-  moveAnswerMs: 8_000,
-  heldAwayMs: 600_000,
-};
+import { TIMES, simulateGpus, withLedger } from '../model/simulated-gpus.ts';
 
 /** The real exchange on the real residency, with simulated engines and GPUs. */
 export class SimulatedServers implements AsyncDisposable {
@@ -70,27 +58,4 @@ export class SimulatedServers implements AsyncDisposable {
     await this.#sampler[Symbol.asyncDispose]();
     await rm(this.#directory, { recursive: true, force: true, maxRetries: 3 });
   }
-}
-
-async function simulateGpus(directory: string, gpusMiB: readonly number[]): Promise<string> {
-  const ledger = join(directory, 'ledger');
-  await mkdir(ledger, { recursive: true });
-  const gpus = gpusMiB.map((totalMiB, index) => ({
-    uuid: `GPU-${index}`,
-    index,
-    name: 'Simulated GPU',
-    totalMiB,
-    reservedMiB: 0,
-  }));
-  await writeFile(join(ledger, 'gpus.json'), JSON.stringify(gpus));
-  const smi = join(directory, 'nvidia-smi');
-  await writeFile(smi, `#!/bin/sh\nGANTRY_SIM_LEDGER='${ledger}' exec '${resolve('dist/sim/nvidia-smi')}' "$@"\n`);
-  await chmod(smi, 0o755);
-  return smi;
-}
-
-function withLedger(model: ConfiguredModel, directory: string): ConfiguredModel {
-  if (model.launch.kind === 'attached') return model;
-  const env = { ...model.launch.env, GANTRY_SIM_LEDGER: join(directory, 'ledger') };
-  return { ...model, launch: { ...model.launch, env } };
 }

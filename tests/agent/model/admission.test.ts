@@ -1,8 +1,9 @@
 import { expect, test, vi } from 'vitest';
+import { SEVERAL_AT_ONCE } from '../../helpers/at-once.ts';
 import { generate, ModelHost, omni, QUIET, step1x, until } from './model-host.ts';
 
 // Real processes: how long they take to start is up to the machine.
-vi.setConfig({ testTimeout: 60_000 });
+vi.setConfig({ testTimeout: 60_000, ...SEVERAL_AT_ONCE });
 
 test.each([
   ['', false],

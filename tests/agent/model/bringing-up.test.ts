@@ -5,10 +5,11 @@ import { join, resolve } from 'node:path';
 import { expect, test, vi } from 'vitest';
 import { freePort } from '../../../agent/server/free-port.ts';
 import type { ConfiguredModel } from '../../../agent/configured-model.ts';
+import { SEVERAL_AT_ONCE } from '../../helpers/at-once.ts';
 import { generate, ModelHost, never, omni, QUIET, until } from './model-host.ts';
 
 // Real processes: how long they take to start is up to the machine.
-vi.setConfig({ testTimeout: 60_000 });
+vi.setConfig({ testTimeout: 60_000, ...SEVERAL_AT_ONCE });
 
 test('who waits for a load or a wake hears again and again how long it takes, and so does the status', async () => {
   await using host = await ModelHost.start([omni('a', ['--load-ms', '600', '--sleep-ms', '300'])]);
@@ -61,7 +62,7 @@ test('a pinned model makes room for itself at start', async () => {
   await using host = await ModelHost.start(models, { gpusMiB: [12_000], times: { retryFirstMs: 2_000 } });
   await until(() => host.residency.slotFacts('p').isReady);
   const [pid] = host.pids();
-  process.kill(pid ?? 0, 'SIGKILL');
+  process.kill(pid ?? NaN, 'SIGKILL');
   await until(() => host.state('p') === 'failed');
   (await host.admit('a'))[Symbol.dispose](); // in its absence
   await until(() => host.residency.slotFacts('p').isReady);

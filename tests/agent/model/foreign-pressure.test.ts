@@ -44,6 +44,17 @@ test('a busy and a pinned model stay, and the host says who presses', async () =
   expect(host.state('b')).toBe('ready');
 });
 
+test('where nvidia-smi lists no process nobody makes way for what cannot be told, and the host says so', async () => {
+  await using host = await ModelHost.start([omni('a')], { ...ON, hidesProcesses: true });
+  (await host.admit('a'))[Symbol.dispose]();
+  host.plant(15_900);
+  await until(() => host.residency.problems().length > 0);
+  expect(host.residency.problems()).toEqual([expect.stringMatching(/^GPU 0 has less free[^]*yield_to_foreign/)]);
+  expect(host.state('a')).toBe('ready');
+  host.plant(0);
+  await until(() => host.residency.problems().length === 0);
+});
+
 test('without it nobody makes way', async () => {
   await using host = await ModelHost.start([omni('a')], { ...ON, yieldsToForeign: false });
   (await host.admit('a'))[Symbol.dispose]();

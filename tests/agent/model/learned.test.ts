@@ -64,6 +64,14 @@ describe('what was learned', () => {
     expect(await readFile(join(directory, 'learned.json'), 'utf8')).not.toContain('secretsecret');
   });
 
+  test('survives a policy that a running server takes over, a warm-up image for one', async () => {
+    learned.configure(model);
+    learned.loaded(model.id, { tookMs: 1, heldMiB: 7_000 });
+    await learned.written();
+    const next = await open([{ ...model, warmsUp: !model.warmsUp, pin: true }]);
+    expect(next.of(model.id).loadedMiB).toBe(7_000);
+  });
+
   test.each(['', '{', '{"version":2,"models":{}}', '{"version":1,"models":{"test/a":{"loadedMiB":-1}}}', '[]'])(
     'survives %j as its file: that is moved aside',
     async (text) => {
@@ -97,6 +105,13 @@ describe('a job that ran out of memory', () => {
     expect(need(1)).toBe(9_000);
     expect(need(2)).toBeGreaterThan(24_000);
     expect(need(4)).toBeGreaterThan(24_000);
+  });
+
+  test('says nothing of the next process', () => {
+    learned.ranShort(model.id, { megapixels: 1, aboveMiB: 24_000 });
+    expect(need(1)).toBeGreaterThan(24_000);
+    learned.loaded(model.id, { tookMs: 1_000, heldMiB: 8_000 });
+    expect(need(1)).toBeLessThan(13_000);
   });
 
   test('is contradicted by one of its size or a larger one that had enough', () => {

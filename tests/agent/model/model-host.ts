@@ -1,5 +1,5 @@
 import { readFileSync } from 'node:fs';
-import { chmod, mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { pino } from 'pino';
@@ -14,24 +14,12 @@ import type { EditRequest, GenerateRequest } from '../../../shared/job.ts';
 import type { ModelMove } from '../../../shared/protocol.ts';
 import type { Log } from '../../../shared/log.ts';
 import { PROFILES } from '../../../shared/profiles.ts';
+import { TIMES, simulateGpus, withLedger } from './simulated-gpus.ts';
 
 export const never = new AbortController().signal;
 export const QUIET = { signal: never, onStep: (): void => undefined };
 
 const FAULT = 'ledger/nvidia-smi.fault.json';
-
-const TIMES = {
-  stopGraceMs: 400,
-  vramBackMs: 3_000,
-  vramBackOffloadedMs: 18_000,
-  startDeadlineMs: 10_000,
-  stallMs: 10_000,
-  jobFloorMs: 30_000,
-  healthPollMs: 50,
-  retryFirstMs: 100,
-  moveAnswerMs: 30_000,
-  heldAwayMs: 600_000,
-};
 
 export type HostOptions = {
   gpusMiB?: readonly number[];
@@ -70,12 +58,12 @@ export class ModelHost implements AsyncDisposable {
 
   static async start(models: readonly ConfiguredModel[], options: HostOptions = {}): Promise<ModelHost> {
     const directory = options.directory ?? (await mkdtemp(join(tmpdir(), 'gantry-model-')));
-    await simulateGpus(directory, options.gpusMiB ?? [24_576]);
+    const nvidiaSmi = await simulateGpus(directory, options.gpusMiB ?? [24_576]);
     if (options.hidesProcesses === true) await writeFile(join(directory, 'ledger/hides-processes'), '');
     if (options.doesNvidiaSmiHang === true) await writeFile(join(directory, FAULT), '{"mode":"hang"}');
     const log = options.log ?? pino({ level: 'silent' });
     const sampler = new GpuSampler({
-      nvidiaSmi: join(directory, 'bin/nvidia-smi'),
+      nvidiaSmi,
       sampleIntervalMs: 50,
       silenceMs: 10_000,
       queryTimeoutMs: options.queryTimeoutMs ?? 3_000,
@@ -122,6 +110,11 @@ export class ModelHost implements AsyncDisposable {
   plant(usedMiB: number, gpu = 0): void {
     const startTime = startTimeOf(process.pid) ?? '';
     this.ledger.note({ pid: process.pid, startTime, gpuUuid: `GPU-${gpu}`, usedMiB, name: 'foreign' });
+  }
+
+  /** The driver gives back at last what dead processes still hold: `--vram-linger-ms`. */
+  returnMemory(): void {
+    for (const entry of this.ledger.entries()) if (!entry.isAlive) this.ledger.note({ ...entry, lingerMs: 0 });
   }
 
   async hangNvidiaSmi(): Promise<void> {
@@ -234,27 +227,4 @@ export async function until(isSo: () => boolean, withinMs = 20_000): Promise<voi
     if (performance.now() > endMs) throw new Error(`not so after ${withinMs} ms: ${isSo.toString()}`);
     await pause(10, never);
   }
-}
-
-async function simulateGpus(directory: string, gpusMiB: readonly number[]): Promise<void> {
-  await mkdir(join(directory, 'ledger'), { recursive: true });
-  await mkdir(join(directory, 'bin'), { recursive: true });
-  const gpus = gpusMiB.map((totalMiB, index) => ({
-    uuid: `GPU-${index}`,
-    index,
-    name: 'Simulated GPU',
-    totalMiB,
-    reservedMiB: 0,
-  }));
-  await writeFile(join(directory, 'ledger/gpus.json'), JSON.stringify(gpus));
-  const smi = join(directory, 'bin/nvidia-smi');
-  const [quick, simulator] = [resolve('tests/agent/model/quick-smi.sh'), resolve('dist/sim/nvidia-smi')];
-  await writeFile(smi, `#!/bin/sh\nLEDGER='${join(directory, 'ledger')}'\nSIMULATOR='${simulator}'\n. '${quick}'\n`);
-  await chmod(smi, 0o755);
-}
-
-function withLedger(model: ConfiguredModel, directory: string): ConfiguredModel {
-  if (model.launch.kind === 'attached') return model;
-  const env = { ...model.launch.env, GANTRY_SIM_LEDGER: join(directory, 'ledger') };
-  return { ...model, launch: { ...model.launch, env } };
 }

@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { learnPeak, loadedMiB, offloadedMiB, peakMiB } from '../../../agent/model/footprint.ts';
+import { jobPeakMiB, learnPeak, loadedMiB, offloadedMiB, peakMiB } from '../../../agent/model/footprint.ts';
 import type { Footprint } from '../../../agent/model/footprint.ts';
 import type { IdleFacts } from '../../../agent/model/idle-policy.ts';
 import { idleAction } from '../../../agent/model/idle-policy.ts';
@@ -144,6 +144,32 @@ describe('a footprint', () => {
     expect(peakMiB(learned, { ...guess, megapixels: 1 })).toBe(9_000);
     expect(peakMiB(learned, { ...guess, megapixels: 2 })).toBe(10_000);
     expect(peakMiB(learned, { ...guess, megapixels: 0.25 }), 'a smaller one needs no more').toBe(9_000);
+  });
+
+  test('knows from a small picture how much it grows by for each megapixel', () => {
+    const loaded = 8_000;
+    const small = learnPeak({ ...nothing, loadedMiB: loaded }, { megapixels: 0.065, peakMiB: loaded + 100 });
+    expect(peakMiB(small, { ...guess, megapixels: 0.13 })).toBeCloseTo(loaded + 200);
+  });
+
+  test('is never more than there is where such a job has run or was short of memory, but a guess may be', () => {
+    const seen = learnPeak({ ...nothing, loadedMiB: 8_000 }, { megapixels: 1, peakMiB: 24_300 });
+    const need = (megapixels: number) => peakMiB(seen, { ...guess, megapixels, mostMiB: 24_052 });
+    expect(need(1)).toBe(24_052);
+    expect(need(2)).toBeGreaterThan(24_052);
+    const short = { ...nothing, loadedMiB: 8_000, shortages: [{ megapixels: 1, aboveMiB: 24_392 }] };
+    expect(peakMiB(short, { ...guess, megapixels: 1, mostMiB: 24_052 })).toBe(24_052);
+  });
+
+  test.each([
+    ['counts from the start of the job', { isHeldInFlux: false }, 10_000, 22_000],
+    ['counts from the last look where that fell into another job', { isHeldInFlux: true }, 10_000, 14_000],
+    ['is no evidence where it is more than there is', { isHeldInFlux: false }, 1_000, undefined],
+  ])('of a job %s', (_, o, leastFreeMiB, expected) => {
+    const measure = { freeMiB: 12_000, othersMiB: 0 };
+    const readings = [{ usedMiB: 12_000, freeMiB: 12_000 }];
+    const before = { heldMiB: 12_000, freeMiB: 20_000, measure, ...o };
+    expect(jobPeakMiB(before, { leastFreeMiB, readings })).toBe(expected);
   });
 
   test('believes a higher peak at once and a lower one slowly', () => {

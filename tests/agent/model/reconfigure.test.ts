@@ -1,7 +1,10 @@
-import { describe, expect, test } from 'vitest';
+import { describe, expect, test, vi } from 'vitest';
 import type { ConfiguredModel } from '../../../agent/configured-model.ts';
 import { isSameServer } from '../../../agent/model/same-server.ts';
 import { ModelHost, never, omni, until } from './model-host.ts';
+
+// Real processes: how long they take to start is up to the machine.
+vi.setConfig({ testTimeout: 60_000 });
 
 const SETTINGS = { reserveMiB: 512, ramReserveMiB: 2_048, yieldsToForeign: false };
 
@@ -71,7 +74,10 @@ describe('a reload', () => {
     await until(() => aliases(host).join() === 'b');
     await until(() => host.pids().length === 1);
     expect(host.usedMiB()).toBe(8_000);
-    await expect(host.move('a', 'load')).rejects.toMatchObject({ code: 'MODEL_UNKNOWN' });
+    await expect(host.move('a', 'load')).rejects.toMatchObject({
+      code: 'MODEL_UNKNOWN',
+      message: expect.stringMatching(/^No model a is configured on this host\. Configured: /) as string,
+    });
     host.residency.learn('a', { request: (await import('./model-host.ts')).generate(), runMs: 5 }); // a picture stored late
   });
 

@@ -44,12 +44,13 @@ describe('a release', () => {
   });
 
   test('marks the GPU degraded while memory of a dead server does not come back', async () => {
-    const slow = omni('a', ['--vram-linger-ms', '1000']);
+    const slow = omni('a', ['--vram-linger-ms', '600000']);
     await using degraded = await ModelHost.start([slow], { times: { vramBackMs: 300 } });
     (await degraded.admit('a'))[Symbol.dispose]();
     await degraded.move('a', 'release');
     expect(degraded.residency.gpuStatus()[0]).toMatchObject({ isDegraded: true });
     await expect(degraded.admit('a')).rejects.toMatchObject({ code: 'GPU_OUT_OF_MEMORY' });
+    degraded.returnMemory();
     await until(() => degraded.residency.gpuStatus()[0]?.isDegraded === false);
     (await degraded.admit('a'))[Symbol.dispose]();
   });
@@ -71,7 +72,7 @@ describe('a server that dies', () => {
     await host.move('frail', 'load');
     const away = failureOf(host.move('frail', 'offload'));
     await until(() => host.state('frail') === 'offloading');
-    process.kill(host.pids()[0] ?? 0, 'SIGKILL');
+    process.kill(host.pids()[0] ?? NaN, 'SIGKILL');
     expect(String(await away)).toMatch(/AppError: The server of frail was ended by SIGKILL\./);
     expect(host.state('frail')).toBe('failed');
     expect(host.usedMiB()).toBe(0);
@@ -83,7 +84,7 @@ describe('a server that dies', () => {
     const [pid] = host.pids();
     const away = host.move('frail', 'release');
     await until(() => host.state('frail') === 'releasing');
-    process.kill(pid ?? 0, 'SIGKILL');
+    process.kill(pid ?? NaN, 'SIGKILL');
     expect(await away).toMatchObject({ state: 'released' });
     expect(host.residency.gpuStatus()[0]).toMatchObject({ isDegraded: false });
   });
@@ -91,7 +92,7 @@ describe('a server that dies', () => {
   test('in the edit that ends its load says how it died, not that a socket hung up', async () => {
     const load = failureOf(host.move('step1x', 'load'));
     await until(() => host.pids().length > 0);
-    process.kill(host.pids()[0] ?? 0, 'SIGKILL');
+    process.kill(host.pids()[0] ?? NaN, 'SIGKILL');
     expect(String(await load)).toMatch(/The server of step1x was ended by SIGKILL before it was ready\./);
     expect(host.state('step1x')).toBe('failed');
   });
@@ -100,7 +101,7 @@ describe('a server that dies', () => {
     await using other = await ModelHost.start([omni('a', [], { preload: true })]);
     await until(() => other.residency.slotFacts('a').isReady);
     const [first] = other.pids();
-    process.kill(first ?? 0, 'SIGKILL');
+    process.kill(first ?? NaN, 'SIGKILL');
     await until(() => other.residency.modelStatus()[0]?.loads === 2);
     expect(other.pids()).toHaveLength(1);
     expect(other.pids()).not.toContain(first);

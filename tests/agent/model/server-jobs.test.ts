@@ -7,10 +7,11 @@ import { callEngine } from '../../../agent/engine/engine.ts';
 import { freePort } from '../../../agent/server/free-port.ts';
 import { JobWatch } from '../../../agent/model/job-watch.ts';
 import { ServerLog } from '../../../agent/server/server-log.ts';
+import { SEVERAL_AT_ONCE } from '../../helpers/at-once.ts';
 import { generate, ModelHost, never, omni, QUIET, until } from './model-host.ts';
 
 // Real processes: how long they take to start is up to the machine.
-vi.setConfig({ testTimeout: 60_000 });
+vi.setConfig({ testTimeout: 60_000, ...SEVERAL_AT_ONCE });
 
 const errorOf = (promise: Promise<unknown>): Promise<unknown> => promise.catch((error: unknown) => error);
 /** A job that may take 600 ms by what is known of the model, however long it really takes. */
@@ -22,7 +23,7 @@ function teach(host: ModelHost, steps: number): void {
 
 describe('an engine that hangs in a job', () => {
   test('is found by the deadline, ended although it is stopped, and started anew', async () => {
-    await using host = await ModelHost.start([omni('a', ['--generate-ms', '5000', '--fork'])], { times: SHORT });
+    await using host = await ModelHost.start([omni('a', ['--generate-ms', '1500', '--fork'])], { times: SHORT });
     teach(host, 4);
     await host.move('a', 'load');
     const pids = host.pids();
@@ -44,7 +45,7 @@ describe('an engine that hangs in a job', () => {
   });
 
   test('is none while its bar goes on, however slow it is', async () => {
-    const args = ['--generate-ms', '0', '--step-ms', '300'];
+    const args = ['--generate-ms', '0', '--step-ms', '150'];
     await using host = await ModelHost.start([omni('a', args)], { times: SHORT });
     await host.run('a', { steps: 1 });
     teach(host, 10);
@@ -102,8 +103,14 @@ describe('a job that runs out of memory', () => {
       );
     }
     expect(host.state('a')).toBe('ready');
-    expect(await errorOf(host.admit('a', megapixels))).toMatchObject({ code: 'GPU_OUT_OF_MEMORY' });
     expect((await host.run('a')).image.length).toBeGreaterThan(0); // a smaller one still may
+    host.plant(1_000); // less is free than it had
+    await until(() => host.residency.whyNoRoom('a', megapixels) !== undefined);
+    expect(await errorOf(host.admit('a', megapixels))).toMatchObject({ code: 'GPU_OUT_OF_MEMORY' });
+    host.plant(0);
+    // It had all that there is; it may try that once more.
+    await until(() => host.residency.whyNoRoom('a', megapixels) === undefined);
+    (await host.admit('a', megapixels))[Symbol.dispose]();
   });
 
   test('makes the next one of its size evict first', async () => {

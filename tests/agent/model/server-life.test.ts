@@ -7,6 +7,8 @@ import { describe, expect, test, vi } from 'vitest';
 import type { ComputeApp } from '../../../agent/gpu/smi-rows.ts';
 import type { VramLook } from '../../../agent/gpu/vram-measure.ts';
 import { measureVram } from '../../../agent/gpu/vram-measure.ts';
+import type { ServerFacts } from '../../../agent/engine/engine.ts';
+import { vllmOmni } from '../../../agent/engine/vllm-omni.ts';
 import type { ConfiguredModel } from '../../../agent/configured-model.ts';
 import type { PortLease } from '../../../agent/server/free-port.ts';
 import { PortTable } from '../../../agent/server/free-port.ts';
@@ -141,6 +143,19 @@ test('a server that exits in the moment in which it becomes ready is dead, not r
     await until(() => stage.life.state.kind === 'failed');
     expect(String(stage.life.death)).toMatch(/exited with code 3/);
   }
+});
+
+test('a server whose exit is known before its last answer has been understood is dead, not ready', async () => {
+  const model = script(`exec ${process.execPath} -e 'require("http").createServer().listen(process.argv[1])' $PORT`);
+  const probe = async (): Promise<ServerFacts> => {
+    process.kill(stage.life.process?.pid ?? NaN, 'SIGKILL');
+    await stage.life.process?.exited;
+    return { servedName: 'test/a' };
+  };
+  await using stage = await LifeStage.open({ model, more: { engine: { ...vllmOmni(), probe } } });
+  await failureOf(stage.load());
+  await until(() => stage.life.state.kind === 'failed');
+  expect(String(stage.life.death)).toMatch(/was ended by SIGKILL/);
 });
 
 test('a server that cannot start is given up after the third time, with its last words', async () => {

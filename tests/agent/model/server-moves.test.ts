@@ -5,11 +5,12 @@ import { execa } from 'execa';
 import { freePort } from '../../../agent/server/free-port.ts';
 import type { ConfiguredModel } from '../../../agent/configured-model.ts';
 import { callEngine } from '../../../agent/engine/engine.ts';
+import { SEVERAL_AT_ONCE } from '../../helpers/at-once.ts';
 import { generate, ModelHost, never, omni, QUIET, until } from './model-host.ts';
 import { join } from 'node:path';
 
 // Real processes: how long they take to start is up to the machine.
-vi.setConfig({ testTimeout: 60_000 });
+vi.setConfig({ testTimeout: 60_000, ...SEVERAL_AT_ONCE });
 
 const failureOf = (promise: Promise<unknown>): Promise<string> => promise.then(String, String);
 const SIMULATOR = resolve('dist/sim/vllm-omni');
@@ -161,7 +162,7 @@ describe('a wake', () => {
     await host.move('a', 'offload');
     const back = failureOf(host.move('a', 'load'));
     await until(() => host.state('a') === 'loading');
-    process.kill(host.pids()[0] ?? 0, 'SIGKILL');
+    process.kill(host.pids()[0] ?? NaN, 'SIGKILL');
     expect(await back).toContain('was ended by SIGKILL');
     expect(host.state('a')).toBe('failed');
     expect(host.usedMiB()).toBe(0);

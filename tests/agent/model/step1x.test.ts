@@ -7,10 +7,11 @@ import { multipart } from '../../../agent/engine/multipart.ts';
 import { step1xEdit } from '../../../agent/engine/step1x-edit.ts';
 import { freePort } from '../../../agent/server/free-port.ts';
 import type { ConfiguredModel } from '../../../agent/configured-model.ts';
+import { SEVERAL_AT_ONCE } from '../../helpers/at-once.ts';
 import { edit, ModelHost, never, QUIET, step1x, until } from './model-host.ts';
 
 // Real processes: how long they take to start is up to the machine.
-vi.setConfig({ testTimeout: 60_000 });
+vi.setConfig({ testTimeout: 60_000, ...SEVERAL_AT_ONCE });
 
 const errorOf = (promise: Promise<unknown>): Promise<string> => promise.then(String, String);
 

@@ -3,6 +3,7 @@ import { join } from 'node:path';
 import { describe, expect, test, vi } from 'vitest';
 import type { LedgerGpu, Marker } from '../../../scripts/sim/lib/ledger.ts';
 import { ModelHost, omni, until } from './model-host.ts';
+import { INSTANCES } from './simulated-gpus.ts';
 
 vi.setConfig({ testTimeout: 60_000 });
 
@@ -76,7 +77,7 @@ test('a process without memory rows is still named', async () => {
 });
 
 test('memory that does not come back is told with its MiB and its holders, stops all work there, and heals', async () => {
-  const slow = omni('a', ['--vram-linger-ms', '3000']);
+  const slow = omni('a', ['--vram-linger-ms', '600000']);
   await using host = await ModelHost.start([slow, omni('b')], {
     gpusMiB: [24_576, 24_576],
     times: { vramBackMs: 200 },
@@ -92,6 +93,7 @@ test('memory that does not come back is told with its MiB and its holders, stops
   expect(pids.some((pid) => degraded()?.degraded?.includes(`(pid ${pid}, `))).toBe(true);
   await host.run('b'); // the other GPU works
   expect(host.residency.modelStatus()[1]?.gpus).not.toContain(uuid);
+  host.returnMemory();
   await until(() => degraded()?.isDegraded === false);
   expect(degraded()?.degraded).toBeUndefined();
 });
@@ -116,18 +118,8 @@ test('a context whose process is gone is shown as memory without an owner', asyn
 });
 
 test('on a GPU cut into instances each is a GPU of its own, and so is what runs there', async () => {
-  const mig = ['a', 'b'].map((letter, index) => {
-    return {
-      uuid: `MIG-${letter}`,
-      index,
-      gpuInstance: index + 3,
-      computeInstance: 0,
-      profile: '1g.12gb',
-      totalMiB: 12_000,
-    };
-  });
   await using host = await ModelHost.start([omni('x'), omni('y')]);
-  await reshape(host, [{ uuid: 'GPU-0', index: 0, name: 'Simulated H100', totalMiB: 40_000, mig }]);
+  await reshape(host, [{ uuid: 'GPU-0', index: 0, name: 'Simulated H100', totalMiB: 40_000, mig: INSTANCES }]);
   await until(() => host.sampler.readings().length === 2);
   expect(host.residency.gpuStatus()).toMatchObject([
     { uuid: 'MIG-a', name: 'Simulated H100 MIG 1g.12gb #0', totalMiB: 12_000, freeMiB: 12_000, health: 'ok' },

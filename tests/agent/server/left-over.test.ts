@@ -120,7 +120,7 @@ test('a server of another living agent that was given the same log directory is 
   await start.end();
   expect(start.isAlive(server ?? 0)).toBe(true);
   expect(start.events).toMatchObject([{ event: 'server-of-another-agent', pids: [server], parent: agent.pid }]);
-  process.kill(server ?? 0, 'SIGKILL');
+  process.kill(server ?? NaN, 'SIGKILL');
   agent.kill('SIGKILL');
   await agent;
 });

@@ -1,10 +1,10 @@
 import { execa } from 'execa';
-import { existsSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { mkdtemp, readFile, readdir, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { expect, test, vi } from 'vitest';
-import { ProcessTable, readStat } from '../../../agent/server/process-table.ts';
+import { LOG_MARK, ProcessTable, readStat, titleOf } from '../../../agent/server/process-table.ts';
 import { ProcessTree } from '../../../agent/server/process-tree.ts';
 import { ServerLog } from '../../../agent/server/server-log.ts';
 import { ServerProcess } from '../../../agent/server/server-process.ts';
@@ -136,6 +136,43 @@ test('ends processes that fork faster than anyone can look', async () => {
   expect((await readdir(stage.directory)).sort()).toEqual(['hop.sh', 'logs']);
 });
 
+test.each([
+  ['in a session of its own', ''],
+  ['each in a session of its own', 'setsid '],
+])('ends a chain of processes without a log that live for a moment only, %s', async (_, how) => {
+  await using stage = await Stage.open(
+    `export DIR; trap '' TERM\nwhile [ ! -s "$DIR/hop.sh" ]; do sleep 0.02; done\n` +
+      `setsid sh "$DIR/hop.sh" &\nwhile :; do sleep 0.05; done`,
+  );
+  await writeFile(join(stage.directory, 'hop.sh'), `exec > /dev/null 2>&1\necho > "$DIR/up"; ${how}sh "$DIR/hop.sh" &`);
+  await stage.until('up');
+  expect(await stage.server.stop({ graceMs: 200 })).toMatchObject({ survivors: [] });
+  await rm(join(stage.directory, 'up'));
+  await pause(200, never); // enough for a hundred of them
+  expect((await readdir(stage.directory)).sort()).toEqual(['hop.sh', 'logs']);
+});
+
+test('finds a daemon without a log, in a session of its own, by what it was born to', async () => {
+  const daemon = `setsid sh -c 'exec > /dev/null 2>&1; (echo $$ > "$DIR/daemon"; exec sleep 60)' &`;
+  await using stage = await Stage.open(`export DIR\n${daemon}\nwhile [ ! -s "$DIR/daemon" ]; do sleep 0.02; done`);
+  await stage.server.exited;
+  const pid = Number(await readFile(join(stage.directory, 'daemon'), 'utf8'));
+  expect(stage.server.tree()).toContain(pid);
+});
+
+test('leaves none of the children that a member goes on starting, unmarked and in sessions of their own', async () => {
+  const mark = `60.${process.pid}`; // theirs alone on this machine, and the end of them where this test fails
+  const child = `env -i setsid /bin/sleep ${mark} > /dev/null 2>&1`;
+  await using stage = await Stage.open(
+    `trap '' TERM; touch "$DIR/up"; n=0; while [ $n -lt 300 ]; do n=$((n+1)); ${child} & done; wait`,
+  );
+  await stage.until('up');
+  expect(await stage.server.stop({ graceMs: 40 })).toMatchObject({ survivors: [] });
+  const isLeft = ({ pid, isDead }: { pid: number; isDead: boolean }): boolean => !isDead && titleOf(pid) === 'sleep';
+  const left = new ProcessTable().read().filter(isLeft);
+  expect(left.filter(({ pid }) => readFileSync(`/proc/${pid}/cmdline`, 'latin1').includes(mark))).toEqual([]);
+});
+
 test('says whom it had to kill, by name', async () => {
   await using stage = await Stage.open(`trap '' TERM; touch "$DIR/up"; while :; do sleep 0.05; done`);
   await stage.until('up');
@@ -183,9 +220,9 @@ test('does not mistake another process with the same pid for the leader', async 
   }
 });
 
-test('passes nothing of our environment on', async () => {
+test('passes nothing of our environment on, but the mark of its log', async () => {
   await using stage = await Stage.open('env');
   await stage.server.exited;
   const names = (await stage.log.lastLines()).split('\n').map((line) => line.split('=')[0]);
-  expect(names.filter((name) => name !== 'PWD' && name !== '_' && name !== 'SHLVL')).toEqual(['PATH']);
+  expect(names.filter((name) => name !== 'PWD' && name !== '_' && name !== 'SHLVL')).toEqual(['PATH', LOG_MARK]);
 });

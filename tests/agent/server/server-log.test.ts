@@ -84,6 +84,23 @@ describe('a log that has grown too large', () => {
     });
   });
 
+  test('is copied with what is written meanwhile, and never becomes a part of more than twice its bound', async () => {
+    await inDirectory(async (directory) => {
+      const log = await ServerLog.create({ logDir: directory, slotId: 'a', bounds });
+      await appendFile(log.path, 'x'.repeat(2 * MIB));
+      // As if it had been measured before more came.
+      log.size = () => Promise.resolve(MIB + 1);
+      await log.bound();
+      expect(statSync(`${log.path}.1`).size).toBe(2 * MIB - 1);
+      await appendFile(log.path, 'x'.repeat(5 * MIB));
+      const again = await ServerLog.newest({ logDir: directory, slotId: 'a', bounds });
+      if (again === undefined) throw new Error('it is there');
+      again.size = () => Promise.resolve(MIB + 1);
+      await again.bound();
+      expect(statSync(`${log.path}.1`).size).toBe(2 * MIB);
+    });
+  });
+
   test('has no more parts than are kept', async () => {
     await inDirectory(async (directory) => {
       const names = ['a-20260110000000000.log', 'a-20260110000000000.log.1', 'a-20260110000000000.log.2'];

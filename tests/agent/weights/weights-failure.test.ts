@@ -12,7 +12,7 @@ const WANTED = {
 describe.each(['2.4.0', '0.36.0'])('what huggingface_hub %s wrote', (version) => {
   test.each<[string, DownloadProblem, boolean, RegExp]>([
     ['gated-403', 'denied', true, /^acme\/klein is gated. Accept its licence at https:\/\/huggingface.co\/acme\/klein/],
-    ['gated-401', 'denied', true, /^acme\/klein is gated/],
+    ['gated-401', 'denied', true, /^acme\/klein is gated.* then `gantry-agent reload` and load_model /],
     ['unknown-401', 'not-found', true, /^acme\/klein was not found, or is private/],
     ['unknown-404', 'not-found', true, /^acme\/klein was not found, or is private/],
     ['no-revision', 'not-found', true, /no such revision/],

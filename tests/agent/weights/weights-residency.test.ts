@@ -1,9 +1,12 @@
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
-import { afterAll, beforeAll, expect, test } from 'vitest';
+import { afterAll, beforeAll, expect, test, vi } from 'vitest';
 import type { ConfiguredModel } from '../../../agent/configured-model.ts';
 import { ModelHost, omni, until } from '../model/model-host.ts';
+
+// Real processes: how long they take to start is up to the machine.
+vi.setConfig({ testTimeout: 60_000 });
 
 let cache: string;
 beforeAll(async () => void (cache = await mkdtemp(join(tmpdir(), 'gantry-hub-'))));

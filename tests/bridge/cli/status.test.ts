@@ -102,6 +102,15 @@ test('on 80 columns no line is longer, and no sentence is cut', () => {
   expect(lines.find((line) => line.includes('failed'))).toMatch(/^ {2}painter {2}failed, 19\.5 GiB {2}acme\/x+…$/);
 });
 
+test('of what a failed server wrote only the last line is shown', () => {
+  const detail = 'The server of painter was ended by SIGKILL. The last lines of its log:\nfirst\nsecond\nthird';
+  const lines = statusLines([host('up', { snap: { models: [model({ state: 'failed', detail })] } })], 80);
+  expect(lines.slice(-2)).toEqual([
+    '    The server of painter was ended by SIGKILL. The last lines of its log:',
+    '    third',
+  ]);
+});
+
 test('a GPU says why it is not used, whose memory is missing, and that it has the memory of the host', () => {
   const gpus = [
     gpu({ index: 0, health: 'lost', freeMiB: null, note: 'GPU 0 is lost. Reboot the host to get it back.' }),

@@ -335,6 +335,24 @@ test('what can never run is refused, with each reason', async () => {
   await expect(laptop.fleet([]).start(laptop.order(1))).rejects.toMatchObject({ code: 'NO_HOST' });
 });
 
+test('of a batch, what fits nowhere fails with the reason of each host, and the others are done', async () => {
+  const capacity = { mostMiB: 20_000, fitsMegapixels: 2, peaks: [{ megapixels: 4, peakMiB: 30_000 }] };
+  await using a = await ScriptedAgent.start('a', { capacity });
+  await using b = await ScriptedAgent.start('b', { capacity: { ...capacity, fitsMegapixels: 1 } });
+  await using laptop = await Laptop.create();
+  const fleet = await opened(laptop.fleet([a, b]));
+  const large = request({ width: 2_000, height: 2_000, seed: 1 });
+  const middle = request({ width: 1_200, height: 1_200, seed: 2 });
+  const view = await ended(await fleet.start(laptop.order([request(), large, middle, request({ seed: 3 })])));
+  expect(view.state).toBe('partial');
+  const failed = view.jobs.filter(({ state }) => state === 'failed');
+  expect(failed.map(({ index, error }) => [index, error?.code])).toEqual([[1, 'NO_HOST']]);
+  expect(failed[0]?.error?.message).toMatch(
+    /a: painter needs .* at 2000x2000 .*b: painter needs .* try 1\.00 megapixels/,
+  );
+  expect(view.jobs[2]?.host, 'it fits on this one only').toBe('a');
+});
+
 test('an unknown id is JOB_NOT_FOUND', async () => {
   await using laptop = await Laptop.create();
   const fleet = laptop.fleet([]);

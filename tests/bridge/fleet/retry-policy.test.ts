@@ -31,7 +31,7 @@ test.each<[string, Attempt[], string[], string]>([
     'again',
   ],
 ])('%s', (_, attempts, capable, expected) => {
-  const next = afterFailure(attempts, capable);
+  const next = afterFailure(attempts, { capable, largestFree: undefined });
   expect(next.kind === 'again' ? 'again' : next.error.code).toBe(expected);
 });
 
@@ -41,12 +41,26 @@ test.each<[string, Attempt[], string[], string[]]>([
   ['unless there is none', [failed('a'), failed('a')], ['a'], []],
   ['two hosts tried: any may have the last', [failed('a'), failed('b')], ['a', 'b'], []],
   ['where it did not fit, it does not go again', [failed('a', 'GPU_OUT_OF_MEMORY')], ['a', 'b'], ['a']],
+  ['where there is no more VRAM neither', [failed('b', 'GPU_OUT_OF_MEMORY')], ['a', 'b', 'c'], ['b', 'a']],
+  ['unless nobody has more', [failed('b', 'GPU_OUT_OF_MEMORY')], ['a', 'b'], ['b']],
+  ['where it hung neither', [failed('a', 'TIMEOUT')], ['a', 'b'], ['a']],
+  ['unless it is the only host', [failed('a', 'TIMEOUT')], ['a'], []],
   ['where it killed its server neither', [died('a')], ['a', 'b'], ['a']],
 ])('%s', (_, attempts, capable, expected) => {
-  expect(hostsToAvoid(attempts, capable)).toEqual(expected);
+  const able = capable.map((host, index) => ({ host, roomMiB: 1_000 * (index + 1) }));
+  expect(hostsToAvoid(attempts, able)).toEqual(expected);
 });
 
 test('the last error says how often and where', () => {
-  const next = afterFailure([failed('a'), failed('b'), failed('a')], ['a', 'b']);
+  const next = afterFailure([failed('a'), failed('b'), failed('a')], {
+    capable: ['a', 'b'],
+    largestFree: '8.0 GB on b',
+  });
   expect(next.kind === 'failed' && next.error.message).toBe('It failed. Tried 3 times, on a and b.');
+});
+
+test('what fits nowhere says what is free', () => {
+  const attempts = ['a', 'b', 'a'].map((host) => failed(host, 'GPU_OUT_OF_MEMORY'));
+  const next = afterFailure(attempts, { capable: ['a', 'b'], largestFree: '8.0 GB on b' });
+  expect(next.kind === 'failed' && next.error.message).toMatch(/Tried 3 times.* is now 8\.0 GB on b\.$/);
 });

@@ -10,7 +10,7 @@ import type { WebSocket } from 'ws';
 import { pause } from '../../../shared/abort.ts';
 import { AppError } from '../../../shared/errors.ts';
 import type { ErrorCode } from '../../../shared/errors.ts';
-import type { HostSnapshot } from '../../../shared/host-snapshot.ts';
+import type { HostSnapshot, VramCapacity } from '../../../shared/host-snapshot.ts';
 import type { Job, JobError, JobResult } from '../../../shared/job.ts';
 import { Frame, REQUESTS } from '../../../shared/protocol.ts';
 import type { AgentJob, Method, Notification, OfferLine, Params, Result } from '../../../shared/protocol.ts';
@@ -31,6 +31,8 @@ export type Script = {
   /** Inputs it already has. */
   inputs?: readonly string[];
   snap?: Partial<HostSnapshot>;
+  /** What its model could have there. */
+  capacity?: VramCapacity;
 };
 
 /**
@@ -324,6 +326,7 @@ export class ScriptedAgent implements AsyncDisposable {
       model: this.script.model ?? MODEL,
       service: { fixedMs: 0, unitMs, samples: 3 },
       slots: [slot({ phase, isCancelled })],
+      ...(this.script.capacity !== undefined && { capacity: this.script.capacity }),
     });
     one.profile.capabilities = ['generate', 'edit'];
     return snapshot({ agentId: this.name, hostname: this.name, models: [one], ...this.script.snap });
