@@ -34,7 +34,7 @@ export type UpkeepOptions = {
 };
 
 const ATTRIBUTE_EVERY_MS = 30_000;
-/** While a model loads, or memory is missing, its numbers move. */
+/** While a model loads, memory is missing, or others come and go, its numbers move. */
 const ATTRIBUTE_MOVING_MS = 1_000;
 const WANTED_RETRY_MS = 10_000;
 /** Two misses are a death: seen within 10 s at a pulse of 1 s. */
@@ -62,7 +62,8 @@ export class Upkeep {
         if (pulse % HEALTH_EVERY_PULSES === 0) void work.hold(server.checkHealth()); // its failure is in the server's state
       }
       await pressure.look(signal);
-      const isMoving = servers.some(({ state }) => state.kind === 'loading') || accounts.hasDebts();
+      const isMoving =
+        servers.some(({ state }) => state.kind === 'loading') || accounts.hasDebts() || accounts.isBehind();
       if (performance.now() - lookedMs >= (isMoving ? ATTRIBUTE_MOVING_MS : ATTRIBUTE_EVERY_MS)) {
         await accounts.look(signal);
         lookedMs = performance.now();

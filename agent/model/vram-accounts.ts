@@ -1,7 +1,7 @@
 import { readlinkSync } from 'node:fs';
 import type { ForeignProcess } from '../../shared/host-snapshot.ts';
 import type { Log } from '../../shared/log.ts';
-import type { GpuSampler } from '../gpu/gpu-sampler.ts';
+import type { GpuReading, GpuSampler } from '../gpu/gpu-sampler.ts';
 import type { ComputeApp } from '../gpu/smi-rows.ts';
 import type { VramLook, VramMeasure } from '../gpu/vram-measure.ts';
 import { freedMiB, measureVram } from '../gpu/vram-measure.ts';
@@ -26,6 +26,9 @@ type Shown = {
 /** The pid namespace that the machine starts with has this number in every kernel. */
 const FIRST_NAMESPACE = 'pid:[4026531836]';
 
+/** More than the driver's own coming and going. */
+const MOVED_MIB = 512;
+
 /** Whose VRAM is whose: ours by the process tree of each server, all else foreign. And what dead servers still owe. */
 export class VramAccounts {
   readonly #sampler: GpuSampler;
@@ -36,6 +39,8 @@ export class VramAccounts {
   #debts: VramClaim[] = [];
   /** Undefined where the driver did not answer the last time. */
   #last: VramLook | undefined;
+  /** What came while the last look was taken may be in one half of it only. */
+  #beforeLast: readonly GpuReading[] = [];
   /** The last look that there was, with whom it showed. */
   #shown: Shown | undefined;
   #listedBefore: ReadonlySet<number> = new Set();
@@ -56,6 +61,15 @@ export class VramAccounts {
   /** These GPUs as the last look showed them: what is there before a server starts. */
   measure(gpus: readonly string[]): VramMeasure | undefined {
     return this.#last && measureVram(this.#last, { gpus, pids: [] });
+  }
+
+  /** Free memory has moved since the last look where none of ours works: somebody came or went. */
+  isBehind(): boolean {
+    const servers = this.#servers();
+    return this.#sampler.readings().some((now) => {
+      if (servers.some((server) => server.isWorkingOn([now.uuid]))) return false;
+      return [this.#beforeLast, this.#last?.readings ?? []].some((seen) => hasMoved(seen, now));
+    });
   }
 
   hasDebts(): boolean {
@@ -80,11 +94,13 @@ export class VramAccounts {
   async look(signal: AbortSignal): Promise<VramLook | undefined> {
     if (this.#sampler.readings().length === 0 && this.#sampler.problem !== undefined) return undefined;
     try {
+      const before = this.#sampler.readings();
       const apps = await this.#sampler.computeApps(signal);
       const isNumberedHere = this.#isNumberedHere(apps);
       // Free memory after the list, so that no process can be in one of them only for longer than this takes.
       const look = { apps, isNumberedHere, readings: await this.#sampler.sampleNow(signal) };
       this.#last = look;
+      this.#beforeLast = before;
       this.#keep(look);
       return look;
     } catch (error) {
@@ -179,4 +195,9 @@ function isFirstNamespace(): boolean {
   } catch {
     return true; // no /proc: no namespaces either
   }
+}
+
+function hasMoved(seen: readonly GpuReading[], now: GpuReading): boolean {
+  const before = seen.find(({ uuid }) => uuid === now.uuid)?.freeMiB ?? null;
+  return now.freeMiB !== null && before !== null && Math.abs(now.freeMiB - before) > MOVED_MIB;
 }

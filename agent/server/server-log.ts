@@ -11,6 +11,8 @@ const STAMPED = /-\d{17}\.log(\.(\d+|new))?$/;
 const DEFAULT_BOUNDS: LogBounds = { maxMiB: 20, keep: 5 };
 const MIB = 1024 * 1024;
 const TAIL_BYTES = 100 * 1024;
+/** Answered with success, as the access log of a web server has it. */
+const OWN_QUESTION = /"GET \/(health|version|metrics|v1\/models)[^"]*" 200/;
 /** What a flood leaves: less than a reader gets, so that the note above it is seen. */
 const KEPT_BYTES = TAIL_BYTES / 2;
 const COPY_BYTES = MIB;
@@ -21,6 +23,8 @@ const FAST_BOUND_MS = 50;
 const FLOOD_MS = 10_000;
 /** Lines of an error message: shorter than those of a log, because they travel in frames. */
 const ERROR_LINES = 20;
+/** Among so many. */
+const OF_WHICH_LINES = 500;
 const ERROR_CHARS = 300;
 
 /** The log file of one start of a server. The server writes it by itself: no pipe that could fill up or break. */
@@ -82,9 +86,13 @@ export class ServerLog {
     }
   }
 
-  /** The last lines, fit for an error message. */
+  /** The last lines, fit for an error message: without those about our own questions, which say nothing of a death. */
   async lastLines(): Promise<string> {
-    return (await this.#lastOf(ERROR_LINES, ERROR_CHARS)).join('\n');
+    const lines = await this.#lastOf(OF_WHICH_LINES, ERROR_CHARS);
+    return lines
+      .filter((line) => !OWN_QUESTION.test(line))
+      .slice(-ERROR_LINES)
+      .join('\n');
   }
 
   /** The last lines, for a person: without colours and secrets, each 16 KiB at most. */

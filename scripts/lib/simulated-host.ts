@@ -3,6 +3,7 @@ import { mkdir, rename, rm, writeFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { createInterface } from 'node:readline';
 import { stringify } from 'yaml';
+import { processesNaming } from './processes-naming.ts';
 
 /**
  * One model as it stands in agent.yaml; `args` may carry the simulator's own flags. Its weights are there, unless it names
@@ -43,6 +44,7 @@ export class SimulatedHost implements AsyncDisposable {
   #options: SimulatedHostOptions;
   #agent: ReturnType<typeof spawnAgent> | undefined;
   #port = 0;
+  #hasCrashed = false;
   /** Every line the agent logged, newest last. */
   readonly log: string[] = [];
 
@@ -116,6 +118,7 @@ export class SimulatedHost implements AsyncDisposable {
     await writeConfig(this.#options, this.#port);
     const agent = spawnAgent(this.#options, this.ledger);
     this.#agent = agent;
+    this.#hasCrashed = false;
     const lines = createInterface({ input: agent.stdout });
     this.#port = await new Promise<number>((listening, failed) => {
       lines.on('line', (line) => {
@@ -134,6 +137,7 @@ export class SimulatedHost implements AsyncDisposable {
     const agent = this.#agent;
     if (agent === undefined) return undefined;
     this.#agent = undefined;
+    this.#hasCrashed = signal === 'SIGKILL';
     agent.kill(signal);
     return (await agent).exitCode;
   }
@@ -152,6 +156,16 @@ export class SimulatedHost implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.stopAgent();
+    if (!this.#hasCrashed) return;
+    // No next agent comes to end what this one left running.
+    const left = (await processesNaming(this.directory)).filter(({ pid }) => pid !== process.pid);
+    for (const { pid } of left) {
+      try {
+        process.kill(pid, 'SIGKILL');
+      } catch {
+        // It has ended by itself: a worker follows its leader.
+      }
+    }
   }
 }
 

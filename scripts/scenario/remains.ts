@@ -1,5 +1,6 @@
-import { lstat, readdir, readFile } from 'node:fs/promises';
+import { lstat, readdir } from 'node:fs/promises';
 import { join } from 'node:path';
+import { processesNaming } from '../lib/processes-naming.ts';
 import { Ledger } from '../sim/lib/ledger.ts';
 
 /** Everything of a simulated host that should be gone once its agent has ended; `except` are pids that are not its own. */
@@ -29,19 +30,4 @@ async function leftFiles(directory: string): Promise<string[]> {
     }),
   );
   return left.flat();
-}
-
-/** By command line, or by the environment that its children inherit. */
-async function processesNaming(directory: string): Promise<{ pid: number; words: string[] }[]> {
-  const pids = (await readdir('/proc')).filter((name) => /^\d+$/.test(name)).map(Number);
-  const found = await Promise.all(
-    pids.map(async (pid) => {
-      const [line, environment] = await Promise.all(
-        ['cmdline', 'environ'].map((name) => readFile(`/proc/${pid}/${name}`, 'latin1').catch(() => '')), // ended, or not ours to read
-      );
-      const isOurs = [line, environment].some((text) => text?.includes(directory));
-      return isOurs ? [{ pid, words: (line ?? '').split('\0') }] : [];
-    }),
-  );
-  return found.flat();
 }

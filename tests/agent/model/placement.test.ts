@@ -76,7 +76,7 @@ test('a refusal names what nobody is listed for', async () => {
 });
 
 test('a victim that dies before its turn keeps its failures: an eviction forgives nothing', async () => {
-  const models = ['x', 'y'].map((alias) => omni(alias, ['--sleep-ms', '1500']));
+  const models = ['x', 'y'].map((alias) => omni(alias, ['--sleep-ms', '1500', '--exit-delay-ms', '1500'])); // time to kill the other one
   const large = omni('z', ['--weights-mib', '16000'], { vramMiB: 16_000 });
   const times = { retryFirstMs: 60_000 };
   await using host = await ModelHost.start([...models, large], { times });
@@ -86,9 +86,9 @@ test('a victim that dies before its turn keeps its failures: an eviction forgive
     pids[alias] = host.pids().find((pid) => !Object.values(pids).includes(pid));
   }
   const admitted = host.admit('z');
-  const isGoing = (alias: string): boolean => host.state(alias) === 'offloading';
-  await until(() => isGoing('x') || isGoing('y'));
-  const second = isGoing('x') ? 'y' : 'x';
+  const isUp = (alias: string): boolean => host.state(alias) === 'ready';
+  await until(() => !isUp('x') || !isUp('y'));
+  const second = isUp('x') ? 'x' : 'y';
   process.kill(pids[second] ?? NaN, 'SIGKILL');
   (await admitted)[Symbol.dispose]();
   expect(host.state(second)).toBe('failed');

@@ -157,3 +157,12 @@ test('without nvidia-smi in the middle of its work a host degrades nothing for e
   await rm(join(host.directory, 'ledger/nvidia-smi.fault.json'));
   await until(() => status(host).health === 'ok' && !status(host).isDegraded);
 });
+
+test('another program is named soon after it came, and gone soon after it went', async () => {
+  await using host = await ModelHost.start([omni('a')]);
+  await until(() => status(host).usedMiB === 0);
+  host.plant(FOREIGN_MIB);
+  await until(() => status(host).foreign.some(({ pid }) => pid === process.pid), 8_000);
+  host.plant(0);
+  await until(() => status(host).foreign.length === 0, 8_000);
+});

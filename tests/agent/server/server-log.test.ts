@@ -40,6 +40,16 @@ test('lines for an error have no colours, no old states of a bar and no secrets'
   expect(long).toHaveLength(301);
 });
 
+test('the last lines of an error leave out our own questions, the log for a person shows them', async () => {
+  await inDirectory(async (directory) => {
+    const log = await ServerLog.create({ logDir: directory, slotId: 'a' });
+    const asked = 'INFO:     127.0.0.1:39158 - "GET /health HTTP/1.1" 200 OK\n';
+    await writeFile(log.path, `RuntimeError: CUDA error\n${asked.repeat(40)}`);
+    expect(await log.lastLines()).toBe('RuntimeError: CUDA error');
+    expect(await log.tail(2)).toEqual([asked.trimEnd(), asked.trimEnd()]);
+  });
+});
+
 test('following survives truncation', async () => {
   await inDirectory(async (directory) => {
     const log = await ServerLog.create({ logDir: directory, slotId: 'a' });
