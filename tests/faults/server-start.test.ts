@@ -41,7 +41,8 @@ describe('a model server does not become ready', () => {
     await expectHistory(fleet, id);
     await row.holds('others unaffected');
     const failureOf = (alias: string) => host.events('model-failed').find((event) => event['slotId'] === alias);
-    const silent = await row.sees('no answer: fails by the stall limit', 300_000, async () => failureOf('silent'));
+    // Failed means ended: the grace of the stop comes on top.
+    const silent = await row.sees('no answer: fails by the stall limit', 330_000, async () => failureOf('silent'));
     expect(String(silent['error'])).toContain('Application startup complete.');
     const slow = await row.sees('never ready: fails by the start deadline', 900_000, async () => failureOf('slow'));
     const lines = String(slow['error']).split('\n').slice(1);
