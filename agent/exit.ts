@@ -1,21 +1,9 @@
 import { CommanderError } from 'commander';
 import { ConfigError } from '../shared/config-file.ts';
 import { AppError } from '../shared/errors.ts';
+import { EXIT } from '../shared/exit-codes.ts';
 import { NoAgent } from './cli/host-client.ts';
 import { AlreadyRunning } from './single-instance.ts';
-
-/** sysexits.h, where it has a word for it. */
-export const EXIT = {
-  ok: 0,
-  failed: 1,
-  usage: 2,
-  unavailable: 69,
-  cannotCreate: 73,
-  tryLater: 75,
-  denied: 77,
-  config: 78,
-  interrupted: 130,
-} as const;
 
 /** Says what went wrong, on stderr, and which exit code that is. */
 export function report(error: unknown): number {

@@ -4,7 +4,7 @@ import { createLog } from '../shared/log.ts';
 import { Agent } from './agent.ts';
 import type { AgentConfig, AgentFlags } from './config.ts';
 import { loadAgentConfig } from './config.ts';
-import { EXIT } from './exit.ts';
+import { EXIT } from '../shared/exit-codes.ts';
 import { AGENT_VERSION } from './status.ts';
 
 /**

@@ -1,15 +1,12 @@
 import './stdout-guard.ts';
 import { Command } from 'commander';
 import { ConfigError } from '../shared/config-file.ts';
+import { EXIT } from '../shared/exit-codes.ts';
 import { Bridge } from './bridge.ts';
 import { loadConfig } from './config.ts';
 import type { BridgeConfig, BridgeFlags } from './config.ts';
 import { serveStdio } from './mcp/stdio.ts';
 import { packageVersion } from './version.ts';
-
-/** Exit codes of sysexits.h, as far as they are used. */
-const UNAVAILABLE = 69;
-const BAD_CONFIG = 78;
 
 const program = new Command('gantry')
   .description('Image models on all of your GPU hosts, as if they were one.')
@@ -43,7 +40,7 @@ program
       columns: process.stdout.columns,
       write: (text) => process.stdout.write(text),
     });
-    process.exitCode = isAnyUp ? 0 : UNAVAILABLE;
+    process.exitCode = isAnyUp ? 0 : EXIT.unavailable;
   });
 
 const config = program.command('config').description('look at the configuration');
@@ -58,7 +55,7 @@ config
       process.stderr.write(
         `gantry: there is no ${expectedFile}. Write it with your hosts: README.md, "Set up the laptop".\n`,
       );
-      process.exitCode = BAD_CONFIG;
+      process.exitCode = EXIT.config;
       return;
     }
     const names = hosts.map(({ name }) => name).join(', ') || 'none yet; add one under `hosts`';
@@ -81,7 +78,7 @@ function configOrExit(flags: BridgeFlags): BridgeConfig {
   } catch (error) {
     if (!(error instanceof ConfigError)) throw error;
     process.stderr.write(`${error.problems.map((problem) => `gantry: ${problem}`).join('\n')}\n`);
-    process.exit(BAD_CONFIG);
+    process.exit(EXIT.config);
   }
 }
 

@@ -1,6 +1,7 @@
 import { mkdir, stat } from 'node:fs/promises';
 import { pause } from '../../shared/abort.ts';
 import { AppError } from '../../shared/errors.ts';
+import { EXIT } from '../../shared/exit-codes.ts';
 import type { Log } from '../../shared/log.ts';
 import type { ConfiguredModel } from '../configured-model.ts';
 import type { WeightsState } from '../weights/weights.ts';
@@ -23,18 +24,16 @@ export type PullOptions = {
   signal: AbortSignal;
 };
 
-/** sysexits.h: what a script can do about it. */
+/** What a script can do about it. */
 const EXIT_OF: Record<DownloadProblem, number> = {
-  denied: 77,
-  'not-found': 78,
-  'disk-full': 74,
-  network: 69,
-  stalled: 75,
-  'no-program': 69,
-  failed: 69,
+  denied: EXIT.denied,
+  'not-found': EXIT.config,
+  'disk-full': EXIT.ioError,
+  network: EXIT.unavailable,
+  stalled: EXIT.tryLater,
+  'no-program': EXIT.unavailable,
+  failed: EXIT.unavailable,
 };
-const EXIT_CONFIG = 78;
-const EXIT_UNAVAILABLE = 69;
 const TERMINAL_EVERY_MS = 250;
 const LINE_EVERY_MS = 10_000;
 
@@ -49,7 +48,7 @@ export async function pullWeights(name: string, o: PullOptions): Promise<number>
     return ended(
       o,
       { model: name, problem: 'not-found', message: `No model ${name} is in agent.yaml. Configured: ${known}.` },
-      EXIT_CONFIG,
+      EXIT_OF['not-found'],
     );
   }
   const source = sourceOf(model);
@@ -90,7 +89,7 @@ export async function pullWeights(name: string, o: PullOptions): Promise<number>
     const message =
       `Nothing here can tell that the weights of ${source.repository} are complete: there is no downloader beside the engine or on ` +
       'the PATH, or it did not reach the hub. Install huggingface_hub in the environment of the engine, or set `download` in agent.yaml.';
-    return ended(o, { ...facts, problem: 'no-program', message }, EXIT_UNAVAILABLE);
+    return ended(o, { ...facts, problem: 'no-program', message }, EXIT_OF['no-program']);
   }
   return ended(
     o,

@@ -2,35 +2,25 @@ import type { GpuHealth } from '../../shared/host-snapshot.ts';
 
 /** What nvidia-smi says in its CSV form, as values. PURE. */
 
+/** What drivers report that are older than MIG, too. */
+const USUAL_FIELDS = [
+  'timestamp',
+  'index',
+  'uuid',
+  'name',
+  'pci.bus_id',
+  'memory.total',
+  'memory.used',
+  'memory.free',
+  'utilization.gpu',
+  'temperature.gpu',
+  'power.draw',
+] as const;
+
 /** Tried once at start, top to bottom: one unknown field fails the whole query, and older drivers lack some. */
 export const FIELD_LADDER = [
-  [
-    'timestamp',
-    'index',
-    'uuid',
-    'name',
-    'pci.bus_id',
-    'memory.total',
-    'memory.used',
-    'memory.free',
-    'utilization.gpu',
-    'temperature.gpu',
-    'power.draw',
-    'mig.mode.current',
-  ],
-  [
-    'timestamp',
-    'index',
-    'uuid',
-    'name',
-    'pci.bus_id',
-    'memory.total',
-    'memory.used',
-    'memory.free',
-    'utilization.gpu',
-    'temperature.gpu',
-    'power.draw',
-  ],
+  [...USUAL_FIELDS, 'mig.mode.current'],
+  USUAL_FIELDS,
   ['index', 'uuid', 'name', 'memory.total', 'memory.used', 'memory.free'],
 ] as const satisfies readonly (readonly string[])[];
 

@@ -56,16 +56,7 @@ export async function download(o: DownloadOptions): Promise<DownloadResult> {
     const freeMiB = (await o.freeBytes(source.cacheDir)) / MIB;
     const resumableMiB = before.resumableBytes / MIB;
     const needMiB = total.totalMiB === null ? null : Math.max(0, total.totalMiB - resumableMiB);
-    const room = {
-      needMiB,
-      isEstimate: total.isEstimate,
-      freeMiB,
-      reserveMiB: o.reserveMiB,
-      directory: source.cacheDir,
-    };
-    if (needMiB !== 0 && freeMiB < (needMiB ?? 0) + o.reserveMiB) {
-      return { kind: 'failed', failure: noRoomFailure({ ...wanted, ...room }) };
-    }
+    if (needMiB !== 0 && freeMiB < (needMiB ?? 0) + o.reserveMiB) return noRoom(o, { needMiB, freeMiB, total });
     const log = await ServerLog.create({
       logDir: join(o.logDir, 'downloads'), // apart: what has a server's log open is taken for a server
       slotId: source.repository,
@@ -109,15 +100,16 @@ async function watched(
     const freeMiB = (await o.freeBytes(source.cacheDir)) / MIB;
     if (freeMiB >= o.reserveMiB * LAST_SHARE) continue;
     const needMiB = total.totalMiB === null ? null : Math.max(0, total.totalMiB - meter.doneMiB);
-    const room = {
-      needMiB,
-      isEstimate: total.isEstimate,
-      freeMiB,
-      reserveMiB: o.reserveMiB,
-      directory: source.cacheDir,
-    };
-    return { kind: 'failed', failure: noRoomFailure({ ...wanted, ...room }) };
+    return noRoom(o, { needMiB, freeMiB, total, logPath: log.path });
   }
+}
+
+function noRoom(
+  { model, source, reserveMiB }: DownloadOptions,
+  { total, ...seen }: { needMiB: number | null; freeMiB: number; total: Total; logPath?: string },
+): DownloadResult {
+  const room = { ...seen, isEstimate: total.isEstimate, reserveMiB, directory: source.cacheDir };
+  return { kind: 'failed', failure: noRoomFailure({ alias: model.alias, ...source, ...room }) };
 }
 
 /** As the downloader says it, else what the profile says of the weights beyond what is there. */
