@@ -28,8 +28,15 @@ type FetcherEvents = {
 const RETRY = { firstMs: 500, maxMs: 30_000 };
 const MAX_DAMAGED = 3;
 const AT_A_TIME = 4;
-/** A transfer that broke, as opposed to a directory that cannot be written. */
-const NETWORK_CODES = new Set(['ECONNRESET', 'EPIPE', 'ECONNREFUSED', 'ETIMEDOUT', 'ERR_STREAM_PREMATURE_CLOSE']);
+/** A transfer that broke or was given up, as opposed to a directory that cannot be written. */
+const NETWORK_CODES = new Set([
+  'ABORT_ERR',
+  'ECONNRESET',
+  'EPIPE',
+  'ECONNREFUSED',
+  'ETIMEDOUT',
+  'ERR_STREAM_PREMATURE_CLOSE',
+]);
 
 /** Brings results to their files: GET, part, `saving` on the disk, link, `saved` on the disk. Never two files for one job. */
 export class JobFetcher {
