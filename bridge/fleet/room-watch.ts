@@ -32,7 +32,8 @@ export class RoomWatch {
     this.#lookedAtMs = performance.now();
     const problem = await this.#problem();
     if (problem === undefined) return this.#book.goOn();
-    const next = 'The batch is paused and goes on by itself once images can be saved; what hosts have made is kept there.';
+    const next =
+      'The batch is paused and goes on by itself once images can be saved; what hosts have made is kept there.';
     this.#book.pauseBy(new AppError(problem.code, `${problem.what} ${next}`, { cause: problem.cause }));
   }
 

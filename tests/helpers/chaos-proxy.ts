@@ -97,7 +97,7 @@ export class ChaosProxy implements AsyncDisposable {
     };
     from.on('data', put);
     from.once('end', () => put(undefined));
-    for (let before = 0; !this.#stop.signal.aborted && !to.destroyed; ) {
+    for (let before = 0; !this.#stop.signal.aborted && !to.destroyed;) {
       await this.#untilHeard();
       const next = queue.shift();
       if (next === undefined) {
@@ -128,7 +128,8 @@ export class ChaosProxy implements AsyncDisposable {
   #read(link: { firstLine: string }, bytes: Buffer): true {
     if (link.firstLine.includes('\n')) return true;
     link.firstLine += bytes.toString('latin1');
-    if (link.firstLine.includes('\n')) this.firstLines.push(link.firstLine.slice(0, link.firstLine.indexOf('\n')).trim());
+    if (link.firstLine.includes('\n'))
+      this.firstLines.push(link.firstLine.slice(0, link.firstLine.indexOf('\n')).trim());
     return true;
   }
 
