@@ -6,13 +6,14 @@ import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promis
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import { describe, expect } from 'vitest';
+import { describe, expect, vi } from 'vitest';
 import type { BridgeClient } from '../../scripts/lib/bridge-client.ts';
 import type { SimulatedHost } from '../../scripts/lib/simulated-host.ts';
 import { fetchBody } from '../../shared/http-client.ts';
 import type { Params } from '../../shared/protocol.ts';
 import { NOTIFICATIONS } from '../../shared/protocol.ts';
 import { WsPeer } from '../agent/rpc/ws-peer.ts';
+import { SEVERAL_AT_ONCE } from '../helpers/at-once.ts';
 import type { DiskFault } from '../helpers/disk-faults.ts';
 import { FaultyDisk, whyNoDiskFaults } from '../helpers/disk-faults.ts';
 import type { TestFleet } from '../helpers/fleet.ts';
@@ -23,9 +24,12 @@ import { fault } from './fault.ts';
 import { expectHistory, manifestOf } from './history.ts';
 import { bridgeConfig } from './scale.ts';
 
+// They mostly wait, and no bound of theirs is tight.
+vi.setConfig(SEVERAL_AT_ONCE);
+
 const cannot = await whyNoDiskFaults();
 const KILLS = 200;
-const AT_A_TIME = 4;
+const AT_A_TIME = 2;
 
 describe("the bridge's disk", () => {
   const FAULTS: { what: string; fault: Omit<DiskFault, 'path'>; id: string; says: RegExp }[] = [
@@ -90,54 +94,37 @@ describe("the bridge's disk", () => {
     );
   }
 
-  const REFUSED: {
-    what: string;
-    directory: (fleet: TestFleet) => string;
-    wrong?: DiskFault['mode'];
-    cannot?: string;
-  }[] = [
-    { what: 'a file in its way', directory: ({ directory }) => join(directory, 'file', 'out') },
-    { what: 'read-only', directory: ({ output }) => output, wrong: 'rofs', ...(cannot !== undefined && { cannot }) },
-    { what: 'full', directory: ({ output }) => output, wrong: 'full', ...(cannot !== undefined && { cannot }) },
-    {
-      what: 'not writable',
-      directory: ({ directory }) => join(directory, 'locked', 'out'),
-      ...(process.getuid?.() === 0 && { cannot: 'root may write everywhere' }),
-    },
-  ];
-  for (const { what, directory, wrong, cannot: lacks } of REFUSED) {
-    fault(
-      'F32',
-      `output directory: ${what}`,
-      async (row) => {
-        await using fleet = await startFleet({ a: {} });
-        await untilReady(fleet);
-        await writeFile(join(fleet.directory, 'file'), '');
-        await mkdir(join(fleet.directory, 'locked'), { mode: 0o500 });
-        const disk = wrong === undefined ? undefined : await FaultyDisk.make(fleet.directory);
-        const bridge = await fleet.bridge(bridgeConfig(), 'laptop-disk', disk?.env);
-        await bridge.ask('list_models'); // connected
-        const path = directory(fleet);
-        if (wrong !== undefined) await disk?.break({ mode: wrong, path });
-        row.injected();
-        const refusal = await row.sees('refused', 1_000, async () => {
-          const { isError, text } = await bridge.call('generate_image', {
-            ...SMALL,
-            prompt: 'a fox',
-            output_dir: path,
-          });
-          return isError && text;
-        });
-        expect(refusal).toMatch(
-          wrong === 'full' ? /^DISK_FULL: .* free, .* needed\. Nothing was generated\./ : /^PATH_DENIED: /,
-        );
-        expect(refusal).toContain(wrong === undefined && what !== 'not writable' ? 'file' : path);
-        expect(fleet.host('a').events('job-accepted')).toEqual([]);
-        await row.holds('before anything was generated');
-      },
-      { cannot: lacks },
-    );
-  }
+  fault('F32', 'output directory missing, read-only, full or not writable', async (row) => {
+    await using fleet = await startFleet({ a: {} });
+    await untilReady(fleet);
+    const disk = cannot === undefined ? await FaultyDisk.make(fleet.directory) : undefined;
+    const bridge = await fleet.bridge(bridgeConfig(), 'laptop-disk', disk?.env);
+    await bridge.ask('list_models'); // connected
+    const refused = async (what: string, directory: string, says: RegExp): Promise<void> => {
+      row.injected();
+      const text = await row.sees(`${what}: refused`, 1_000, async () => {
+        const asked = { ...SMALL, prompt: 'a fox', output_dir: directory };
+        const answer = await bridge.call('generate_image', asked);
+        return answer.isError && answer.text;
+      });
+      expect(text).toMatch(says);
+      expect(text).toContain(directory);
+    };
+    const file = join(fleet.directory, 'file');
+    await writeFile(file, '');
+    await refused('missing, and a file in its way', file, /^PATH_DENIED: .* cannot be written \(EEXIST\)/);
+    const locked = join(fleet.directory, 'locked');
+    await mkdir(locked, { mode: 0o500 });
+    if (process.getuid?.() === 0) await row.holds('not writable: not run: root may write everywhere');
+    else await refused('not writable', locked, /^PATH_DENIED: .* cannot be written \(EACCES\)/);
+    if (disk === undefined) await row.holds(`read-only, full: not run: ${cannot}`);
+    await disk?.break({ mode: 'rofs', path: fleet.output });
+    if (disk) await refused('read-only', fleet.output, /^PATH_DENIED: .* cannot be written \(EROFS\)/);
+    await disk?.break({ mode: 'full', path: fleet.output });
+    if (disk) await refused('full', fleet.output, /^DISK_FULL: .* free, .* needed\. Nothing was generated\./);
+    expect(fleet.host('a').events('job-accepted')).toEqual([]);
+    await row.holds('before anything was generated');
+  });
 });
 
 describe("the agent's disk", () => {
@@ -171,7 +158,7 @@ describe("the agent's disk", () => {
         expect(reasons).toContain(join(host.directory, 'state'));
         const slot = await eventually('the slot cannot', async () => {
           const [first] = (await modelOf(host, 'klein')).slots;
-          return first?.phase === 'cannot' && first;
+          return first?.phase === 'cannot' ? first : undefined;
         });
         expect(slot.reason).toMatch(mode === 'full' ? /^Disk full: / : /^Disk failure \(EIO\): /);
         await row.holds('no grants: cannot, with the reason');
@@ -183,6 +170,7 @@ describe("the agent's disk", () => {
         expect([host.isRunning, host.pid]).toEqual([true, pid]);
         await row.holds('no crash');
         const refusal = await takeWhile(host, () => disk.break({ mode, path: join(host.directory, 'state') }));
+        await disk.mend();
         expect(refusal).toBe('DISK_FULL');
         await row.holds('a take answers DISK_FULL');
       },
