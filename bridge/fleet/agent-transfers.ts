@@ -85,7 +85,7 @@ export class AgentTransfers {
   }
 
   #throw(error: unknown, signal: AbortSignal): never {
-    if (signal.aborted) throw error;
+    if (signal.aborted || error instanceof AppError) throw error; // of the host's silence
     throw new AppError('AGENT_UNREACHABLE', `A transfer with ${this.#host.name} failed: ${textOf(error)}.`, {
       cause: error,
     });

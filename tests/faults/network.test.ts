@@ -92,7 +92,7 @@ describe('the network between bridge and host', () => {
     await untilReady(fleet);
     await using proxy = await ChaosProxy.start(fleet.host('a'));
     const bridge = await fleet.bridge(through(fleet, { a: proxy }));
-    proxy.set({ bytesPerS: SLOW_BYTES_PER_S });
+    proxy.set({ slow: { firstLine: IMAGE, bytesPerS: SLOW_BYTES_PER_S } });
     const id = await startBatch(bridge, 3);
     await eventually(
       'an image of a is on its way',
@@ -153,7 +153,7 @@ describe('a peer that does not read', () => {
     const host = fleet.host('a');
     const bridge = await fleet.bridge(bridgeConfig());
     const other = await fleet.bridge(bridgeConfig());
-    const id = await startBatch(bridge, 1);
+    const id = await startBatch(bridge, 1, { num_inference_steps: 30 });
     await eventually('a job of it is accepted', async () => host.events('job-accepted')[0]);
     const pid = bridge.transport.pid ?? 0;
     const beforeMiB = await residentMiB(host.pid);
@@ -161,7 +161,7 @@ describe('a peer that does not read', () => {
     row.injected();
     try {
       // Somebody else's long job keeps the status changing.
-      const long = { ...SMALL, prompt: 'a long one', num_inference_steps: 100, wait_seconds: 0 };
+      const long = { ...SMALL, prompt: 'a long one', num_inference_steps: 200, wait_seconds: 0 };
       const { job_id: longId } = await other.ask('generate_image', long);
       const slow = await row.sees('the agent ends the link', 60_000, async () => host.events('link-too-slow')[0]);
       expect(slow['bufferedBytes'], 'unsent bytes: status was skipped').toBeLessThan(256 * 1024 + FRAME_BYTES);

@@ -1,4 +1,4 @@
-import { once } from 'node:events';
+import { once, setMaxListeners } from 'node:events';
 import { connect, createServer } from 'node:net';
 import type { AddressInfo, Server, Socket } from 'node:net';
 import { setImmediate as nextTurn } from 'node:timers/promises';
@@ -10,13 +10,17 @@ export type Toxics = {
   latencyMs?: number;
   /** Bytes are handed on in pieces of at most this size, each in a turn of its own. */
   sliceBytes?: number;
-  bytesPerS?: number;
+  /** Of connections whose first line matches. */
+  slow?: { firstLine: RegExp; bytesPerS: number };
   /** Nothing is handed on in either direction, no end of a connection either; all of it arrives when this is over. */
   isSilent?: boolean;
 };
 
 /** The next connections whose first line matches are reset after so many bytes of the answer. */
 export type ResetRule = { firstLine: RegExp; afterBytes: number; times: number };
+
+/** One connection: `firstLine` grows until its end has come. */
+type Link = { client: Socket; host: Socket; firstLine: string };
 
 /** What may be under way in one direction of one connection: as much as a network and its buffers hold. */
 const MOST_QUEUED = 256 * 1024;
@@ -34,6 +38,8 @@ export class ChaosProxy implements AsyncDisposable {
   resets = 0;
 
   private constructor(target: number) {
+    setMaxListeners(0, this.#stop.signal); // one for each wait of each connection
+    setMaxListeners(0, this.#heard.signal);
     this.#server = createServer({ allowHalfOpen: true }, (client) => this.#join(client, target));
   }
 
@@ -51,6 +57,7 @@ export class ChaosProxy implements AsyncDisposable {
     this.#toxics = toxics;
     this.#heard.abort(); // whoever waits looks again
     this.#heard = new AbortController();
+    setMaxListeners(0, this.#heard.signal);
   }
 
   resetNext(rule: ResetRule): void {
@@ -74,10 +81,10 @@ export class ChaosProxy implements AsyncDisposable {
       socket.on('error', () => undefined); // its `close` follows
       socket.once('close', () => void this.#onClose(socket, socket === client ? host : client)); // it awaits nothing that fails
     }
-    const link = { client, firstLine: '' };
+    const link: Link = { client, host, firstLine: '' };
     // A pump ends with its connection, and an error of it is the end of the other side too.
-    this.#pump(client, host, (bytes) => this.#read(link, bytes)).catch(() => host.destroy());
-    this.#pump(host, client, (bytes, before) => this.#mayPass(link, { bytes, before })).catch(() => client.destroy());
+    this.#pump(link, 'question').catch(() => host.destroy());
+    this.#pump(link, 'answer').catch(() => client.destroy());
   }
 
   async #onClose(socket: Socket, other: Socket): Promise<void> {
@@ -86,8 +93,9 @@ export class ChaosProxy implements AsyncDisposable {
     if (!socket.readableEnded) other.destroy(); // else the pump hands on the orderly end
   }
 
-  /** Reads on while it writes late, as a network does; `pass` sees each piece first and says whether it goes on. */
-  async #pump(from: Socket, to: Socket, pass: (bytes: Buffer, before: number) => boolean): Promise<void> {
+  /** Reads on while it writes late, as a network does. */
+  async #pump(link: Link, what: 'question' | 'answer'): Promise<void> {
+    const [from, to] = what === 'question' ? [link.client, link.host] : [link.host, link.client];
     const queue: { bytes: Buffer | undefined; dueMs: number }[] = [];
     let queued = 0;
     const put = (bytes: Buffer | undefined): void => {
@@ -107,14 +115,16 @@ export class ChaosProxy implements AsyncDisposable {
       }
       await pause(next.dueMs - performance.now(), this.#stop.signal);
       if (next.bytes === undefined) return void to.end();
-      for (const piece of pieces(next.bytes, this.#toxics.sliceBytes)) {
+      const slow = this.#toxics.slow?.firstLine.test(link.firstLine) === true ? this.#toxics.slow : undefined;
+      const most = slow === undefined ? this.#toxics.sliceBytes : Math.ceil(slow.bytesPerS / 20);
+      for (const piece of pieces(next.bytes, most)) {
         await this.#untilHeard();
-        if (!pass(piece, before)) return;
+        if (what === 'question') this.#read(link, piece);
+        else if (!this.#mayPass(link, { bytes: piece, before })) return;
         before += piece.length;
         if (!to.write(piece)) await Promise.race([once(to, 'drain'), once(to, 'close')]);
-        if (this.#toxics.sliceBytes !== undefined) await nextTurn();
-        const { bytesPerS } = this.#toxics;
-        if (bytesPerS !== undefined) await pause((piece.length / bytesPerS) * 1_000, this.#stop.signal);
+        if (slow !== undefined) await pause((piece.length / slow.bytesPerS) * 1_000, this.#stop.signal);
+        else if (most !== undefined) await nextTurn();
       }
       queued -= next.bytes.length;
       if (queued <= MOST_QUEUED) from.resume();
@@ -125,15 +135,14 @@ export class ChaosProxy implements AsyncDisposable {
     while (this.#toxics.isSilent === true && !this.#stop.signal.aborted) await aborted(this.#heard.signal);
   }
 
-  #read(link: { firstLine: string }, bytes: Buffer): true {
-    if (link.firstLine.includes('\n')) return true;
+  #read(link: Link, bytes: Buffer): void {
+    if (link.firstLine.includes('\n')) return;
     link.firstLine += bytes.toString('latin1');
     if (link.firstLine.includes('\n'))
       this.firstLines.push(link.firstLine.slice(0, link.firstLine.indexOf('\n')).trim());
-    return true;
   }
 
-  #mayPass(link: { client: Socket; firstLine: string }, { bytes, before }: { bytes: Buffer; before: number }): boolean {
+  #mayPass(link: Link, { bytes, before }: { bytes: Buffer; before: number }): boolean {
     const rule = this.#reset;
     if (rule === undefined || rule.times === 0 || !rule.firstLine.test(link.firstLine)) return true;
     if (before + bytes.length < rule.afterBytes) return true;
