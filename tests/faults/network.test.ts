@@ -23,8 +23,6 @@ import { fault } from './fault.ts';
 import { expectHistory, manifestOf } from './history.ts';
 import { agentConfig, bridgeConfig, FACTOR, scaledMs } from './scale.ts';
 
-/** So many models that their status is some hundred kB. */
-const MODELS = 300;
 /** The first line of a connection that is for an image. */
 const IMAGE = /^GET \/v1\/results\/[^/ ]+ /;
 /** An image takes some ten seconds. */
@@ -138,13 +136,14 @@ describe('the network between bridge and host', () => {
 
 describe('a peer that does not read', () => {
   fault('F25', 'slow reader: SIGSTOP of the bridge', async (row) => {
-    // Many models make a large status: the buffers of the kernel are full of it in some seconds.
-    const idle = Array.from({ length: MODELS }, (_, at) => [`idle-${at}`, vllm(`simulated/idle-${at}`)] as const);
+    // A model that is never loaded makes the status large: the buffers of the kernel are full of it in some seconds.
+    const ratios = Array.from({ length: 500 }, (_, at) => [`${at}:`.padEnd(1_000, '0'), [1_024, 1_024]] as const);
+    const large = { ...vllm('simulated/large'), profile: { aspectRatios: Object.fromEntries(ratios) } };
     const { times, gpu } = agentConfig();
     await using fleet = await TestFleet.start([
       {
         name: 'a',
-        models: { klein: loaded(), ...Object.fromEntries(idle) },
+        models: { klein: loaded(), large },
         // Silence would end the link too, a little later: not before it is seen what back-pressure does.
         config: { gpu, times: { ...times, silence: '60s' } },
       },
@@ -169,7 +168,9 @@ describe('a peer that does not read', () => {
       const moreMiB = (await residentMiB(host.pid)) - beforeMiB;
       expect(moreMiB, 'RSS of the agent, MiB more').toBeLessThan(40);
       await row.holds('RSS of the agent bounded');
-      expect((await statusOf(host)).jobs.some(({ state }) => state === 'done')).toBe(true);
+      await eventually('the job is done', async () => {
+        return (await statusOf(host)).jobs.some(({ state }) => state === 'done');
+      });
       await row.holds('result kept');
       process.kill(pid, 'SIGCONT');
       expect(await untilEnded(bridge, id)).toBe('success');
