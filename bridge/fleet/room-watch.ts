@@ -1,12 +1,21 @@
 import { performance } from 'node:perf_hooks';
 import { AppError } from '../../shared/errors.ts';
-import { estimatedBytes, roomProblem, withMargin } from '../output/disk-room.ts';
+import type { JobRequest } from '../../shared/job.ts';
+import { megapixelsOf } from '../../shared/job.ts';
+import { roomProblem, withMargin } from '../output/disk-room.ts';
 import type { RoomProblem } from '../output/disk-room.ts';
 import type { BatchBook } from './batch-book.ts';
 import { isOver } from './job-state.ts';
 
+/** What a PNG takes at most, more or less: photographs compress badly. */
+const BYTES_PER_MEGAPIXEL = 2_000_000;
 /** Enough for the lines of many jobs. */
 const MANIFEST_BYTES = 1024 ** 2;
+
+/** What the images of these requests may take. */
+export function estimatedBytes(requests: readonly JobRequest[]): number {
+  return requests.reduce((sum, request) => sum + megapixelsOf(request), 0) * BYTES_PER_MEGAPIXEL;
+}
 
 /**
  * Whether the images of a batch can still be saved. Looked at while the batch runs, so that no host works for an image

@@ -1,7 +1,8 @@
 import type { BatchOrder } from '../fleet/batch-order.ts';
 import type { BatchView } from '../fleet/batch-view.ts';
 import type { Fleet } from '../fleet/fleet.ts';
-import { checkWritable, estimatedBytes } from '../output/disk-room.ts';
+import { estimatedBytes } from '../fleet/room-watch.ts';
+import { checkWritable } from '../output/disk-room.ts';
 import type { ToolContext } from './tool.ts';
 import { waitForBatch } from './wait.ts';
 

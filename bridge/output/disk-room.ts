@@ -1,11 +1,7 @@
 import { mkdir, open, statfs, unlink } from 'node:fs/promises';
 import { AppError } from '../../shared/errors.ts';
-import type { JobRequest } from '../../shared/job.ts';
-import { megapixelsOf } from '../../shared/job.ts';
 import { partPath } from './image-file.ts';
 
-/** What a PNG takes at most, more or less: photographs compress badly. */
-const BYTES_PER_MEGAPIXEL = 2_000_000;
 /** Room that is left free beside the images: other programs need the disk too. */
 const SPARE_BYTES = 200 * 1024 ** 2;
 /** No estimate is exact, and others write to the same disk meanwhile. */
@@ -13,11 +9,6 @@ const MARGIN = 3;
 
 /** Why nothing can be saved in a directory: a sentence without the next step, which depends on who asked. */
 export type RoomProblem = { code: 'DISK_FULL' | 'PATH_DENIED'; what: string; cause?: unknown };
-
-/** What the images of these requests may take. */
-export function estimatedBytes(requests: readonly JobRequest[]): number {
-  return requests.reduce((sum, request) => sum + megapixelsOf(request), 0) * BYTES_PER_MEGAPIXEL;
-}
 
 /** What must be free before work is asked for that makes so much. */
 export function withMargin(bytes: number): number {
