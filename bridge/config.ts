@@ -30,6 +30,7 @@ const TIMES = {
   offer_every: Duration.optional().describe('While jobs wait they are offered again this often.'),
   reconnect_first: Duration.optional().describe('First delay before a host is called again.'),
   reconnect_max: Duration.optional().describe('Longest delay before a host is called again.'),
+  disk_check: Duration.optional().describe('Room and permission to save are looked at this often while a batch runs.'),
 };
 
 /** bridge.yaml, every key of it. */
@@ -99,6 +100,7 @@ export function loadConfig(flags: BridgeFlags = {}, env: NodeJS.ProcessEnv = pro
       offerEveryMs: values.times.offer_every ?? LIMITS.offerEveryMs.value,
       reconnectFirstMs: values.times.reconnect_first ?? 500,
       reconnectMaxMs: values.times.reconnect_max ?? 30_000,
+      diskCheckMs: values.times.disk_check ?? 30_000,
     },
     logLevel: values.log_level,
     home,

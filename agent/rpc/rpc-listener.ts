@@ -12,6 +12,7 @@ import { LIMITS, SUBPROTOCOL, WS_PATH } from '../../shared/protocol.ts';
 import type { TokenRef } from '../job/session.ts';
 import type { SessionParts } from './bridge-session.ts';
 import { BridgeSession } from './bridge-session.ts';
+import type { LinkTimes } from './link-watch.ts';
 import type { Authenticate, Refusal } from './peer-check.ts';
 import { checkAddress, checkToken } from './peer-check.ts';
 
@@ -26,7 +27,7 @@ export type RpcListenerOptions = {
   /** Answers a plain HTTP request from a known address; it asks for the token where it needs one. */
   onRequest: (request: IncomingMessage, response: ServerResponse, token: () => Promise<TokenRef>) => Promise<void>;
   session: SessionParts;
-  times: { pingEveryMs: number; silenceMs: number };
+  times: LinkTimes;
   log: Log;
 };
 
@@ -152,13 +153,13 @@ export class RpcListener implements AsyncDisposable {
 
   /** One tick for all links; it stands still while there are none. */
   async #watch(signal: AbortSignal): Promise<void> {
-    const { pingEveryMs, silenceMs } = this.#options.times;
-    const tickMs = Math.min(TICK_MS, pingEveryMs / 2);
+    const { times } = this.#options;
+    const tickMs = Math.min(TICK_MS, times.pingEveryMs / 2);
     while (!signal.aborted) {
       if (this.#sessions.size === 0) await once(this.#events, 'session', { signal }).catch(() => undefined); // only aborts
       await pause(tickMs, signal);
       for (const session of this.#sessions) {
-        session.tick({ pingEveryMs, silenceMs });
+        session.tick(times);
         if (!(await this.#mayStay(session))) session.close('AUTH_REVOKED');
       }
     }

@@ -15,6 +15,7 @@ export class AgentTransfers {
   readonly #host: HostConfig;
   readonly #url: string;
   #usualMs = 0;
+  #gone = new AbortController();
 
   constructor(host: HostConfig) {
     this.#host = host;
@@ -29,6 +30,12 @@ export class AgentTransfers {
   /** One more result came: the average follows the network slowly. */
   note(ms: number): void {
     this.#usualMs = this.#usualMs === 0 ? ms : this.#usualMs * 0.8 + ms * 0.2;
+  }
+
+  /** Ends what is under way, because the host is silent. The next ones start as ever. */
+  giveUp(error: AppError): void {
+    this.#gone.abort(error);
+    this.#gone = new AbortController();
   }
 
   /** The stored image. The caller reads or destroys the body. */
@@ -72,11 +79,13 @@ export class AgentTransfers {
   #options(signal: AbortSignal, bytes: number) {
     const { tls } = this.#host;
     const deadlineMs = 30_000 + (bytes / SLOWEST_BYTES_PER_S) * 1000;
-    return { headers: this.#authorization(), signal, deadlineMs, ...(tls !== undefined && { tls }) };
+    // Neither is a time-out, which Node 20 would forget at a garbage collection.
+    const ends = AbortSignal.any([signal, this.#gone.signal]);
+    return { headers: this.#authorization(), signal: ends, deadlineMs, ...(tls !== undefined && { tls }) };
   }
 
   #throw(error: unknown, signal: AbortSignal): never {
-    if (signal.aborted) throw error;
+    if (signal.aborted || error instanceof AppError) throw error; // of the host's silence
     throw new AppError('AGENT_UNREACHABLE', `A transfer with ${this.#host.name} failed: ${textOf(error)}.`, {
       cause: error,
     });

@@ -1,6 +1,5 @@
 import { setMaxListeners } from 'node:events';
 import { performance } from 'node:perf_hooks';
-import { pause } from '../../shared/abort.ts';
 import { AppError, toAppError } from '../../shared/errors.ts';
 import type { Log } from '../../shared/log.ts';
 import { workUnits } from '../../shared/service-time.ts';
@@ -16,6 +15,7 @@ import type { JobState } from './job-state.ts';
 import type { ManifestHeader, ManifestLine } from './manifest-lines.ts';
 import type { Manifest } from './manifest.ts';
 import type { CapableHost } from './retry-policy.ts';
+import { RoomWatch } from './room-watch.ts';
 
 /** A job and where it may go. */
 export type PlannedJob = { job: JobRecord; rules: PlanRules };
@@ -38,9 +38,6 @@ export type FleetSide = {
   heldOff: (host: string) => AppError | undefined;
 };
 
-/** After the disk refused, the next try to save or to take work comes at the latest after this. */
-const PAUSE_MS = 30_000;
-
 /**
  * The jobs of one batch with what makes their changes durable and known: the manifest, the lock, and the work that
  * runs for them. Only here is a state changed.
@@ -54,6 +51,8 @@ export class BatchBook implements AsyncDisposable {
   readonly side: FleetSide;
   readonly rules: PlanRules;
   readonly lock: BatchLock;
+  /** Whether its images can still be saved. */
+  readonly room: RoomWatch;
   /** What ends a job whose work failed in a way nobody foresaw. */
   onBroken: (job: JobRecord, error: AppError) => Promise<void> = () => Promise.resolve();
   readonly #byId: ReadonlyMap<string, JobRecord>;
@@ -72,6 +71,7 @@ export class BatchBook implements AsyncDisposable {
     lock: BatchLock;
     side: FleetSide;
     ageMs: number;
+    isNew: boolean;
   }) {
     this.header = o.header;
     this.directory = o.directory;
@@ -83,6 +83,7 @@ export class BatchBook implements AsyncDisposable {
     this.#byId = new Map(o.jobs.map((job) => [job.jobId, job]));
     this.#manifest = o.manifest;
     this.#startedMs = performance.now() - o.ageMs;
+    this.room = new RoomWatch(this, o);
     setMaxListeners(0, this.#life.signal); // one for each result that waits to be fetched: many are no leak
   }
 
@@ -149,16 +150,10 @@ export class BatchBook implements AsyncDisposable {
     );
   }
 
-  /** No new work until something can be written again; at the latest after a while one more try decides. */
+  /** No new work until `room` finds that something can be written again. */
   pauseBy(error: AppError): void {
     this.#pausedBy = error;
     this.changed();
-    this.own(
-      undefined,
-      pause(PAUSE_MS, this.life).then(() => {
-        if (this.#pausedBy === error) this.goOn();
-      }),
-    );
   }
 
   goOn(): void {

@@ -30,7 +30,7 @@ export async function createBook(
       await lock[Symbol.asyncDispose]();
       throw error;
     });
-    return new BatchBook({ directory, header, jobs, manifest, lock, side, ageMs: 0 });
+    return new BatchBook({ directory, header, jobs, manifest, lock, side, ageMs: 0, isNew: true });
   } catch (error) {
     throw notWritten(directory, error);
   }
@@ -59,7 +59,7 @@ export async function resumeBook(
   }
   if (damaged > 0) side.log.warn({ event: 'manifest-damaged', batchId: header.batchId, lines: damaged });
   const ageMs = Math.max(0, Date.now() - Date.parse(header.createdAt));
-  return new BatchBook({ directory, header, jobs, manifest, lock, side, ageMs });
+  return new BatchBook({ directory, header, jobs, manifest, lock, side, ageMs, isNew: false });
 }
 
 /** What other processes ask for by files: an end of all, or of the jobs with these ids. */

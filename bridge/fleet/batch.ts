@@ -238,6 +238,7 @@ export class Batch implements AsyncDisposable {
       return;
     }
     for (const { job, error } of this.#hopeless.find()) this.#book.own(job, this.#tracker.fail(job, error));
+    await this.#book.room.look();
     const wishes = await readWishes(directory);
     if (wishes === 'cancel all') await this.cancel();
     else if (wishes.some((id) => this.has(id))) await this.cancel(wishes);

@@ -4,6 +4,7 @@ import { pause } from '../../shared/abort.ts';
 import { backoffMs } from '../../shared/backoff.ts';
 import { AppError, toAppError } from '../../shared/errors.ts';
 import type { JobResult } from '../../shared/job.ts';
+import { roomProblem } from '../output/disk-room.ts';
 import type { AgentLink } from './agent-link.ts';
 import type { BatchBook } from './batch-book.ts';
 import type { JobRecord } from './job-record.ts';
@@ -24,12 +25,19 @@ type FetcherEvents = {
   onDamaged: (job: JobRecord, o: { place: Place; error: AppError }) => void;
 };
 
-/** Waits between tries, while a directory cannot be written or a transfer breaks. */
+/** Waits between tries, while a transfer breaks or a directory cannot be written. */
 const RETRY = { firstMs: 500, maxMs: 30_000 };
 const MAX_DAMAGED = 3;
 const AT_A_TIME = 4;
-/** A transfer that broke, as opposed to a directory that cannot be written. */
-const NETWORK_CODES = new Set(['ECONNRESET', 'EPIPE', 'ECONNREFUSED', 'ETIMEDOUT', 'ERR_STREAM_PREMATURE_CLOSE']);
+/** A transfer that broke or was given up, as opposed to a directory that cannot be written. */
+const NETWORK_CODES = new Set([
+  'ABORT_ERR',
+  'ECONNRESET',
+  'EPIPE',
+  'ECONNREFUSED',
+  'ETIMEDOUT',
+  'ERR_STREAM_PREMATURE_CLOSE',
+]);
 
 /** Brings results to their files: GET, part, `saving` on the disk, link, `saved` on the disk. Never two files for one job. */
 export class JobFetcher {
@@ -72,7 +80,7 @@ export class JobFetcher {
     const endedInMs = this.#book.inMs();
     await this.#book.append([{ type: 'saved', jobId: job.jobId, ...place, path, previewPath, result, endedInMs }]);
     job.endedInMs = endedInMs;
-    this.#book.goOn();
+    if (this.#book.pausedBy !== undefined) await this.#book.room.check();
     await this.#events.onSaved(job, fetched);
   }
 
@@ -107,11 +115,22 @@ export class JobFetcher {
         const kind = kindOf(failure);
         if (kind === 'damaged') damaged += 1;
         if (damaged >= MAX_DAMAGED) return this.#events.onDamaged(job, { place, error: failure });
-        if (kind === 'disk') this.#book.pauseBy(failure);
-        else if (!link.isUp) return this.#events.onUnsure(job, place);
+        if (kind !== 'disk' && !link.isUp) return this.#events.onUnsure(job, place);
         job.progress = { ...job.progress, detail: failure.message };
-        await pause(backoffMs(tries, { ...RETRY, random: Math.random() }), signal);
+        if (kind === 'disk') {
+          this.#book.pauseBy(failure);
+          await this.#untilRoom(job, o);
+        } else await pause(backoffMs(tries, { ...RETRY, random: Math.random() }), signal);
       }
+    }
+  }
+
+  /** The image stays on its host, and is not sent for again before there is room for it. */
+  async #untilRoom(job: JobRecord, { result, signal }: { result: JobResult; signal: AbortSignal }): Promise<void> {
+    const maxMs = this.#book.side.times.diskCheckMs;
+    for (let tries = 1; !signal.aborted; tries += 1) {
+      await pause(backoffMs(tries, { firstMs: RETRY.firstMs, maxMs, random: Math.random() }), signal);
+      if ((await roomProblem(job.directory, result.bytes)) === undefined) return;
     }
   }
 

@@ -6,6 +6,7 @@ import { join } from 'node:path';
 import { pause, untilAborted } from '../../shared/abort.ts';
 import { syncDirectory } from '../../shared/durable-file.ts';
 import { AppError, toAppError } from '../../shared/errors.ts';
+import { noSpaceLeft } from './disk-room.ts';
 import { numbered } from './file-names.ts';
 import { HEAD_BYTES, imageKind } from './image-bytes.ts';
 
@@ -45,7 +46,7 @@ export async function saveImage(options: SaveOptions): Promise<{ path: string }>
     return { path };
   } catch (error) {
     await removePart(part);
-    throw signal.aborted ? error : toSaveError(error, directory);
+    throw signal.aborted ? error : await toSaveError(error, options);
   }
 }
 
@@ -192,14 +193,12 @@ function damaged(why: string): AppError {
   );
 }
 
-function toSaveError(error: unknown, directory: string): AppError {
+async function toSaveError(error: unknown, { directory, expected }: SaveOptions): Promise<AppError> {
   const code = codeOf(error);
   if (NO_SPACE.has(code)) {
-    return new AppError(
-      'DISK_FULL',
-      `No space is left in ${directory}. The host keeps the result. Free some space, or choose another output_dir.`,
-      { cause: error },
-    );
+    const what = await noSpaceLeft(directory, expected.bytes);
+    const next = 'The host keeps the result. Free some space, or choose another output_dir.';
+    return new AppError('DISK_FULL', `${what} ${next}`, { cause: error });
   }
   if (code === '') return toAppError(error, 'SAVE_FAILED');
   return new AppError(

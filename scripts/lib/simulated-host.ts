@@ -25,6 +25,8 @@ export type SimulatedHostOptions = {
   models: Readonly<Record<string, SimulatedModel>>;
   /** Other keys of agent.yaml. */
   config?: Readonly<Record<string, unknown>>;
+  /** More environment for the agent; its servers get none of it. */
+  env?: Readonly<Record<string, string>>;
 };
 
 /** One line of the agent's log: its fixed name, the time, and what else it says. */
@@ -84,6 +86,11 @@ export class SimulatedHost implements AsyncDisposable {
     const pid = this.#agent?.pid;
     if (pid === undefined) throw new Error(`the agent of ${this.name} does not run`);
     return pid;
+  }
+
+  /** Of the agent as it is started the next time. */
+  set env(env: Readonly<Record<string, string>>) {
+    this.#options = { ...this.#options, env };
   }
 
   get isRunning(): boolean {
@@ -171,7 +178,7 @@ export class SimulatedHost implements AsyncDisposable {
 
 function spawnAgent(options: SimulatedHostOptions, ledger: string) {
   return execa('node', [join(DIST, 'gantry-agent.mjs'), 'run', '--config', configPath(options)], {
-    env: { GANTRY_SIM_LEDGER: ledger, PATH: `${join(DIST, 'sim')}:${process.env['PATH'] ?? ''}` },
+    env: { ...options.env, GANTRY_SIM_LEDGER: ledger, PATH: `${join(DIST, 'sim')}:${process.env['PATH'] ?? ''}` },
     stdin: 'ignore',
     stdout: 'pipe',
     stderr: 'inherit',

@@ -23,6 +23,7 @@ const TIMES = {
   offerEveryMs: 2_000,
   reconnectFirstMs: 500,
   reconnectMaxMs: 30_000,
+  diskCheckMs: 30_000,
 };
 
 /** The real server over a pair of in-memory pipes, with a fleet that has the given hosts. */
