@@ -1,4 +1,5 @@
 import { z } from 'zod';
+import { readCheckedLine } from '../../shared/checked-line.ts';
 import { JobClass, JobError, JobRequest, JobResult, Uuid } from '../../shared/job.ts';
 import type { BatchSequence } from './batch-order.ts';
 import type { BatchState } from './batch-view.ts';
@@ -193,9 +194,5 @@ function placeIn({ host, attempt }: Place): Place {
 }
 
 function parseLine(line: string): ManifestLine | undefined {
-  try {
-    return ManifestLine.safeParse(JSON.parse(line)).data;
-  } catch {
-    return undefined; // not JSON: counted as damaged
-  }
+  return ManifestLine.safeParse(readCheckedLine(line)).data;
 }

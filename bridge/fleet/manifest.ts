@@ -1,6 +1,7 @@
 import { copyFile, open, readFile } from 'node:fs/promises';
 import type { FileHandle } from 'node:fs/promises';
 import { dirname } from 'node:path';
+import { toCheckedLine } from '../../shared/checked-line.ts';
 import { syncDirectory, writeDurable } from '../../shared/durable-file.ts';
 import type { ManifestLine } from './manifest-lines.ts';
 import { readLines } from './manifest-lines.ts';
@@ -33,7 +34,7 @@ export class Manifest implements AsyncDisposable {
     const { lines, damaged } = readLines(text);
     if (damaged > 0) {
       await copyFile(path, `${path}.corrupt-${Date.now()}`);
-      await writeDurable(path, lines.map(toText).join(''));
+      await writeDurable(path, lines.map(toCheckedLine).join(''));
     }
     const manifest = new Manifest(await open(path, 'a', 0o600));
     if (damaged === 0 && text !== '' && !text.endsWith('\n')) await manifest.#file.appendFile('\n');
@@ -56,7 +57,7 @@ export class Manifest implements AsyncDisposable {
   }
 
   #enqueue(lines: readonly ManifestLine[], isSynced: boolean): Promise<void> {
-    const text = lines.map(toText).join('');
+    const text = lines.map(toCheckedLine).join('');
     return new Promise((resolve, reject) => {
       this.#waiting.push({ text, isSynced, resolve, reject });
       this.#writing ??= this.#writeAll();
@@ -79,8 +80,4 @@ export class Manifest implements AsyncDisposable {
     // In the same tick as the last look at the queue: later, a line that came in between would wait for nobody.
     this.#writing = undefined;
   }
-}
-
-function toText(line: ManifestLine): string {
-  return `${JSON.stringify(line)}\n`;
 }
