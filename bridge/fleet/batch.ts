@@ -12,7 +12,7 @@ import type { PlanJob } from './batch-plan.ts';
 import { batchQuality } from './batch-quality.ts';
 import type { BatchQuality } from './batch-quality.ts';
 import { explainer, lastEndMs, outlooks, qualityHosts, stillRunningOn } from './batch-report.ts';
-import { batchState, countEnds, jobView } from './batch-view.ts';
+import { batchState, countEnds, jobView, repairNotes } from './batch-view.ts';
 import type { BatchView } from './batch-view.ts';
 import type { JobRecord } from './job-record.ts';
 import { isInFlight, isOver } from './job-state.ts';
@@ -196,6 +196,7 @@ export class Batch implements AsyncDisposable {
       ...(book.pausedBy !== undefined && !this.isEnded && { pausedBy: book.pausedBy.message }),
       elapsedMs: this.#end?.elapsedMs ?? book.inMs(),
       ...(this.#end?.quality !== undefined && { quality: this.#end.quality }),
+      notes: repairNotes(book.repairs),
       isOurs: true,
     };
   }

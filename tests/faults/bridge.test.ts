@@ -1,8 +1,7 @@
 import { readdir, readFile } from 'node:fs/promises';
-import { connect } from 'node:net';
-import { once } from 'node:events';
 import { join } from 'node:path';
 import { describe, expect } from 'vitest';
+import { BatchLock } from '../../bridge/fleet/batch-lock.ts';
 import type { BridgeClient } from '../../scripts/lib/bridge-client.ts';
 import type { TestFleet } from '../helpers/fleet.ts';
 import { eventually, isAlive } from '../helpers/fleet.ts';
@@ -21,7 +20,7 @@ describe('the bridge dies', () => {
     await untilReady(fleet);
     const first = await fleet.bridge(bridgeConfig(), LAPTOP);
     const second = await fleet.bridge(bridgeConfig(), LAPTOP);
-    const unwanted = await startBatch(first, 40, { output_dir: join(fleet.directory, 'unwanted') });
+    const unwanted = await startBatch(first, 20, { output_dir: join(fleet.directory, 'unwanted') });
     await untilDone(second, unwanted, 1);
     expect(await holderOf(fleet, unwanted)).toBe(first.transport.pid);
     await row.holds('it works and shows the batch, which the first one holds');
@@ -78,7 +77,9 @@ describe('the bridge dies', () => {
   fault('F23', 'laptop slept', async (row) => {
     await using fleet = await startFleet({ a: {}, b: {} });
     await untilReady(fleet);
-    const bridge = await fleet.bridge(bridgeConfig());
+    // The network of a laptop comes back a while after the laptop.
+    const { times } = bridgeConfig();
+    const bridge = await fleet.bridge({ times: { ...times, reconnect_first: '2s', reconnect_max: '2s' } });
     const id = await startBatch(bridge, 16);
     await untilDone(bridge, id, 2);
     for (const host of fleet.hosts) await untilRunning(host);
@@ -111,10 +112,11 @@ describe('the MCP client', () => {
   });
 
   fault('F20', 'client cancels the call, or gives up waiting', async (row) => {
-    await using fleet = await startFleet({ a: {} });
+    await using fleet = await startFleet({ a: { 'step-ms': 600 } });
     await untilReady(fleet);
     const bridge = await fleet.bridge(bridgeConfig(), LAPTOP);
-    const impatient = bridge.call('generate_image', { ...SMALL, prompt: 'impatient' }, { timeoutMs: 300 });
+    await bridge.ask('list_hosts'); // the links are up: what follows is written down at once
+    const impatient = bridge.call('generate_image', { ...SMALL, prompt: 'impatient' }, { timeoutMs: 1_500 });
     await expect(impatient).rejects.toThrow(/timed out/);
     const stop = new AbortController();
     const wanted = bridge.call('generate_image', { ...SMALL, prompt: 'unwanted' }, { signal: stop.signal });
@@ -221,17 +223,12 @@ async function expectTakenOnce(fleet: TestFleet, id: string): Promise<void> {
   for (const jobId of jobs) expect(accepted.filter((one) => one === jobId)).toHaveLength(1);
 }
 
-/** The pid that the lock of a batch tells. */
+/** The pid of who has the lock of a batch. */
 async function holderOf(fleet: TestFleet, id: string): Promise<number | undefined> {
-  const socket = connect({ path: join(batchesOf(fleet), id, 'lock') });
-  try {
-    const [line] = (await once(socket, 'data')) as [Buffer]; // a socket without an encoding
-    return (JSON.parse(line.toString()) as { pid: number }).pid; // what the lock says to everybody
-  } catch {
-    return undefined; // nobody holds it
-  } finally {
-    socket.destroy();
-  }
+  const lock = await BatchLock.acquire(join(batchesOf(fleet), id), { pid: process.pid, client: 'test' });
+  if (!(lock instanceof BatchLock)) return lock.pid;
+  await lock[Symbol.asyncDispose](); // nobody had it
+  return undefined;
 }
 
 /** The batch with the job of this prompt, for calls whose answer nobody heard. */
