@@ -26,7 +26,7 @@ const LOST: JobError = {
 };
 
 /**
- * PURE. A damaged manifest made whole again from the lines that can be read: every job whose line is left keeps its state, an
+ * A damaged manifest made whole again from the lines that can be read: every job whose line is left keeps its state, an
  * image whose line is lost counts as failed unless it was saved, and nothing is done again. Undefined where no job is left.
  */
 export function repairManifest(lines: readonly ManifestLine[], o: RepairOptions): ManifestLine[] | undefined {
