@@ -7,7 +7,7 @@ import { eventually } from '../helpers/fleet.ts';
 import { statusOf } from '../helpers/host-status.ts';
 import { startBatch, startFleet, untilDone, untilEnded, untilReady } from './batch.ts';
 import { fault } from './fault.ts';
-import { expectHistory } from './history.ts';
+import { expectHistory, manifestOf } from './history.ts';
 import { bridgeConfig } from './scale.ts';
 
 const LAPTOP = 'laptop';
@@ -31,12 +31,15 @@ describe('what is on disk is damaged', () => {
     await cutShort(join(state, 'tokens.json'), 5); // the entry of our token is left whole
     await host.startAgent();
     await row.holds('starts');
-    const kept = await corruptFiles(state, join(state, 'journal'));
-    expect(kept).toEqual([...STATE, 'journal.jsonl', 'tokens.json'].sort());
-    await row.holds('each bad file is kept as .corrupt-<ts>');
-    const told = (await statusOf(host)).snapshot.problems.join('\n');
-    for (const name of kept) expect(told).toContain(`${name} was damaged`);
+    const bad = [...STATE, 'journal.jsonl', 'tokens.json'].sort();
+    // Some are read beside the work of the start.
+    await eventually('the status tells of each', async () => {
+      const told = (await statusOf(host)).snapshot.problems.join('\n');
+      return bad.every((name) => told.includes(`${name} was damaged`));
+    });
     await row.holds('warnings in the status');
+    expect(await corruptFiles(state, join(state, 'journal'))).toEqual(bad);
+    await row.holds('each bad file is kept as .corrupt-<ts>');
     expect(await untilEnded(bridge, id)).toBe('success');
     await expectHistory(fleet, id);
     await row.holds('the rest used: every image once');
@@ -82,7 +85,12 @@ describe('what is on disk is damaged', () => {
     await damageLine(pathOf(fleet, flipped), '{"type":"saved"');
     await writeFile(pathOf(fleet, unreadable), GARBAGE);
     const next = await fleet.bridge(bridgeConfig(), LAPTOP);
-    for (const id of [cut, flipped]) expect(await untilEnded(next, id)).toBe('success');
+    expect(await untilEnded(next, cut)).toBe('success');
+    await eventually('the damaged one is mended and ends again', async () => {
+      const types = new Set((await manifestOf(fleet, flipped)).map(({ type }) => type));
+      return types.has('repaired') && types.has('ended');
+    });
+    expect(await untilEnded(next, flipped)).toBe('success');
     await row.holds('the next bridge goes on with each');
     await expectHistory(fleet, cut, flipped);
     expect(host.events('job-accepted')).toHaveLength(made);
