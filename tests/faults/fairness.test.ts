@@ -8,8 +8,9 @@ import { expectHistory, manifestOf } from './history.ts';
 import { agentConfig, bridgeConfig, FACTOR, scaledMs } from './scale.ts';
 
 const OTHER = 'Tongyi-MAI/Z-Image-Turbo';
-/** Of either model: fewer than the 40 of a real morning, but several turns. A call takes at most 20 prompts. */
-const IMAGES = 20;
+/** Of either model. A call takes at most 20 prompts. */
+const IMAGES = 40;
+const PER_PROMPT = 2;
 /** Only one of the two fits on the GPU. */
 const LARGE = { 'weights-mib': 15_000, 'peak-mib': 16_000 };
 const TURN_MS = 30_000;
@@ -19,7 +20,7 @@ fault('F41', 'two bridges want two models of one host', async (row) => {
     {
       name: 'a',
       models: {
-        klein: { ...vllm(MODEL, { ...LARGE, 'step-ms': 60 }), preload: true },
+        klein: { ...vllm(MODEL, { ...LARGE, 'step-ms': 45 }), preload: true },
         z: vllm(OTHER, { ...LARGE, 'step-ms': 35 }),
       },
       config: agentConfig(),
@@ -33,8 +34,10 @@ fault('F41', 'two bridges want two models of one host', async (row) => {
   row.injected();
   const second = await start(bridges[1], OTHER);
   const isSaved = async (): Promise<boolean> => (await manifestOf(fleet, second)).some(({ type }) => type === 'saved');
-  const swapMs = (await modelOf(host, 'z')).loadMs;
-  await row.sees("the second bridge's first image, within a turn and a swap", TURN_MS + swapMs / FACTOR, isSaved);
+  // As it was measured on this machine; programs start no faster for a smaller factor.
+  const swapMs = (await modelOf(host, 'klein')).loadMs / FACTOR;
+  const turnMs = Math.max(TURN_MS, 3 * swapMs);
+  await row.sees("the second bridge's first image, within a turn and a swap", turnMs + swapMs, isSaved);
   expect(host.events('job-done').length, 'images of the first by then').toBeLessThan(IMAGES);
   expect(await untilEnded(bridges[0], first)).toBe('success');
   expect(await untilEnded(bridges[1], second)).toBe('success');
@@ -43,13 +46,15 @@ fault('F41', 'two bridges want two models of one host', async (row) => {
   const [from = 0] = ready.map(({ time }) => time);
   const ran = host.events('job-done').map(({ time }) => time);
   const swaps = ready.length - 1;
-  expect(swaps).toBeLessThanOrEqual(Math.ceil((Math.max(...ran) - from) / scaledMs(TURN_MS)));
+  expect(swaps).toBeLessThanOrEqual(Math.ceil((Math.max(...ran) - from) / scaledMs(turnMs)));
   await row.holds('swaps <= run time / turn');
   await expectHistory(fleet, first, second);
 });
 
 async function start(bridge: BridgeClient, model: string): Promise<string> {
-  const prompts = Array.from({ length: IMAGES }, (_, index) => `picture ${index}`);
-  const answer = await bridge.ask('batch_generate', { prompts, model, width: 256, height: 256, wait_seconds: 0 });
+  const prompts = Array.from({ length: IMAGES / PER_PROMPT }, (_, index) => `picture ${index}`);
+  const answer = await bridge.ask('batch_generate', {
+    ...{ prompts, images_per_prompt: PER_PROMPT, model, width: 256, height: 256, wait_seconds: 0 },
+  });
   return String(answer['batch_id']);
 }
