@@ -20,8 +20,8 @@ fault('F41', 'two bridges want two models of one host', async (row) => {
     {
       name: 'a',
       models: {
-        klein: { ...vllm(MODEL, { ...LARGE, 'step-ms': 45 }), preload: true },
-        z: vllm(OTHER, { ...LARGE, 'step-ms': 35 }),
+        klein: { ...vllm(MODEL, { ...LARGE, 'step-ms': 30 }), preload: true },
+        z: vllm(OTHER, { ...LARGE, 'step-ms': 25 }),
       },
       config: agentConfig(),
     },
