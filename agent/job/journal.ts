@@ -2,6 +2,7 @@ import type { FileHandle } from 'node:fs/promises';
 import { constants } from 'node:fs';
 import { copyFile, mkdir, open, readFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
+import { toCheckedLine } from '../../shared/checked-line.ts';
 import { syncDirectory, writeDurable } from '../../shared/durable-file.ts';
 import type { AppError } from '../../shared/errors.ts';
 import type { Job } from '../../shared/job.ts';
@@ -130,7 +131,7 @@ export class Journal implements AsyncDisposable {
   }
 
   async #append(line: Line): Promise<void> {
-    await this.#write(`${JSON.stringify(line)}\n`, line);
+    await this.#write(toCheckedLine(line), line);
   }
 
   /** Lines that come while a write is under way share the next fsync. */

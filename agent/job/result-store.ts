@@ -21,7 +21,7 @@ type Kept = StoredResult & { tokenId: string; jobId: string; storedAtMs: number 
 type ResultStoreOptions = { dir: string; quotaBytes: number; keptMs: number; log: Log };
 
 /** Jobs, attempts and hashes are in the names, so that the store needs no index: `<jobId>.<attempt>.<sha256>.<format>`. */
-const NAME = /^([0-9a-f-]{36})\.(\d{1,2})\.([0-9a-f]{64})\.(png|jpg|webp)$/;
+const NAME = /^([0-9a-f-]{36})\.(\d{1,4})\.([0-9a-f]{64})\.(png|jpg|webp)$/;
 
 const TOKEN_ID = /^[\w-]{1,64}$/;
 const PROBE = 'probe';

@@ -12,7 +12,7 @@ import { enterState } from './job-record.ts';
 import type { Holding, JobRecord } from './job-record.ts';
 import { isOver, placeOf } from './job-state.ts';
 import type { JobState } from './job-state.ts';
-import type { ManifestHeader, ManifestLine } from './manifest-lines.ts';
+import type { ManifestHeader, ManifestLine, ManifestRepair } from './manifest-lines.ts';
 import type { Manifest } from './manifest.ts';
 import type { CapableHost } from './retry-policy.ts';
 import { RoomWatch } from './room-watch.ts';
@@ -46,6 +46,8 @@ export class BatchBook implements AsyncDisposable {
   readonly header: ManifestHeader;
   readonly directory: string;
   readonly jobs: readonly JobRecord[];
+  /** What happened to its manifest before this process had it. */
+  readonly repairs: readonly ManifestRepair[];
   /** The same in the order of the plan. */
   readonly inOrder: readonly JobRecord[];
   readonly side: FleetSide;
@@ -72,10 +74,12 @@ export class BatchBook implements AsyncDisposable {
     side: FleetSide;
     ageMs: number;
     isNew: boolean;
+    repairs?: readonly ManifestRepair[];
   }) {
     this.header = o.header;
     this.directory = o.directory;
     this.jobs = o.jobs;
+    this.repairs = o.repairs ?? [];
     this.inOrder = o.header.order === 'fifo' ? o.jobs : longestFirst(o.jobs);
     this.side = o.side;
     this.rules = { only: o.header.host ?? undefined, avoid: [], spread: o.header.maxConcurrent ?? undefined };

@@ -1,6 +1,6 @@
 import { randomUUID } from 'node:crypto';
 import { mkdir, readFile, stat } from 'node:fs/promises';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { AppError, toAppError } from '../../shared/errors.ts';
 import { BatchBook } from './batch-book.ts';
 import type { FleetSide } from './batch-book.ts';
@@ -43,12 +43,20 @@ export async function resumeBook(
 ): Promise<BatchBook | undefined> {
   const lock = await BatchLock.acquire(directory, holder);
   if (!(lock instanceof BatchLock)) return undefined;
-  const { manifest, lines, damaged } = await Manifest.resume(join(directory, 'manifest.jsonl')).catch(
+  const batchId = basename(directory);
+  const resumed = await Manifest.resume(join(directory, 'manifest.jsonl'), { batchId }).catch(
     async (error: unknown) => {
       await lock[Symbol.asyncDispose]();
       throw error;
     },
   );
+  if (resumed === undefined) {
+    side.log.warn({ event: 'manifest-unreadable', batchId });
+    await lock[Symbol.asyncDispose]();
+    return undefined;
+  }
+  const { manifest, lines, damaged } = resumed;
+  if (damaged > 0) side.log.warn({ event: 'manifest-damaged', batchId, lines: damaged });
   const state = new ManifestState();
   for (const line of lines) state.apply(line);
   const { header, jobs } = state;
@@ -57,9 +65,9 @@ export async function resumeBook(
     await lock[Symbol.asyncDispose]();
     return undefined;
   }
-  if (damaged > 0) side.log.warn({ event: 'manifest-damaged', batchId: header.batchId, lines: damaged });
   const ageMs = Math.max(0, Date.now() - Date.parse(header.createdAt));
-  return new BatchBook({ directory, header, jobs, manifest, lock, side, ageMs, isNew: false });
+  const { repairs } = state;
+  return new BatchBook({ directory, header, jobs, manifest, lock, side, ageMs, isNew: false, repairs });
 }
 
 /** What other processes ask for by files: an end of all, or of the jobs with these ids. */

@@ -11,6 +11,8 @@ type Entry = {
   size: number;
   changedMs: number;
   isEnded: boolean;
+  /** Some of its lines cannot be read: whoever gets its lock makes it whole again. */
+  isDamaged: boolean;
   state: ManifestState | undefined;
 };
 
@@ -37,9 +39,12 @@ export class BatchIndex {
     return [...this.#entries.values()].reduce((sum, { state }) => sum + (state?.jobs.length ?? 0), 0);
   }
 
-  /** Whole batches that are not ended, as of now. */
-  unfinished(): Indexed[] {
-    return this.#ids().flatMap((id) => (this.#refresh(id)?.isEnded === false ? (this.#whole(id) ?? []) : []));
+  /** Ids of whole batches that are not ended, and of those whose manifest is damaged, as of now. */
+  unfinished(): string[] {
+    return this.#ids().filter((id) => {
+      const entry = this.#refresh(id);
+      return entry !== undefined && (entry.isDamaged || (!entry.isEnded && this.#whole(id) !== undefined));
+    });
   }
 
   /** Whole batches, those whose manifests changed last first. */
@@ -105,13 +110,15 @@ export class BatchIndex {
       const bytes = Buffer.alloc(Math.max(0, size - from));
       const read = readSync(file, bytes, 0, bytes.length, from);
       const end = bytes.subarray(0, read).lastIndexOf(10) + 1; // only whole lines
-      for (const line of readLines(bytes.subarray(0, end).toString('utf8')).lines) state.apply(line);
+      const { lines, damaged } = readLines(bytes.subarray(0, end).toString('utf8'));
+      for (const line of lines) state.apply(line);
       const entry: Entry = {
         inode: ino,
         readTo: from + end,
         size: from + read,
         changedMs: mtimeMs,
         isEnded: state.ended !== undefined,
+        isDamaged: known?.isDamaged === true || damaged > 0,
         state,
       };
       this.#entries.set(id, entry);

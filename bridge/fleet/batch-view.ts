@@ -4,7 +4,7 @@ import type { BatchQuality } from './batch-quality.ts';
 import type { JobRecord } from './job-record.ts';
 import { isOver } from './job-state.ts';
 import type { JobStateKind } from './job-state.ts';
-import type { ManifestState } from './manifest-lines.ts';
+import type { ManifestRepair, ManifestState } from './manifest-lines.ts';
 
 export type JobView = {
   jobId: string;
@@ -50,6 +50,8 @@ export type BatchView = {
   pausedBy?: string;
   elapsedMs: number;
   quality?: BatchQuality;
+  /** What a person should know about it: damage to its record. */
+  notes: readonly string[];
   isOurs: boolean;
 };
 
@@ -73,7 +75,7 @@ export function countEnds(jobs: readonly JobRecord[]): { completed: number; fail
 }
 
 /** A batch of another process, or of an earlier one, as its manifest tells. */
-export function manifestView({ header, ended, jobs }: ManifestState): BatchView | undefined {
+export function manifestView({ header, ended, jobs, repairs }: ManifestState): BatchView | undefined {
   if (header === undefined) return undefined;
   return {
     batchId: header.batchId,
@@ -86,8 +88,21 @@ export function manifestView({ header, ended, jobs }: ManifestState): BatchView 
     etaMs: ended === undefined ? null : 0,
     elapsedMs: ended?.elapsedMs ?? Math.max(0, Date.now() - Date.parse(header.createdAt)),
     ...(ended?.quality && { quality: ended.quality }),
+    notes: repairNotes(repairs),
     isOurs: false,
   };
+}
+
+/** One sentence for each time that its manifest was damaged. */
+export function repairNotes(repairs: readonly ManifestRepair[]): string[] {
+  return repairs.map(({ damaged, lost, keptAs }) => {
+    const lines = damaged === 1 ? 'One line' : `${damaged} lines`;
+    const images =
+      lost === 0
+        ? 'No image is lost by it.'
+        : `Of ${lost === 1 ? 'one image' : `${lost} images`} it is not known any more what was asked for.`;
+    return `${lines} of the record of this batch could not be read. ${images} The damaged file is kept as ${keptAs}.`;
+  });
 }
 
 /** What only the process that works on a job knows of it. `detail` says why a waiting job waits. */

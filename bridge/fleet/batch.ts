@@ -12,7 +12,7 @@ import type { PlanJob } from './batch-plan.ts';
 import { batchQuality } from './batch-quality.ts';
 import type { BatchQuality } from './batch-quality.ts';
 import { explainer, lastEndMs, outlooks, qualityHosts, stillRunningOn } from './batch-report.ts';
-import { batchState, countEnds, jobView } from './batch-view.ts';
+import { batchState, countEnds, jobView, repairNotes } from './batch-view.ts';
 import type { BatchView } from './batch-view.ts';
 import type { JobRecord } from './job-record.ts';
 import { isInFlight, isOver } from './job-state.ts';
@@ -22,7 +22,7 @@ import type { Taking } from './job-taker.ts';
 import type { ManifestHeader, ManifestLine } from './manifest-lines.ts';
 import { HopelessJobs, jobRules } from './job-rules.ts';
 
-/** A timer this late means that the laptop slept: silences are counted anew. */
+/** A timer this late means that the laptop slept, and so does half of a silence that is set shorter. */
 const SLEPT_MS = 20_000;
 const LOOK_MS = 1_000;
 
@@ -39,6 +39,8 @@ export class Batch implements AsyncDisposable {
   #end: { elapsedMs: number; quality: BatchQuality | undefined } | undefined;
   #isLost = false;
   #lastTickMs = performance.now();
+  /** Since when this machine has not slept, as far as its timers tell. */
+  #awakeSinceMs = performance.now();
   #lastLookMs = 0;
 
   private constructor(book: BatchBook) {
@@ -167,9 +169,10 @@ export class Batch implements AsyncDisposable {
   /** Called a few times a second while the batch is not over. */
   tick(): void {
     const nowMs = performance.now();
-    const hasSlept = nowMs - this.#lastTickMs > SLEPT_MS;
+    const sleptMs = Math.min(SLEPT_MS, this.#book.side.times.silenceMs / 2);
+    if (nowMs - this.#lastTickMs > sleptMs) this.#awakeSinceMs = nowMs;
     this.#lastTickMs = nowMs;
-    this.#tracker.tick({ nowMs, hasSlept });
+    this.#tracker.tick({ nowMs, awakeSinceMs: this.#awakeSinceMs });
     if (nowMs - this.#lastLookMs < LOOK_MS || this.isEnded) return;
     this.#lastLookMs = nowMs;
     this.#book.own(undefined, this.#look());
@@ -193,6 +196,7 @@ export class Batch implements AsyncDisposable {
       ...(book.pausedBy !== undefined && !this.isEnded && { pausedBy: book.pausedBy.message }),
       elapsedMs: this.#end?.elapsedMs ?? book.inMs(),
       ...(this.#end?.quality !== undefined && { quality: this.#end.quality }),
+      notes: repairNotes(book.repairs),
       isOurs: true,
     };
   }

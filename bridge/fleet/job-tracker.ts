@@ -141,7 +141,7 @@ export class JobTracker {
     }
   }
 
-  tick(now: { nowMs: number; hasSlept: boolean }): void {
+  tick(now: { nowMs: number; awakeSinceMs: number }): void {
     for (const job of this.#book.jobs) if (job.state.kind === 'unsure') this.#unsure.tick(job, now);
   }
 
@@ -163,8 +163,8 @@ export class JobTracker {
     const attempt = findAttempt(job, place);
     if (attempt === undefined) throw new Error(`job ${job.jobId} has no attempt ${place.attempt} on ${place.host}`);
     const isCurrent = isAt(job.state, place);
-    // Without a step done, the server died while it was started, and not by this job.
-    const serverDied = error.code === 'MODEL_FAILED' && isCurrent && job.progress.steps > 0;
+    // Before the job ran, the server died while it was started, and not by this job.
+    const serverDied = error.code === 'MODEL_FAILED' && isCurrent && job.state.kind === 'running';
     attempt.end = { kind: 'failed', error, serverDied };
     this.#book.side.log.info({ event: 'attempt-failed', jobId: job.jobId, ...place, code: error.code, serverDied });
     const lines: ManifestLine[] = [{ type: 'attempt-failed', jobId: job.jobId, ...place, error, serverDied }];

@@ -1,4 +1,5 @@
 import { z } from 'zod';
+import { readCheckedLine } from '../../shared/checked-line.ts';
 import { JobClass, JobError, JobRequest, JobResult, Uuid } from '../../shared/job.ts';
 import type { BatchSequence } from './batch-order.ts';
 import type { BatchState } from './batch-view.ts';
@@ -59,6 +60,8 @@ export const ManifestLine = z.discriminatedUnion('type', [
   }),
   z.object({ type: z.literal('failed'), jobId: Uuid, error: JobError, endedInMs: z.number() }),
   z.object({ type: z.literal('cancelled'), jobId: Uuid, endedInMs: z.number() }),
+  /** Some lines could not be read any more: how many, how many images went with them, and where the damaged file is. */
+  z.object({ type: z.literal('repaired'), damaged: z.int(), lost: z.int(), keptAs: z.string() }),
   z.object({
     type: z.literal('ended'),
     state: z.enum(['success', 'partial', 'failed', 'cancelled']),
@@ -70,6 +73,7 @@ export type ManifestLine = z.infer<typeof ManifestLine>;
 
 export type ManifestHeader = Extract<ManifestLine, { type: 'batch' }>;
 export type ManifestEnd = Extract<ManifestLine, { type: 'ended' }>;
+export type ManifestRepair = Extract<ManifestLine, { type: 'repaired' }>;
 
 /** Complete lines of a manifest. A torn last line is not yet written; any other that cannot be read is `damaged`. */
 export function readLines(text: string): { lines: ManifestLine[]; damaged: number; readTo: number } {
@@ -89,6 +93,8 @@ export function readLines(text: string): { lines: ManifestLine[]; damaged: numbe
 export class ManifestState {
   header: ManifestHeader | undefined;
   ended: ManifestEnd | undefined;
+  /** Each time it was damaged and made whole again. */
+  readonly repairs: ManifestRepair[] = [];
   readonly jobs: JobRecord[] = [];
   readonly #byId = new Map<string, JobRecord>();
 
@@ -112,6 +118,7 @@ export class ManifestState {
   apply(line: ManifestLine): void {
     if (line.type === 'batch') this.header = line;
     else if (line.type === 'ended') this.ended = line;
+    else if (line.type === 'repaired') this.repairs.push(line);
     else if (line.type === 'job') {
       if (this.#byId.has(line.jobId)) return;
       const record = newRecord({ ...line, name: line.name ?? undefined });
@@ -124,7 +131,7 @@ export class ManifestState {
   }
 }
 
-type JobLine = Exclude<ManifestLine, { type: 'batch' | 'ended' | 'job' }>;
+type JobLine = Exclude<ManifestLine, { type: 'batch' | 'ended' | 'job' | 'repaired' }>;
 
 function applyToJob(record: JobRecord, line: JobLine): void {
   if (isOver(record.state)) return;
@@ -193,9 +200,5 @@ function placeIn({ host, attempt }: Place): Place {
 }
 
 function parseLine(line: string): ManifestLine | undefined {
-  try {
-    return ManifestLine.safeParse(JSON.parse(line)).data;
-  } catch {
-    return undefined; // not JSON: counted as damaged
-  }
+  return ManifestLine.safeParse(readCheckedLine(line)).data;
 }

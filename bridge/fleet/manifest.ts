@@ -1,9 +1,14 @@
-import { copyFile, open, readFile } from 'node:fs/promises';
+import { randomUUID } from 'node:crypto';
+import { copyFile, open, readFile, rename, stat } from 'node:fs/promises';
 import type { FileHandle } from 'node:fs/promises';
 import { dirname } from 'node:path';
+import { toCheckedLine } from '../../shared/checked-line.ts';
 import { syncDirectory, writeDurable } from '../../shared/durable-file.ts';
 import type { ManifestLine } from './manifest-lines.ts';
 import { readLines } from './manifest-lines.ts';
+import { repairManifest } from './manifest-repair.ts';
+
+const NEWLINE = 10;
 
 /**
  * The durable record of one batch: append-only JSONL with one writer, the holder of the batch's lock. Other processes read
@@ -27,17 +32,32 @@ export class Manifest implements AsyncDisposable {
     return manifest;
   }
 
-  /** An existing one, to go on with. A torn last line is ended; one with damaged lines is kept aside and cleaned. */
-  static async resume(path: string): Promise<{ manifest: Manifest; lines: ManifestLine[]; damaged: number }> {
-    const text = await readFile(path, 'utf8');
-    const { lines, damaged } = readLines(text);
-    if (damaged > 0) {
-      await copyFile(path, `${path}.corrupt-${Date.now()}`);
-      await writeDurable(path, lines.map(toText).join(''));
+  /**
+   * An existing one, to go on with. A torn last line is cut off: nobody was answered for it. A damaged file is kept aside, and
+   * what can be read of it is made whole again. Undefined where nothing can: then it was moved aside.
+   */
+  static async resume(
+    path: string,
+    { batchId }: { batchId: string },
+  ): Promise<{ manifest: Manifest; lines: ManifestLine[]; damaged: number } | undefined> {
+    const bytes = await readFile(path);
+    const { lines, damaged } = readLines(bytes.toString('utf8'));
+    if (damaged === 0) {
+      const file = await open(path, 'a', 0o600);
+      const wholeBytes = bytes.lastIndexOf(NEWLINE) + 1;
+      if (wholeBytes < bytes.length) await file.truncate(wholeBytes);
+      return { manifest: new Manifest(file), lines, damaged };
     }
-    const manifest = new Manifest(await open(path, 'a', 0o600));
-    if (damaged === 0 && text !== '' && !text.endsWith('\n')) await manifest.#file.appendFile('\n');
-    return { manifest, lines, damaged };
+    const keptAs = `${path}.corrupt-${Date.now()}`;
+    const createdAt = (await stat(path)).mtime.toISOString();
+    const repaired = repairManifest(lines, { batchId, keptAs, damaged, createdAt, newId: randomUUID });
+    if (repaired === undefined) {
+      await rename(path, keptAs);
+      return undefined;
+    }
+    await copyFile(path, keptAs);
+    await writeDurable(path, repaired.map(toCheckedLine).join(''));
+    return { manifest: new Manifest(await open(path, 'a', 0o600)), lines: repaired, damaged };
   }
 
   /** Resolves when the lines are on the disk. */
@@ -56,7 +76,7 @@ export class Manifest implements AsyncDisposable {
   }
 
   #enqueue(lines: readonly ManifestLine[], isSynced: boolean): Promise<void> {
-    const text = lines.map(toText).join('');
+    const text = lines.map(toCheckedLine).join('');
     return new Promise((resolve, reject) => {
       this.#waiting.push({ text, isSynced, resolve, reject });
       this.#writing ??= this.#writeAll();
@@ -79,8 +99,4 @@ export class Manifest implements AsyncDisposable {
     // In the same tick as the last look at the queue: later, a line that came in between would wait for nobody.
     this.#writing = undefined;
   }
-}
-
-function toText(line: ManifestLine): string {
-  return `${JSON.stringify(line)}\n`;
 }

@@ -184,6 +184,7 @@ function spawnAgent(options: SimulatedHostOptions, ledger: string) {
     stderr: 'inherit',
     buffer: false,
     reject: false,
+    forceKillAfterDelay: false, // after SIGTERM its jobs and servers have their grace, as under systemd
   });
 }
 

@@ -55,7 +55,7 @@ export async function untilRunning(host: SimulatedHost, alias = 'klein'): Promis
 export async function startBatch(
   bridge: BridgeClient,
   images = 10,
-  more: { host?: string; images_per_prompt?: number; num_inference_steps?: number } = {},
+  more: Record<string, unknown> = {},
 ): Promise<string> {
   const prompts = Array.from({ length: images }, (_, index) => `picture ${index}`);
   const answer = await bridge.ask('batch_generate', { ...SMALL, prompts, wait_seconds: 0, ...more });

@@ -64,7 +64,7 @@ async function run(args: z.output<typeof input>, context: ToolContext): Promise<
       results: resultsJson(shown),
       ...(file !== undefined && { results_file: file }),
       ...(job === undefined ? qualityJson(view) : { routing: job.routing }),
-      notes: [...(job?.result?.notes ?? []), ...notes],
+      notes: [...(job?.result?.notes ?? []), ...view.notes, ...notes],
     },
     previews,
   };

@@ -9,7 +9,8 @@ import { afterEach, describe, expect, test } from 'vitest';
 import { InputStore } from '../../../agent/job/input-store.ts';
 import { Journal } from '../../../agent/job/journal.ts';
 import { ResultStore } from '../../../agent/job/result-store.ts';
-import type { Job, JobResult } from '../../../shared/job.ts';
+import type { JobResult } from '../../../shared/job.ts';
+import { Job, MAX_ATTEMPT } from '../../../shared/job.ts';
 
 const log = pino({ level: 'silent' });
 const dirs: string[] = [];
@@ -191,6 +192,16 @@ describe('the result store', () => {
   async function open(dir: string, change: { quotaBytes?: number; keptMs?: number } = {}): Promise<ResultStore> {
     return await ResultStore.open({ dir, quotaBytes: 1e6, keptMs: 1e6, log, ...change });
   }
+
+  test.each([9, 10, 99, 100, MAX_ATTEMPT])('attempt %d is as good as the first', async (attempt) => {
+    const dir = await tempDir();
+    const { jobId, ...rest } = job();
+    expect(Job.parse({ jobId, ...rest, attempt }).attempt).toBe(attempt);
+    const image = await png();
+    await (await open(dir)).put('t', jobId, attempt - 1, image, image);
+    await (await open(dir)).put('t', jobId, attempt, image, image);
+    expect((await open(dir)).find('t', jobId)?.attempt).toBe(attempt);
+  });
 
   test('finds the latest attempt again after a restart, under its token only', async () => {
     const dir = await tempDir();

@@ -3,6 +3,7 @@ import { mkdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { performance } from 'node:perf_hooks';
 import { expect, test } from 'vitest';
+import { pause } from '../../../shared/abort.ts';
 import type { JobRequest } from '../../../shared/job.ts';
 import { gpu, MODEL, request } from './builders.ts';
 import { ended, Laptop, opened, until } from './fleet-fixture.ts';
@@ -212,6 +213,28 @@ test('a silent host: its job is done elsewhere, and what it has later is dropped
   b.refuseWith = undefined;
   await b.until(() => b.jobs.size === 0);
   expect(await laptop.files()).toEqual(['image-0.png']);
+});
+
+test('a laptop that slept gives every host the whole silence again before its job is taken elsewhere', async () => {
+  await using a = await ScriptedAgent.start('a', { runMs: 30 });
+  await using b = await ScriptedAgent.start('b', { runMs: 3_000 });
+  await using laptop = await Laptop.create();
+  const silenceMs = 1_500;
+  const fleet = await opened(laptop.fleet([a, b], { silenceMs }));
+  a.refuseWith = 503;
+  a.dropLink();
+  const batch = await fleet.start(laptop.order(1));
+  await b.until(() => b.runningJob !== undefined);
+  b.refuseWith = 503;
+  b.dropLink();
+  a.refuseWith = undefined;
+  await until(() => batch.view().jobs[0]?.state === 'unsure', 'unsure');
+  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, silenceMs + 200); // nothing here runs, as in a sleep
+  await pause(silenceMs / 4, new AbortController().signal); // its network takes a while
+  b.refuseWith = undefined;
+  const view = await ended(batch);
+  expect(view.jobs[0]?.attempts.map(({ host }) => host)).toEqual(['b']);
+  expect(a.count('job.take')).toBe(0);
 });
 
 test('a killed bridge: the next one goes on, and redoes nothing that is done', async () => {

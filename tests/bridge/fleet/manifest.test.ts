@@ -82,19 +82,22 @@ test('lines survive, in order, and a torn last line is not one', async () => {
   await appendFile(directory.file, '{"type":"sav');
   const text = await readFile(directory.file, 'utf8');
   expect(readLines(text)).toMatchObject({ damaged: 0, lines: [header, job, sent, { type: 'phase' }] });
-  const resumed = await Manifest.resume(directory.file);
-  await resumed.manifest.append([saved]);
-  await resumed.manifest[Symbol.asyncDispose]();
-  expect(readLines(await readFile(directory.file, 'utf8')).lines.at(-1)).toEqual(saved);
+  const resumed = await Manifest.resume(directory.file, { batchId });
+  await resumed?.manifest.append([saved]);
+  await resumed?.manifest[Symbol.asyncDispose]();
+  const now = readLines(await readFile(directory.file, 'utf8'));
+  expect(now.lines.at(-1)).toEqual(saved);
+  expect(now.damaged, 'a torn line is cut off and counts as no damage later').toBe(0);
 });
 
 test('a damaged manifest is kept aside, and the rest used', async () => {
   await using directory = await temporary();
   const text = [header, job, sent].map((line) => JSON.stringify(line)).join('\n');
   await writeFile(directory.file, `${text.replace('"sent"', '"se\u0000t"')}\n`);
-  const { manifest, lines, damaged } = await Manifest.resume(directory.file);
-  await manifest[Symbol.asyncDispose]();
-  expect([lines.length, damaged]).toEqual([2, 1]);
+  const resumed = await Manifest.resume(directory.file, { batchId });
+  await resumed?.manifest[Symbol.asyncDispose]();
+  expect(resumed?.lines.map(({ type }) => type)).toEqual(['batch', 'job', 'repaired']);
+  expect(resumed?.damaged).toBe(1);
   expect((await readdir(directory.path)).some((name) => name.startsWith('manifest.jsonl.corrupt-'))).toBe(true);
   expect(readLines(await readFile(directory.file, 'utf8'))).toMatchObject({ damaged: 0 });
 });

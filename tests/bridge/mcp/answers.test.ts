@@ -61,6 +61,7 @@ function batch(jobs: JobView[], o: Partial<BatchView> = {}): BatchView {
     total: jobs.length,
     etaMs: null,
     elapsedMs: 0,
+    notes: [],
     isOurs: true,
     ...o,
   };
