@@ -13,6 +13,8 @@ export type Verdict = {
 
 /** One seed from its first event to its last. */
 export async function runSeed(seed: number, o: { isTraced?: boolean } = {}): Promise<Verdict> {
+  // Most errors here are those of a simulated disk or network; nobody reads where they were made.
+  if (o.isTraced !== true) Error.stackTraceLimit = 0;
   const history = new History(seed, o);
   await history.run();
   return { seed, ...history.verdict() };

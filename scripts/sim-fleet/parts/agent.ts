@@ -20,6 +20,8 @@ import { SimulatedServers } from './servers.ts';
 
 export const AGENT_STATE = '/state';
 const TICK_MS = 5_000;
+/** Four times the product's own: status is most of what is sent, and an older one is the harder case. */
+const STATUS_GAP_MS = 1_000;
 const CLEAR_UP_MS = 300;
 const JOB_GRACE_MS = 30_000;
 
@@ -73,7 +75,7 @@ export class SimulatedAgent {
       exchange.kick();
       status.changed();
     };
-    const status: StatusFeed = new StatusFeed({ build: () => this.#snapshot() });
+    const status: StatusFeed = new StatusFeed({ build: () => this.#snapshot(), minGapMs: STATUS_GAP_MS });
     this.#status = status;
     const parts = { exchange, status, agentId: machine.name, epoch: world().rng.uuid(), log };
     network().listen({
@@ -85,6 +87,7 @@ export class SimulatedAgent {
           parts,
         });
         this.#sessions.add(session);
+        socket.once('close', () => this.#sessions.delete(session));
       },
       onRequest: (request) => this.#serve(results, request),
     });

@@ -37,6 +37,7 @@ export type Tally = {
 const PATIENCE_MS = 15 * 60_000;
 /** Acknowledgements and deletions that are still on their way. */
 const AFTERMATH_MS = 3_000;
+const LOOK_MS = 500;
 
 /** One seed: machines, programs, orders, faults and checks, in one world. */
 export class History {
@@ -56,6 +57,7 @@ export class History {
   #ordersLeft = 0;
   #orderFailures = 0;
   #endedAtMs = 0;
+  #lookAgainAtMs = 0;
 
   constructor(seed: number, { isTraced = false }: { isTraced?: boolean }) {
     this.plan = planOf(seed);
@@ -182,6 +184,9 @@ export class History {
 
   #isOver(): boolean {
     if (this.checks.violations.length > 0) return true;
+    // Asked after each event: seldom enough is soon enough.
+    if (this.world.nowMs < this.#lookAgainAtMs) return false;
+    this.#lookAgainAtMs = this.world.nowMs + LOOK_MS;
     if (this.#ordersLeft > 0 || this.nemesis.isBusy) return false;
     return [...this.bridges.values()].every(
       (bridge) =>

@@ -46,7 +46,7 @@ export function planOf(seed: number): Plan {
   const rng = new Rng(seed * 7919 + 17);
   const models = modelsOf(rng);
   const hosts = hostsOf(rng, models);
-  const laptops = Array.from({ length: rng.chance(0.25) ? 2 : 1 }, (_, at) => `laptop-${at + 1}`);
+  const laptops = Array.from({ length: rng.chance(0.15) ? 2 : 1 }, (_, at) => `laptop-${at + 1}`);
   const bridges = bridgesOf(rng, laptops);
   const batches = bridges.flatMap((bridge, at) => batchesOf(rng, { bridge, at, models }));
   const faults = faultsOf(rng, { hosts, laptops, bridges });
@@ -55,7 +55,7 @@ export function planOf(seed: number): Plan {
 }
 
 function modelsOf(rng: Rng): ModelPlan[] {
-  return Array.from({ length: rng.pick([1, 1, 1, 2, 2, 3]) }, (_, at) => ({
+  return Array.from({ length: rng.pick([1, 1, 1, 1, 2, 2, 3]) }, (_, at) => ({
     id: `model-${at + 1}`,
     needMiB: rng.int(6_000, 20_000),
     loadMs: rng.between(1_000, 12_000),
@@ -65,7 +65,7 @@ function modelsOf(rng: Rng): ModelPlan[] {
 }
 
 function hostsOf(rng: Rng, models: readonly ModelPlan[]): HostPlan[] {
-  return Array.from({ length: rng.pick([1, 2, 2, 2, 3, 4]) }, (_, at) => {
+  return Array.from({ length: rng.pick([1, 1, 2, 2, 2, 2, 2, 3, 4]) }, (_, at) => {
     const some = models.filter(() => rng.chance(0.8));
     return {
       name: `host-${at + 1}`,
@@ -77,15 +77,15 @@ function hostsOf(rng: Rng, models: readonly ModelPlan[]): HostPlan[] {
 }
 
 function bridgesOf(rng: Rng, laptops: readonly string[]): BridgePlan[] {
-  const all = laptops.flatMap((laptop) => Array.from({ length: rng.chance(0.25) ? 2 : 1 }, () => laptop));
+  const all = laptops.flatMap((laptop) => Array.from({ length: rng.chance(0.2) ? 2 : 1 }, () => laptop));
   return all.map((laptop, at) => ({ name: `bridge-${at + 1}`, laptop }));
 }
 
 function batchesOf(rng: Rng, o: { bridge: BridgePlan; at: number; models: readonly ModelPlan[] }): BatchPlan[] {
-  const count = rng.chance(0.15) ? 2 : o.at > 0 && rng.chance(0.3) ? 0 : 1;
+  const count = rng.chance(0.08) ? 2 : o.at > 0 && rng.chance(0.3) ? 0 : 1;
   return Array.from({ length: count }, (_, index) => {
     const isSingle = rng.chance(0.15);
-    const jobs = isSingle ? 1 : rng.chance(0.05) ? rng.int(10, 20) : rng.int(2, 6);
+    const jobs = isSingle ? 1 : rng.chance(0.03) ? rng.int(8, 20) : rng.int(2, 4);
     const hasPoison = rng.chance(0.12);
     const poisoned = hasPoison ? rng.int(0, jobs - 1) : -1;
     return {

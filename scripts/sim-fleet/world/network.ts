@@ -1,10 +1,11 @@
 import type { Machine, Process } from './world.ts';
 import { world } from './world.ts';
+import type { WebSocket } from './ws.ts';
 
 /** What an agent's process offers to the network. */
 export type Listener = {
   process: Process;
-  onSocket: (socket: Endpoint, token: string) => void;
+  onSocket: (socket: WebSocket, token: string) => void;
   onRequest: (request: { path: string; token: string; headers: Record<string, string> }) => Promise<HttpReply>;
 };
 export type HttpReply = { status: number; headers: Record<string, string>; body: Buffer };

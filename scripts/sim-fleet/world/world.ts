@@ -175,6 +175,7 @@ export class World {
   /** Of a machine that sleeps or a process that is stopped: later. */
   #isDelayed(event: Event, process: Process): boolean {
     const { machine } = process;
+    if (machine.isAsleep && machine.wakesAtMs <= this.nowMs) machine.wake(machine.wakesAtMs);
     const monoMs = machine.monoMs(this.nowMs);
     if (machine.isAsleep) event.atMs = machine.wakesAtMs;
     else if (process.hungUntilMs > this.nowMs) event.atMs = process.hungUntilMs;
