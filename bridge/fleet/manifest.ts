@@ -13,14 +13,18 @@ export class Manifest implements AsyncDisposable {
   readonly #file: FileHandle;
   #waiting: { text: string; isSynced: boolean; resolve: () => void; reject: (error: unknown) => void }[] = [];
   #writing: Promise<void> | undefined;
+  /** Length of what was promised to somebody; what a failed write left behind it goes before the next one. */
+  #goodBytes: number;
+  #isTorn = false;
 
-  private constructor(file: FileHandle) {
+  private constructor(file: FileHandle, goodBytes: number) {
     this.#file = file;
+    this.#goodBytes = goodBytes;
   }
 
   /** A new manifest. When this resolves, the lines and the file's name survive a power cut. */
   static async create(path: string, lines: readonly ManifestLine[]): Promise<Manifest> {
-    const manifest = new Manifest(await open(path, 'ax', 0o600));
+    const manifest = new Manifest(await open(path, 'ax', 0o600), 0);
     await manifest.append(lines);
     await syncDirectory(dirname(path));
     await syncDirectory(dirname(dirname(path)));
@@ -35,9 +39,9 @@ export class Manifest implements AsyncDisposable {
       await copyFile(path, `${path}.corrupt-${Date.now()}`);
       await writeDurable(path, lines.map(toText).join(''));
     }
-    const manifest = new Manifest(await open(path, 'a', 0o600));
-    if (damaged === 0 && text !== '' && !text.endsWith('\n')) await manifest.#file.appendFile('\n');
-    return { manifest, lines, damaged };
+    const file = await open(path, 'a', 0o600);
+    if (damaged === 0 && text !== '' && !text.endsWith('\n')) await file.appendFile('\n');
+    return { manifest: new Manifest(file, (await file.stat()).size), lines, damaged };
   }
 
   /** Resolves when the lines are on the disk. */
@@ -69,15 +73,25 @@ export class Manifest implements AsyncDisposable {
       const batch = this.#waiting;
       this.#waiting = [];
       try {
-        await this.#file.appendFile(batch.map(({ text }) => text).join(''));
+        if (this.#isTorn) await this.#mend();
+        const bytes = Buffer.from(batch.map(({ text }) => text).join(''));
+        await this.#file.appendFile(bytes);
         if (batch.some(({ isSynced }) => isSynced)) await this.#file.datasync();
+        this.#goodBytes += bytes.length;
         for (const { resolve } of batch) resolve();
       } catch (error) {
+        this.#isTorn = true;
         for (const { reject } of batch) reject(error);
       }
     }
     // In the same tick as the last look at the queue: later, a line that came in between would wait for nobody.
     this.#writing = undefined;
+  }
+
+  /** A full disk takes part of a line before it refuses: the next one must not be written behind it. */
+  async #mend(): Promise<void> {
+    await this.#file.truncate(this.#goodBytes);
+    this.#isTorn = false;
   }
 }
 
