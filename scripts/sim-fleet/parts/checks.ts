@@ -32,6 +32,8 @@ export class Checks {
   readonly #runs = new Map<string, { total: number; open: number }>();
   /** Disks that refused something once: lines that only inform may be missing there. */
   readonly wasFull = new Set<string>();
+  /** Jobs that a person cancelled: nobody wants their results any more. */
+  readonly unwanted = new Set<string>();
   readonly counts = { accepted: 0, acked: 0, files: 0, runs: 0, duplicates: 0 };
 
   addHost(machine: Machine): void {
@@ -128,7 +130,7 @@ export class Checks {
           line.host === way.host.name &&
           line.attempt === attempt),
     );
-    if (!isOver && !this.wasFull.has(way.bridge.name)) {
+    if (!isOver && !this.unwanted.has(jobId) && !this.wasFull.has(way.bridge.name)) {
       this.fail('P3', `${short(jobId)}/${attempt} is acknowledged to ${way.host.name}, and nothing says that it is over`);
     }
   }

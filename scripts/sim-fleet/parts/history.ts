@@ -3,7 +3,7 @@ import { Network, enterNetwork } from '../world/network.ts';
 import { Machine, World, enterWorld } from '../world/world.ts';
 import { syncNode } from '../world/disk.ts';
 import { AGENT_STATE, SimulatedAgent } from './agent.ts';
-import { BRIDGE_STATE, OUTPUT, SimulatedBridge } from './bridge.ts';
+import { BRIDGE_STATE, SimulatedBridge } from './bridge.ts';
 import { Checks } from './checks.ts';
 import type { Violation } from './checks.ts';
 import { checkEnd } from './end-checks.ts';

@@ -188,7 +188,7 @@ export class Nemesis {
     }
   }
 
-  #sleep({ laptop, forMs }: Extract<Fault, { kind: 'laptop-sleep' }>): () => void {
+  #sleep({ laptop, forMs }: { laptop: string; forMs: number }): () => void {
     const machine = this.#history.laptops.get(laptop);
     if (machine?.isOn !== true || machine.isAsleep) return () => undefined;
     const { world } = this.#history;
@@ -212,6 +212,7 @@ export class Nemesis {
       const batch = bridge.fleet?.list()[0];
       if (bridge.fleet === undefined || batch === undefined) return;
       const jobs = batch.jobs.filter(() => world.rng.chance(share)).map(({ jobId }) => jobId);
+      for (const { jobId } of batch.jobs) if (share === 1 || jobs.includes(jobId)) this.#history.checks.unwanted.add(jobId);
       const ids = share === 1 ? [batch.batchId] : jobs;
       for (const id of ids) void bridge.fleet.cancel(id).catch(() => undefined); // its disk may be full
     });
