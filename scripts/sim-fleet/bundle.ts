@@ -28,7 +28,16 @@ const REPLACED_FILES: Record<string, string> = {
   'shared/http-client.ts': 'http.ts',
   'agent/job/final-image.ts': 'final-image.ts',
 };
-const GLOBALS = ['AbortController', 'AbortSignal', 'Date', 'performance', 'process', 'clearTimeout', 'setTimeout', 'simRandom'];
+const GLOBALS = [
+  'AbortController',
+  'AbortSignal',
+  'Date',
+  'performance',
+  'process',
+  'clearTimeout',
+  'setTimeout',
+  'simRandom',
+];
 
 /** The product's own files and the simulated world as one program text, with changes of the product where asked. */
 export async function bundle(changes: readonly TextChange[] = []): Promise<string> {

@@ -65,7 +65,12 @@ export class SimulatedAgent {
     this.servers = servers;
     const exchange: Exchange = new Exchange({
       ...{ residency: servers, journal, results, inputs, drain, log, hostname: machine.name },
-      times: { grantMs: LIMITS.grantMs.value, inputSilenceMs: 60_000, turnMs: LIMITS.turnMs.value, moveAnswerMs: 40_000 },
+      times: {
+        grantMs: LIMITS.grantMs.value,
+        inputSilenceMs: 60_000,
+        turnMs: LIMITS.turnMs.value,
+        moveAnswerMs: 40_000,
+      },
       isStarting: true,
       isSimulated: () => true,
       onChange: () => status.changed(),

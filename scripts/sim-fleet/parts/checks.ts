@@ -36,9 +36,15 @@ export class Checks {
   readonly unwanted = new Set<string>();
   readonly counts = { accepted: 0, acked: 0, files: 0, runs: 0, duplicates: 0 };
 
+  /** A result or an image got its final name. */
+  onNamed: (machine: string) => void = () => undefined;
+
   addHost(machine: Machine): void {
     this.#machines.set(machine.name, machine);
-    machine.disk.watch = { onUnlink: (path, node) => this.#p3Unlinked(machine, path, node) };
+    const onName = (path: string): void => {
+      if (RESULT.test(path)) this.onNamed(machine.name);
+    };
+    machine.disk.watch = { onName, onUnlink: (path, node) => this.#p3Unlinked(machine, path, node) };
   }
 
   addLaptop(machine: Machine): void {
@@ -85,7 +91,9 @@ export class Checks {
   /** P1: accepted means journaled. */
   #taken(way: Way, text: string): void {
     const { jobId, attempt } = keyIn(text, /"job":\{"jobId":"([^"]+)","attempt":(\d+)/);
-    if (!this.#journalLines(way.host, 'durable').some((line) => line.event === 'taken' && isOf(line, { jobId, attempt }))) {
+    if (
+      !this.#journalLines(way.host, 'durable').some((line) => line.event === 'taken' && isOf(line, { jobId, attempt }))
+    ) {
       this.fail('P1', `${way.host.name} accepted ${short(jobId)}/${attempt} before its line "taken" is on the disk`);
     }
     const key = `${way.host.name} ${jobId} ${attempt}`;
@@ -101,10 +109,14 @@ export class Checks {
     const isLine = this.#journalLines(way.host, 'durable').some(
       (line) => line.event === 'done' && isOf(line, { jobId, attempt }),
     );
-    if (!isLine) this.fail('P3', `${way.host.name} told ${short(jobId)}/${attempt} as done before its line is on the disk`);
+    if (!isLine)
+      this.fail('P3', `${way.host.name} told ${short(jobId)}/${attempt} as done before its line is on the disk`);
     const bytes = way.host.disk.durable(path);
     if (bytes === undefined || ownerOf(bytes) === undefined) {
-      this.fail('P3', `${way.host.name} told ${short(jobId)}/${attempt} as done, and its result would not survive a power loss`);
+      this.fail(
+        'P3',
+        `${way.host.name} told ${short(jobId)}/${attempt} as done, and its result would not survive a power loss`,
+      );
     }
   }
 
@@ -113,7 +125,9 @@ export class Checks {
     const { jobId, attempt } = keyIn(text, /"jobId":"([^"]+)","attempt":(\d+)/);
     this.#acked.add(`${way.host.name} ${jobId} ${attempt}`);
     this.counts.acked += 1;
-    const lines = this.#manifestLines(way.bridge, jobId, 'durable').filter((line) => 'jobId' in line && line.jobId === jobId);
+    const lines = this.#manifestLines(way.bridge, jobId, 'durable').filter(
+      (line) => 'jobId' in line && line.jobId === jobId,
+    );
     const saved = lines.find((line) => line.type === 'saved');
     if (saved?.type === 'saved') {
       const bytes = way.bridge.disk.durable(saved.path);
@@ -131,25 +145,32 @@ export class Checks {
           line.attempt === attempt),
     );
     if (!isOver && !this.unwanted.has(jobId) && !this.wasFull.has(way.bridge.name)) {
-      this.fail('P3', `${short(jobId)}/${attempt} is acknowledged to ${way.host.name}, and nothing says that it is over`);
+      this.fail(
+        'P3',
+        `${short(jobId)}/${attempt} is acknowledged to ${way.host.name}, and nothing says that it is over`,
+      );
     }
   }
 
   /** P3: a result that was told as done goes only after its acknowledgement. */
   #p3Unlinked(machine: Machine, path: string, node: Node): void {
-    const [, jobId, attempt] = /\/results\/[^/]+\/([0-9a-f-]{36})\.(\d+)\.[0-9a-f]{64}\.png$/.exec(path) ?? [];
+    const [, jobId, attempt] = RESULT.exec(path) ?? [];
     if (jobId === undefined || attempt === undefined || node.kind !== 'file') return;
     if (this.#acked.has(`${machine.name} ${jobId} ${attempt}`)) return;
     const key = { jobId, attempt: Number(attempt) };
     const ends = this.#journalLines(machine, 'now').filter((line) => isOf(line, key));
     if (ends.some((line) => line.event === 'done') && !ends.some((line) => line.event === 'acked')) {
-      this.fail('P3', `${machine.name} deleted the result of ${short(jobId)}/${attempt}, which nobody has acknowledged`);
+      this.fail(
+        'P3',
+        `${machine.name} deleted the result of ${short(jobId)}/${attempt}, which nobody has acknowledged`,
+      );
     }
   }
 
   /** P2 and P4: what becomes visible is whole, on the disk, and the only file of its job. */
   #p2p4Named(machine: Machine, path: string, node: Node): void {
     if (!isFinalName(path) || node.kind !== 'file') return;
+    this.onNamed(machine.name);
     this.#wholeFile(path, node, 'became visible');
     if (durableBytes(node).length < node.size) this.fail('P4', `${path} became visible before its bytes were synced`);
     const owner = ownerOf(contentOf(node));
@@ -157,7 +178,8 @@ export class Checks {
     this.counts.files += 1;
     const key = `${machine.name} ${owner.jobId}`;
     const other = this.#visible.get(key);
-    if (other !== undefined && other !== path) this.fail('P2', `${short(owner.jobId)} has two files: ${other} and ${path}`);
+    if (other !== undefined && other !== path)
+      this.fail('P2', `${short(owner.jobId)} has two files: ${other} and ${path}`);
     this.#visible.set(key, path);
   }
 
@@ -168,7 +190,8 @@ export class Checks {
   }
 
   #wholeFile(path: string, node: FileNode, when: string): void {
-    if (ownerOf(contentOf(node)) === undefined) this.fail('P4', `${path} ${when} and is not whole (${node.size} bytes)`);
+    if (ownerOf(contentOf(node)) === undefined)
+      this.fail('P4', `${path} ${when} and is not whole (${node.size} bytes)`);
   }
 
   /** After a power loss, and at the end: P4 for all that is visible. */
@@ -214,7 +237,8 @@ export class Checks {
     const taken = lines.filter((line) => line.event === 'taken' && line.job.request.prompt === jobName);
     if (taken.length === 0) this.fail('P6', `${machine.name} runs ${jobName}, which its journal does not have`);
     const open = taken.filter((line) => !lines.some((end) => isEnd(end) && keyOf(end) === keyOf(line)));
-    if (taken.length > 0 && open.length === 0) this.fail('P6', `${machine.name} runs ${jobName}, which has ended there`);
+    if (taken.length > 0 && open.length === 0)
+      this.fail('P6', `${machine.name} runs ${jobName}, which has ended there`);
     if (run.total + 1 > taken.length) this.fail('P2', `${machine.name} runs ${jobName} more often than it was taken`);
   }
 
@@ -226,13 +250,15 @@ export class Checks {
 
   /** All that ran there is gone with the process. */
   onAgentDeath(machine: Machine): void {
-    for (const [key, run] of this.#runs) if (key.startsWith(`${machine.name} `)) this.#runs.set(key, { ...run, open: 0 });
+    for (const [key, run] of this.#runs)
+      if (key.startsWith(`${machine.name} `)) this.#runs.set(key, { ...run, open: 0 });
   }
 
   /** P6: a stopped agent leaves no run. */
   onAgentStopped(machine: Machine): void {
     for (const [key, run] of this.#runs) {
-      if (key.startsWith(`${machine.name} `) && run.open > 0) this.fail('P6', `${key} still runs when the agent has stopped`);
+      if (key.startsWith(`${machine.name} `) && run.open > 0)
+        this.fail('P6', `${key} still runs when the agent has stopped`);
     }
   }
 
@@ -263,20 +289,24 @@ export class Checks {
     if (path === undefined) return [];
     this.#manifests.set(jobId, path);
     const node = machine.disk.find(path);
-    const bytes = which === 'durable' ? machine.disk.durable(path) : node?.kind === 'file' ? contentOf(node) : undefined;
+    const bytes =
+      which === 'durable' ? machine.disk.durable(path) : node?.kind === 'file' ? contentOf(node) : undefined;
     return linesAbout(bytes, jobId).flatMap((text) => readLines(`${text}\n`).lines);
   }
 
   #journalLines(machine: Machine, which: 'durable' | 'now'): Line[] {
     const path = `${AGENT_STATE}/journal/journal.jsonl`;
     const node = machine.disk.find(path);
-    const bytes = which === 'durable' ? machine.disk.durable(path) : node?.kind === 'file' ? contentOf(node) : undefined;
+    const bytes =
+      which === 'durable' ? machine.disk.durable(path) : node?.kind === 'file' ? contentOf(node) : undefined;
     return (bytes?.toString('utf8') ?? '').split('\n').flatMap((text) => {
       const parsed = text.trim() === '' ? undefined : parseLine(text);
       return parsed ?? [];
     });
   }
 }
+
+const RESULT = /\/results\/[^/]+\/([0-9a-f-]{36})\.(\d+)\.[0-9a-f]{64}\.png$/;
 
 export function short(jobId: string): string {
   return jobId.slice(0, 8);
@@ -298,7 +328,10 @@ function isFinalName(path: string): boolean {
 
 function linesAbout(bytes: Buffer | undefined, jobId: string): string[] {
   const text = bytes?.toString('utf8') ?? '';
-  return text.slice(0, text.lastIndexOf('\n') + 1).split('\n').filter((line) => line.includes(jobId));
+  return text
+    .slice(0, text.lastIndexOf('\n') + 1)
+    .split('\n')
+    .filter((line) => line.includes(jobId));
 }
 
 function keyIn(text: string, pattern: RegExp): Key {

@@ -70,7 +70,9 @@ function whatWaits({ bridges }: History): string {
   const open = views.filter(({ state }) => state === 'running');
   if (open.length === 0) return 'the links are not up';
   const jobs = open.flatMap((view) => view.jobs.filter(({ state }) => !OVER.has(state)));
-  return jobs.map(({ prompt, state, host }) => `${prompt} is ${state}${host === undefined ? '' : ` on ${host}`}`).join(', ');
+  return jobs
+    .map(({ prompt, state, host }) => `${prompt} is ${state}${host === undefined ? '' : ` on ${host}`}`)
+    .join(', ');
 }
 
 const OVER: ReadonlySet<string> = new Set(['done', 'failed', 'cancelled']);

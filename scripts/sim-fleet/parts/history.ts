@@ -68,6 +68,7 @@ export class History {
     for (const name of this.plan.laptops) this.#addLaptop(name);
     this.network.onSent = (way, direction, piece) => this.checks.onSent(way, direction, piece);
     this.nemesis = new Nemesis(this);
+    this.checks.onNamed = (machine) => this.nemesis.onNamed(machine);
     this.#silence = new Silence(this);
   }
 

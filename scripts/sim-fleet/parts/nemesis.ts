@@ -1,11 +1,16 @@
 import type { History } from './history.ts';
 import type { Fault } from './plan.ts';
 
+/** Longer than it takes from a file's name to the lines that tell of it. */
+const AIM_MS = 12;
+const AIMED_FOR_MS = 20_000;
+
 /** Does to a history what its plan says, and undoes it. */
 export class Nemesis {
   readonly #history: History;
   readonly counts = { crashes: 0, partitions: 0, powerLosses: 0 };
   #open = 0;
+  readonly #aimed = new Map<Fault, string>();
 
   constructor(history: History) {
     this.#history = history;
@@ -21,15 +26,40 @@ export class Nemesis {
     for (const fault of faults) {
       this.#open += 1;
       world.after(fault.atMs, undefined, () => {
-        world.say('nemesis', () => `begins ${JSON.stringify(fault)}`);
-        const end = this.#begin(fault);
-        world.after(fault.forMs, undefined, () => {
-          world.say('nemesis', () => `ends ${fault.kind}`);
-          end();
-          this.#open -= 1;
-        });
+        if (fault.isAimed === true) this.#aim(fault);
+        else this.#strike(fault);
       });
     }
+  }
+
+  /** A file of this machine got its final name: what was aimed at that strikes before the work after it is done. */
+  onNamed(machine: string): void {
+    for (const [fault, at] of this.#aimed) {
+      if (at !== machine) continue;
+      this.#aimed.delete(fault);
+      const { world } = this.#history;
+      world.after(world.rng.between(0, AIM_MS), undefined, () => this.#strike(fault));
+    }
+  }
+
+  #aim(fault: Fault): void {
+    const { world, plan } = this.#history;
+    const bridge = 'bridge' in fault ? plan.bridges.find(({ name }) => name === fault.bridge) : undefined;
+    this.#aimed.set(fault, bridge?.laptop ?? ('host' in fault ? fault.host : 'laptop' in fault ? fault.laptop : ''));
+    world.after(AIMED_FOR_MS, undefined, () => {
+      if (this.#aimed.delete(fault)) this.#open -= 1; // no file came
+    });
+  }
+
+  #strike(fault: Fault): void {
+    const { world } = this.#history;
+    world.say('nemesis', () => `begins ${JSON.stringify(fault)}`);
+    const end = this.#begin(fault);
+    world.after(fault.forMs, undefined, () => {
+      world.say('nemesis', () => `ends ${fault.kind}`);
+      end();
+      this.#open -= 1;
+    });
   }
 
   /** Returns what ends it. */
@@ -212,7 +242,8 @@ export class Nemesis {
       const batch = bridge.fleet?.list()[0];
       if (bridge.fleet === undefined || batch === undefined) return;
       const jobs = batch.jobs.filter(() => world.rng.chance(share)).map(({ jobId }) => jobId);
-      for (const { jobId } of batch.jobs) if (share === 1 || jobs.includes(jobId)) this.#history.checks.unwanted.add(jobId);
+      for (const { jobId } of batch.jobs)
+        if (share === 1 || jobs.includes(jobId)) this.#history.checks.unwanted.add(jobId);
       const ids = share === 1 ? [batch.batchId] : jobs;
       for (const id of ids) void bridge.fleet.cancel(id).catch(() => undefined); // its disk may be full
     });

@@ -22,7 +22,8 @@ export type BatchPlan = {
   jobs: JobPlan[];
 };
 export type BridgePlan = { name: string; laptop: string };
-export type Fault = { atMs: number; forMs: number } & (
+/** `isAimed`: it waits for the next image or result that gets its final name, and comes within milliseconds of that. */
+export type Fault = { atMs: number; forMs: number; isAimed?: boolean } & (
   | { kind: 'agent-crash' | 'agent-stop' | 'host-power' | 'agent-hang' | 'host-disk-full' | 'drain'; host: string }
   | { kind: 'engine-failures'; host: string; share: number; kills: boolean }
   | { kind: 'bridge-crash' | 'bridge-hang' | 'bridge-stop'; bridge: string }
@@ -50,7 +51,10 @@ export function planOf(seed: number): Plan {
   const bridges = bridgesOf(rng, laptops);
   const batches = bridges.flatMap((bridge, at) => batchesOf(rng, { bridge, at, models }));
   const faults = faultsOf(rng, { hosts, laptops, bridges });
-  const calmAtMs = Math.max(0, ...faults.map(({ atMs, forMs }) => atMs + forMs));
+  const calmAtMs = Math.max(
+    0,
+    ...faults.map(({ atMs, forMs, isAimed }) => atMs + forMs + (isAimed === true ? 20_000 : 0)),
+  );
   return { seed, hosts, laptops, bridges, batches, faults, calmAtMs };
 }
 
@@ -120,20 +124,24 @@ function faultsOf(
     const fault = rng.pick(FAULTS);
     switch (fault) {
       case 'agent-crash':
+        return { ...when, isAimed: rng.chance(0.4), kind: fault, host };
       case 'agent-stop':
       case 'drain':
       case 'host-disk-full':
         return { ...when, kind: fault, host };
       case 'host-power':
+        return { ...long, isAimed: rng.chance(0.4), kind: fault, host };
       case 'agent-hang':
         return { ...long, kind: fault, host };
       case 'engine-failures':
         return { ...when, kind: fault, host, share: rng.between(0.2, 1), kills: rng.chance(0.3) };
       case 'bridge-crash':
+        return { ...when, isAimed: rng.chance(0.5), kind: fault, bridge };
       case 'bridge-hang':
       case 'bridge-stop':
         return { ...when, kind: fault, bridge };
       case 'laptop-power':
+        return { ...when, isAimed: rng.chance(0.5), kind: fault, laptop };
       case 'laptop-disk-full':
         return { ...when, kind: fault, laptop };
       case 'laptop-sleep':

@@ -248,11 +248,7 @@ export class SimulatedServers implements Servers {
     this.#announce();
   }
 
-  async #run(
-    slot: SimSlot,
-    request: JobRequest,
-    o: Parameters<Lease['run']>[2],
-  ): ReturnType<Lease['run']> {
+  async #run(slot: SimSlot, request: JobRequest, o: Parameters<Lease['run']>[2]): ReturnType<Lease['run']> {
     const jobName = request.prompt;
     const runMs =
       (slot.plan.fixedMs + slot.plan.unitMs * workUnits(request)) * this.#host.slowness * this.#rng.between(0.9, 1.2);

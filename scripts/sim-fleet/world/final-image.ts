@@ -6,7 +6,10 @@ import { world } from './world.ts';
 const MAGIC = Buffer.from('\x89PNG\r\n\x1a\n', 'latin1');
 const DIGEST_CHARS = 64;
 
-type Origin = { job: { jobId: string; attempt: number; request: { format: 'png' | 'jpg' | 'webp' } }; hostname: string };
+type Origin = {
+  job: { jobId: string; attempt: number; request: { format: 'png' | 'jpg' | 'webp' } };
+  hostname: string;
+};
 
 export async function makeFinalImage(answer: Buffer, { job, hostname }: Origin): Promise<object> {
   const { jobId, attempt } = job;

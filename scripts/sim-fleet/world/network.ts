@@ -121,7 +121,8 @@ export class Connection {
     this.#ends.set(direction, end);
     // The kernel says goodbye for the dead, unless the machine died with them.
     end.process.onDeath(() => {
-      if (end.process.machine.isOn) this.send(direction === 'toHost' ? 'toBridge' : 'toHost', { kind: 'end' }, end.process);
+      if (end.process.machine.isOn)
+        this.send(direction === 'toHost' ? 'toBridge' : 'toHost', { kind: 'end' }, end.process);
     });
   }
 
@@ -151,7 +152,8 @@ export class Connection {
     if (!machine.isOn) return; // nobody answers
     if (!end.process.isAlive) {
       // Nothing knows this connection there any more.
-      if (piece.piece.kind !== 'end') this.send(direction === 'toHost' ? 'toBridge' : 'toHost', { kind: 'end' }, end.process);
+      if (piece.piece.kind !== 'end')
+        this.send(direction === 'toHost' ? 'toBridge' : 'toHost', { kind: 'end' }, end.process);
       return;
     }
     if (direction === 'toBridge') this.way.lastArrivalMs = world().nowMs;
