@@ -140,6 +140,7 @@ export class JobTracker {
       const { state } = job;
       const isThere = state.kind === 'taking' || state.kind === 'accepted' || state.kind === 'running';
       if (isThere && state.at.host === host) this.#unsure.enter(job, state.at);
+      this.#fetcher.breakOff(job, host);
     }
   }
 

@@ -41,6 +41,7 @@ export class Manifest implements AsyncDisposable {
     }
     const file = await open(path, 'a', 0o600);
     if (damaged === 0 && text !== '' && !text.endsWith('\n')) await file.appendFile('\n');
+    await file.datasync(); // what the dead process wrote is acted on from now on, and it may have died before its own sync
     return { manifest: new Manifest(file, (await file.stat()).size), lines, damaged };
   }
 

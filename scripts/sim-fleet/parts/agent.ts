@@ -20,8 +20,8 @@ import { SimulatedServers } from './servers.ts';
 
 export const AGENT_STATE = '/state';
 const TICK_MS = 5_000;
-/** Four times the product's own: status is most of what is sent, and an older one is the harder case. */
-const STATUS_GAP_MS = 1_000;
+/** A third of the usual: jobs and loads are shorter here, too. */
+const TURN_MS = 10_000;
 const CLEAR_UP_MS = 300;
 const JOB_GRACE_MS = 30_000;
 
@@ -68,7 +68,7 @@ export class SimulatedAgent {
       times: {
         grantMs: LIMITS.grantMs.value,
         inputSilenceMs: 60_000,
-        turnMs: LIMITS.turnMs.value,
+        turnMs: TURN_MS,
         moveAnswerMs: 40_000,
       },
       isStarting: true,
@@ -80,7 +80,7 @@ export class SimulatedAgent {
       exchange.kick();
       status.changed();
     };
-    const status: StatusFeed = new StatusFeed({ build: () => this.#snapshot(), minGapMs: STATUS_GAP_MS });
+    const status: StatusFeed = new StatusFeed({ build: () => this.#snapshot(), minGapMs: host.statusGapMs });
     this.#status = status;
     const parts = { exchange, status, agentId: machine.name, epoch: world().rng.uuid(), log };
     network().listen({

@@ -1,6 +1,5 @@
 import type { ManifestLine } from '../../../bridge/fleet/manifest-lines.ts';
 import { readLines } from '../../../bridge/fleet/manifest-lines.ts';
-import { parseLine } from '../../../agent/job/journal-lines.ts';
 import type { Line } from '../../../agent/job/journal-lines.ts';
 import type { FileNode, Node } from '../world/disk.ts';
 import { contentOf, durableBytes } from '../world/disk.ts';
@@ -291,7 +290,8 @@ export class Checks {
     const node = machine.disk.find(path);
     const bytes =
       which === 'durable' ? machine.disk.durable(path) : node?.kind === 'file' ? contentOf(node) : undefined;
-    return linesAbout(bytes, jobId).flatMap((text) => readLines(`${text}\n`).lines);
+    // The product's own program wrote them; only what a power loss left half is not JSON.
+    return linesAbout(bytes, jobId).flatMap((text) => (parsed(text) as ManifestLine | undefined) ?? []);
   }
 
   #journalLines(machine: Machine, which: 'durable' | 'now'): Line[] {
@@ -300,13 +300,20 @@ export class Checks {
     const bytes =
       which === 'durable' ? machine.disk.durable(path) : node?.kind === 'file' ? contentOf(node) : undefined;
     return (bytes?.toString('utf8') ?? '').split('\n').flatMap((text) => {
-      const parsed = text.trim() === '' ? undefined : parseLine(text);
-      return parsed ?? [];
+      return text.trim() === '' ? [] : ((parsed(text) as Line | undefined) ?? []);
     });
   }
 }
 
 const RESULT = /\/results\/[^/]+\/([0-9a-f-]{36})\.(\d+)\.[0-9a-f]{64}\.png$/;
+
+function parsed(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return undefined;
+  }
+}
 
 export function short(jobId: string): string {
   return jobId.slice(0, 8);

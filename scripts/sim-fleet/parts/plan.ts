@@ -7,6 +7,8 @@ export type HostPlan = {
   /** How much slower than the fastest. */
   slowness: number;
   gpus: number;
+  /** Status is sent at most this often; the product's own 250 ms is the easy case, and most of what is sent. */
+  statusGapMs: number;
   models: ModelPlan[];
 };
 /** How an engine treats a job: always fails, or kills the server it runs on. */
@@ -62,9 +64,9 @@ function modelsOf(rng: Rng): ModelPlan[] {
   return Array.from({ length: rng.pick([1, 1, 1, 1, 2, 2, 3]) }, (_, at) => ({
     id: `model-${at + 1}`,
     needMiB: rng.int(6_000, 20_000),
-    loadMs: rng.between(1_000, 12_000),
-    fixedMs: rng.between(100, 800),
-    unitMs: rng.between(20, 150),
+    loadMs: rng.between(300, 4_000),
+    fixedMs: rng.between(50, 300),
+    unitMs: rng.between(5, 60),
   }));
 }
 
@@ -75,6 +77,7 @@ function hostsOf(rng: Rng, models: readonly ModelPlan[]): HostPlan[] {
       name: `host-${at + 1}`,
       slowness: rng.chance(0.3) ? rng.between(2, 6) : rng.between(1, 2),
       gpus: rng.chance(0.2) ? 2 : 1,
+      statusGapMs: rng.pick([1_000, 4_000, 10_000]),
       models: at === 0 || some.length === 0 ? [...models] : some, // the first has all, so that no job is hopeless
     };
   });
@@ -95,7 +98,7 @@ function batchesOf(rng: Rng, o: { bridge: BridgePlan; at: number; models: readon
     return {
       laptop: o.bridge.laptop,
       bridge: o.bridge.name,
-      atMs: rng.between(100, 6_000),
+      atMs: rng.between(100, 2_000),
       class: isSingle ? 'interactive' : 'batch',
       order: rng.chance(0.5) ? 'fifo' : 'longest-first',
       maxConcurrent: rng.chance(0.2) ? rng.int(1, 3) : undefined,
@@ -119,8 +122,8 @@ function faultsOf(
     const host = rng.pick(o.hosts).name;
     const laptop = rng.pick(o.laptops);
     const bridge = rng.pick(o.bridges).name;
-    const when = { atMs: rng.between(500, 30_000), forMs: rng.between(500, 15_000) };
-    const long = { ...when, forMs: rng.chance(0.35) ? rng.between(40_000, 90_000) : when.forMs };
+    const when = { atMs: rng.between(200, 8_000), forMs: rng.between(300, 8_000) };
+    const long = { ...when, forMs: rng.chance(0.2) ? rng.between(46_000, 70_000) : when.forMs };
     const fault = rng.pick(FAULTS);
     switch (fault) {
       case 'agent-crash':
@@ -145,7 +148,7 @@ function faultsOf(
       case 'laptop-disk-full':
         return { ...when, kind: fault, laptop };
       case 'laptop-sleep':
-        return { ...when, forMs: rng.between(5_000, 300_000), kind: fault, laptop };
+        return { ...when, forMs: rng.between(1_000, rng.chance(0.5) ? 10_000 : 300_000), kind: fault, laptop };
       case 'partition': {
         const direction = rng.pick(['both', 'both', 'toHost', 'toBridge'] as const);
         return { ...long, kind: fault, laptop, host, direction };

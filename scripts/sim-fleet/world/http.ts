@@ -142,7 +142,7 @@ class Exchange {
       const forget = process.onDeath(() => {
         if (process.machine.isOn) this.#travel(hostname, this.#client, () => this.#fail(failure('ECONNRESET')));
       });
-      world().after(0, process, () => {
+      world().runAs(process, () => {
         listener
           .onRequest({ path: pathname, token, headers })
           .then((reply) => this.#send(hostname, { process, reply, forget, from: 0 }))
@@ -185,7 +185,10 @@ class Exchange {
     const direction = process === undefined ? 'toHost' : 'toBridge';
     world().after(way.latencyMs, undefined, () => {
       if (way.isLost[direction]) way.waiting.push(() => this.#travel(host, process, then));
-      else if (network().isOn(host)) world().after(0, process, then);
+      else if (network().isOn(host)) {
+        if (process === undefined) then();
+        else world().runAs(process, then);
+      }
     });
   }
 }

@@ -157,6 +157,6 @@ export class Connection {
       return;
     }
     if (direction === 'toBridge') this.way.lastArrivalMs = world().nowMs;
-    world().after(0, end.process, () => end.receive(piece.piece));
+    world().runAs(end.process, () => end.receive(piece.piece));
   }
 }

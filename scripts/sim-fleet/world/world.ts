@@ -172,6 +172,18 @@ export class World {
     return true;
   }
 
+  /** In the event that runs now, if that process can do anything now; else when it can. */
+  runAs(process: Process, run: () => void): void {
+    const { machine } = process;
+    if (machine.isAsleep || process.hungUntilMs > this.nowMs) {
+      this.after(0, process, run);
+      return;
+    }
+    if (!process.isAlive) return;
+    this.current = process;
+    run();
+  }
+
   /** Of a machine that sleeps or a process that is stopped: later. */
   #isDelayed(event: Event, process: Process): boolean {
     const { machine } = process;
