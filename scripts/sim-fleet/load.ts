@@ -1,4 +1,5 @@
 import { createRequire } from 'node:module';
+import { runInThisContext } from 'node:vm';
 import type { Verdict } from './run-seed.ts';
 
 export type RunSeed = (seed: number, o?: { isTraced?: boolean }) => Promise<Verdict>;
@@ -6,8 +7,8 @@ export type RunSeed = (seed: number, o?: { isTraced?: boolean }) => Promise<Verd
 /** The bundle as a function of this process. One history at a time. */
 export function load(text: string): RunSeed {
   const made: { exports: { runSeed?: RunSeed } } = { exports: {} };
-  // esbuild made this text from this repository a moment ago; as a file it would have to be somewhere.
-  const define = new Function('require', 'module', 'exports', text) as (...parts: unknown[]) => void;
+  const define: unknown = runInThisContext(`(function (require, module, exports) {${text}\n})`);
+  if (typeof define !== 'function') throw new Error('the bundle is not a module');
   define(createRequire(import.meta.url), made, made.exports);
   if (made.exports.runSeed === undefined) throw new Error('the bundle has no runSeed');
   return made.exports.runSeed;

@@ -62,6 +62,7 @@ export class History {
   constructor(seed: number, { isTraced = false }: { isTraced?: boolean }) {
     this.plan = planOf(seed);
     this.world = enterWorld(new World(seed, { isTraced }));
+    this.world.onThrown = (error) => this.#onDefect('thrown', error);
     this.network = enterNetwork(new Network());
     for (const { jobs } of this.plan.batches) for (const job of jobs) this.poison.set(job.name, job.poison);
     for (const { name } of this.plan.hosts) this.#addHost(name);

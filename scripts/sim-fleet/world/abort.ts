@@ -61,6 +61,11 @@ export class SimulatedSignal {
   }
 }
 
+/** Reasons of the product are errors; the type of a reason is not. */
+export function asError(reason: unknown): Error {
+  return reason instanceof Error ? reason : new Error(String(reason));
+}
+
 export class SimulatedController {
   readonly signal = new SimulatedSignal();
 

@@ -1,4 +1,5 @@
 import { Readable } from 'node:stream';
+import { asError } from './abort.ts';
 import type { FileNode, Node } from './disk.ts';
 import { contentOf, DiskError, syncNode, truncateTo, writeAt } from './disk.ts';
 import { direntOf, here, statOf } from './fs.ts';
@@ -15,7 +16,7 @@ function soon<T>(medianMs: number, act: () => T): Promise<T> {
       try {
         resolve(act());
       } catch (error) {
-        reject(error as Error);
+        reject(asError(error));
       }
     });
   });

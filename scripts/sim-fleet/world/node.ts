@@ -1,5 +1,6 @@
 import { createHash as realCreateHash } from 'node:crypto';
-import { SimulatedSignal } from './abort.ts';
+import { asError } from './abort.ts';
+import type { SimulatedSignal } from './abort.ts';
 import { clearTimeout, performance, setTimeout as setTimer } from './globals.ts';
 import { world } from './world.ts';
 
@@ -25,10 +26,10 @@ export function randomBytes(count: number): Buffer {
 export function setTimeout(ms: number, value?: unknown, o: { signal?: SimulatedSignal } = {}): Promise<unknown> {
   const { signal } = o;
   return new Promise((resolve, reject) => {
-    if (signal?.aborted === true) return reject(signal.reason as Error);
+    if (signal?.aborted === true) return reject(asError(signal.reason));
     const onAbort = (): void => {
       clearTimeout(timer);
-      reject(signal?.reason as Error);
+      reject(asError(signal?.reason));
     };
     const timer = setTimer(() => {
       signal?.removeEventListener('abort', onAbort);

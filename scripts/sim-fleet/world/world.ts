@@ -96,6 +96,8 @@ export class World {
   #nextPid = 100;
   #nextInode = 1;
   readonly #heap: Event[] = [];
+  /** What no code of the product caught: a real process would end by it. */
+  onThrown: (error: unknown) => void = () => undefined;
   /** Lines for a person; undefined where nobody reads them. */
   readonly trace: string[] | undefined;
 
@@ -165,7 +167,11 @@ export class World {
       this.mix(event.seq);
       this.mix(this.nowMs * 1000);
       this.current = process;
-      run();
+      try {
+        run();
+      } catch (error) {
+        this.onThrown(error);
+      }
       await settled();
       this.current = undefined;
     }
