@@ -1,7 +1,7 @@
 import type { TextChange } from './bundle.ts';
 import type { PromiseId } from './parts/checks.ts';
 
-/** A fault planted in the product, and the promise whose check must notice it. */
+/** A fault planted in the product, the promise whose check must notice it, and seeds in which it does at present. */
 export type Mutation = TextChange & { name: string; caughtBy: PromiseId; seeds: readonly number[] };
 
 export const MUTATIONS: readonly Mutation[] = [
@@ -11,7 +11,7 @@ export const MUTATIONS: readonly Mutation[] = [
     find: "await this.#book.append([{ type: 'sent'",
     replace: "void this.#book.append([{ type: 'sent'",
     caughtBy: 'P1',
-    seeds: [],
+    seeds: [1, 2],
   },
   {
     name: 'accepted-before-it-is-journaled',
@@ -19,7 +19,7 @@ export const MUTATIONS: readonly Mutation[] = [
     find: "await active.journaled;\n    log.info({ event: 'job-accepted'",
     replace: "log.info({ event: 'job-accepted'",
     caughtBy: 'P1',
-    seeds: [],
+    seeds: [1, 2],
   },
   {
     name: 'journal-without-fsync',
@@ -27,7 +27,7 @@ export const MUTATIONS: readonly Mutation[] = [
     find: 'await file.datasync();',
     replace: '',
     caughtBy: 'P1',
-    seeds: [],
+    seeds: [1, 2],
   },
   {
     name: 'slot-is-never-free-again',
@@ -35,7 +35,7 @@ export const MUTATIONS: readonly Mutation[] = [
     find: 'this.#board.leave(slotId, active);',
     replace: '',
     caughtBy: 'P1',
-    seeds: [],
+    seeds: [1, 6],
   },
   {
     name: 'saved-file-is-not-found-again',
@@ -43,7 +43,7 @@ export const MUTATIONS: readonly Mutation[] = [
     find: 'if (!(await hasContent(path, result.sha256))) continue;',
     replace: 'if (job !== undefined) continue;',
     caughtBy: 'P2',
-    seeds: [],
+    seeds: [7, 11],
   },
   {
     name: 'saving-line-is-forgotten-on-resume',
@@ -51,7 +51,7 @@ export const MUTATIONS: readonly Mutation[] = [
     find: 'record.savings.push({ ...placeIn(line), name: line.name, result: line.result });',
     replace: '',
     caughtBy: 'P2',
-    seeds: [],
+    seeds: [7, 11],
   },
   {
     name: 'acknowledged-before-saved-is-written',
@@ -59,7 +59,7 @@ export const MUTATIONS: readonly Mutation[] = [
     find: "await this.#book.append([{ type: 'saved'",
     replace: "void this.#book.append([{ type: 'saved'",
     caughtBy: 'P3',
-    seeds: [],
+    seeds: [1, 2],
   },
   {
     name: 'done-is-told-before-it-is-journaled',
@@ -67,7 +67,7 @@ export const MUTATIONS: readonly Mutation[] = [
     find: 'await this.#journalEnd(active, end);',
     replace: 'void this.#journalEnd(active, end);',
     caughtBy: 'P3',
-    seeds: [],
+    seeds: [1, 2],
   },
   {
     name: 'result-whose-name-is-not-synced',
@@ -75,7 +75,7 @@ export const MUTATIONS: readonly Mutation[] = [
     find: 'await rename(temporary, path);\n    await syncDirectory(dirname(path));',
     replace: 'await rename(temporary, path);',
     caughtBy: 'P3',
-    seeds: [],
+    seeds: [1, 2],
   },
   {
     name: 'results-are-swept-too-early',
@@ -83,7 +83,7 @@ export const MUTATIONS: readonly Mutation[] = [
     find: "known.end.state === 'done'",
     replace: "known.end.state === 'failed'",
     caughtBy: 'P3',
-    seeds: [],
+    seeds: [8, 28],
   },
   {
     name: 'image-without-fsync',
@@ -91,7 +91,7 @@ export const MUTATIONS: readonly Mutation[] = [
     find: 'await file.sync();',
     replace: '',
     caughtBy: 'P4',
-    seeds: [],
+    seeds: [1, 2],
   },
   {
     name: 'image-directory-without-fsync',
@@ -99,7 +99,7 @@ export const MUTATIONS: readonly Mutation[] = [
     find: 'await removePart(part);\n    await syncDirectory(directory);',
     replace: 'await removePart(part);',
     caughtBy: 'P3',
-    seeds: [],
+    seeds: [1, 2],
   },
   {
     name: 'done-is-done-again-on-resume',
@@ -107,7 +107,7 @@ export const MUTATIONS: readonly Mutation[] = [
     find: 'if (isOver(job.state)) return;\n    const last',
     replace: 'job.savings.length = 0;\n    const last',
     caughtBy: 'P5',
-    seeds: [],
+    seeds: [5, 24],
   },
   {
     name: 'interrupted-jobs-are-forgotten',
@@ -115,7 +115,7 @@ export const MUTATIONS: readonly Mutation[] = [
     find: 'journal.#interruptUnended();',
     replace: '',
     caughtBy: 'P6',
-    seeds: [],
+    seeds: [2, 5],
   },
   {
     name: 'interrupted-is-only-in-memory',
@@ -123,7 +123,7 @@ export const MUTATIONS: readonly Mutation[] = [
     find: 'await journal.#compact();',
     replace: '',
     caughtBy: 'P6',
-    seeds: [],
+    seeds: [4, 5],
   },
   {
     name: 'silent-host-keeps-its-jobs',
@@ -131,7 +131,7 @@ export const MUTATIONS: readonly Mutation[] = [
     find: '>= this.#book.side.times.silenceMs',
     replace: '>= 3 * this.#book.side.times.silenceMs',
     caughtBy: 'P7',
-    seeds: [],
+    seeds: [23, 28],
   },
   {
     name: 'dead-link-is-not-noticed',
@@ -139,7 +139,7 @@ export const MUTATIONS: readonly Mutation[] = [
     find: 'ms: Math.max(times.silenceMs, 1)',
     replace: 'ms: 3 * Math.max(times.silenceMs, 1)',
     caughtBy: 'P7',
-    seeds: [],
+    seeds: [23, 29],
   },
   {
     name: 'poison-is-tried-for-ever',
@@ -147,7 +147,7 @@ export const MUTATIONS: readonly Mutation[] = [
     find: 'failures.length >= MAX_FAILURES)',
     replace: 'failures.length >= 10 * MAX_FAILURES)',
     caughtBy: 'P8',
-    seeds: [],
+    seeds: [6, 41],
   },
   {
     name: 'poison-is-tried-on-one-host-only',
@@ -155,7 +155,7 @@ export const MUTATIONS: readonly Mutation[] = [
     find: 'const isLast = failures.length === MAX_FAILURES - 1;',
     replace: 'const isLast = false;',
     caughtBy: 'P8',
-    seeds: [],
+    seeds: [41],
   },
   {
     name: 'one-failure-is-enough',
@@ -163,6 +163,6 @@ export const MUTATIONS: readonly Mutation[] = [
     find: 'if (!last.error.retryable ||',
     replace: 'if (last.error.retryable ||',
     caughtBy: 'P8',
-    seeds: [],
+    seeds: [2, 5],
   },
 ];
