@@ -48,7 +48,7 @@ export async function bundle(changes: readonly TextChange[] = []): Promise<strin
     platform: 'node',
     format: 'cjs',
     target: 'node20.19',
-    logLevel: 'error',
+    logLevel: 'silent', // what is wrong is thrown
     plugins: [worldPlugin(changes)],
   });
   const [file] = result.outputFiles;

@@ -34,7 +34,7 @@ export type Tally = {
 };
 
 /** A batch that nobody can end within this virtual time after the last fault is stuck. */
-const PATIENCE_MS = 15 * 60_000;
+const PATIENCE_MS = 6 * 60_000;
 /** Acknowledgements and deletions that are still on their way. */
 const AFTERMATH_MS = 3_000;
 const LOOK_MS = 500;
