@@ -1,5 +1,5 @@
 import { randomUUID } from 'node:crypto';
-import { open, rename, rm } from 'node:fs/promises';
+import { mkdir, open, rename, rm } from 'node:fs/promises';
 import { dirname } from 'node:path';
 
 /** Shares and file systems that cannot sync a directory say so with one of these. */
@@ -24,6 +24,19 @@ export async function writeDurable(path: string, bytes: Buffer | string): Promis
   } catch (error) {
     await rm(temporary, { force: true });
     throw error;
+  }
+}
+
+/**
+ * Makes a directory, with those above it that are missing, so that it survives a power cut: a synced file in a directory
+ * whose own name was never synced may be gone.
+ */
+export async function makeDirectory(path: string, { mode }: { mode?: number } = {}): Promise<void> {
+  const first = await mkdir(path, { recursive: true, ...(mode !== undefined && { mode }) });
+  if (first === undefined) return; // it was there
+  for (let made = path; ; made = dirname(made)) {
+    await syncDirectory(dirname(made));
+    if (made === first || made === dirname(made)) return;
   }
 }
 

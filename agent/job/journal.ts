@@ -1,9 +1,9 @@
 import type { FileHandle } from 'node:fs/promises';
 import { constants } from 'node:fs';
-import { copyFile, mkdir, open, readFile } from 'node:fs/promises';
+import { copyFile, open, readFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { toCheckedLine } from '../../shared/checked-line.ts';
-import { syncDirectory, writeDurable } from '../../shared/durable-file.ts';
+import { makeDirectory, syncDirectory, writeDurable } from '../../shared/durable-file.ts';
 import type { AppError } from '../../shared/errors.ts';
 import type { Job } from '../../shared/job.ts';
 import type { Log } from '../../shared/log.ts';
@@ -47,7 +47,7 @@ export class Journal implements AsyncDisposable {
    * here although the line that says so is still missing. The next start would find the same.
    */
   static async open(options: JournalOptions): Promise<Journal> {
-    await mkdir(options.dir, { recursive: true, mode: 0o700 });
+    await makeDirectory(options.dir, { mode: 0o700 });
     const journal = new Journal(options);
     await journal.#read();
     journal.#interruptUnended();

@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto';
-import { mkdir, readdir, rm, stat } from 'node:fs/promises';
+import { readdir, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
-import { writeDurable } from '../../shared/durable-file.ts';
+import { makeDirectory, writeDurable } from '../../shared/durable-file.ts';
 import type { AppError } from '../../shared/errors.ts';
 import type { ImageFormat } from '../../shared/job.ts';
 import type { Log } from '../../shared/log.ts';
@@ -40,7 +40,7 @@ export class ResultStore {
   }
 
   static async open(options: ResultStoreOptions): Promise<ResultStore> {
-    await mkdir(options.dir, { recursive: true, mode: 0o700 });
+    await makeDirectory(options.dir, { mode: 0o700 });
     const store = new ResultStore(options);
     for (const entry of await readdir(options.dir, { withFileTypes: true })) {
       if (entry.isDirectory() && TOKEN_ID.test(entry.name)) await store.#readToken(entry.name);
@@ -63,7 +63,7 @@ export class ResultStore {
     const path = join(directory, `${jobId}.${attempt}.${sha256}.${format}`);
     const previewPath = join(directory, `${jobId}.${attempt}.preview.jpg`);
     try {
-      await mkdir(directory, { recursive: true, mode: 0o700 });
+      await makeDirectory(directory, { mode: 0o700 });
       // The preview first: whoever finds the image finds its preview too.
       await writeDurable(previewPath, preview);
       await writeDurable(path, image);

@@ -63,6 +63,8 @@ export class BatchBook implements AsyncDisposable {
   readonly #life = new AbortController();
   readonly #work = new Set<Promise<void>>();
   #pausedBy: AppError | undefined;
+  /** Lines that the disk refused, and that are still true. */
+  #owed: readonly ManifestLine[] = [];
   #closing: Promise<void> | undefined;
 
   constructor(o: {
@@ -136,14 +138,24 @@ export class BatchBook implements AsyncDisposable {
     });
   }
 
-  /** Resolves when the lines are on the disk. */
+  /** Resolves when the lines are on the disk, and with them what it refused before. */
   async append(lines: readonly ManifestLine[]): Promise<void> {
-    await this.#manifest.append(lines);
+    const owed = this.#owed;
+    this.#owed = [];
+    try {
+      await this.#manifest.append([...owed, ...lines]);
+    } catch (error) {
+      this.#owed = [...owed, ...this.#owed];
+      throw error;
+    }
   }
 
-  /** As `append`, for what is repeated by itself if it is not written: a failure is logged. */
+  /** As `append`, for what is so already: a full disk only delays the lines, they go before the next ones. */
   async record(lines: readonly ManifestLine[]): Promise<void> {
-    await this.#manifest.append(lines).catch((error: unknown) => this.warn('manifest-not-written', error));
+    await this.append(lines).catch((error: unknown) => {
+      this.#owed = [...this.#owed, ...lines];
+      this.warn('manifest-not-written', error);
+    });
   }
 
   /** Tells other processes, in the background. */
@@ -209,6 +221,7 @@ export class BatchBook implements AsyncDisposable {
 
   async #close(): Promise<void> {
     await this.#idle();
+    if (this.#owed.length > 0) await this.record([]);
     await this.#manifest[Symbol.asyncDispose]();
     await this.lock[Symbol.asyncDispose]();
   }

@@ -1,6 +1,7 @@
 import { randomUUID } from 'node:crypto';
-import { mkdir, readFile, stat } from 'node:fs/promises';
+import { readFile, stat } from 'node:fs/promises';
 import { basename, join } from 'node:path';
+import { makeDirectory } from '../../shared/durable-file.ts';
 import { AppError, toAppError } from '../../shared/errors.ts';
 import { BatchBook } from './batch-book.ts';
 import type { FleetSide } from './batch-book.ts';
@@ -22,7 +23,7 @@ export async function createBook(
   const directory = join(root, header.batchId);
   const jobs = order.jobs.map((job) => newRecord({ ...job, jobId: randomUUID(), inputFiles: job.inputFiles ?? [] }));
   try {
-    await mkdir(directory, { recursive: true, mode: 0o700 });
+    await makeDirectory(directory, { mode: 0o700 });
     const lock = await BatchLock.acquire(directory, { pid: process.pid, client: order.client });
     if (!(lock instanceof BatchLock)) throw new Error(`the lock of the new batch ${header.batchId} is taken`);
     const lines = [header, ...jobs.map(jobLine)];

@@ -2,6 +2,7 @@ import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { pause } from '../../shared/abort.ts';
 import { backoffMs } from '../../shared/backoff.ts';
+import { syncDirectory } from '../../shared/durable-file.ts';
 import { AppError, toAppError } from '../../shared/errors.ts';
 import type { JobResult } from '../../shared/job.ts';
 import { roomProblem } from '../output/disk-room.ts';
@@ -45,6 +46,8 @@ export class JobFetcher {
   readonly #events: FetcherEvents;
   readonly #permits = new Permits(AT_A_TIME);
   readonly #running = new Map<string, AbortController>();
+  /** The transfers under way. */
+  readonly #transfers = new Map<string, AbortController>();
 
   constructor(book: BatchBook, events: FetcherEvents) {
     this.#book = book;
@@ -62,11 +65,18 @@ export class JobFetcher {
     this.#running.get(job.jobId)?.abort(new AppError('INTERRUPTED', 'The job was cancelled.'));
   }
 
+  /** The link to its host is gone: a transfer that got stuck is not waited for. What is being saved is here already. */
+  breakOff(job: JobRecord, host: string): void {
+    if (job.state.kind !== 'fetching' || job.state.at.host !== host) return;
+    this.#transfers.get(job.jobId)?.abort(new AppError('AGENT_UNREACHABLE', `The link to ${host} is lost.`));
+  }
+
   /** A file with the name and content of a `saving` line is saved, even if the line that says so was never written. */
   async findSaved(job: JobRecord): Promise<Fetched | undefined> {
     for (const { name, result, host, attempt } of job.savings) {
       const path = join(job.directory, name);
       if (!(await hasContent(path, result.sha256))) continue;
+      await syncDirectory(job.directory); // whoever linked it may have died before that
       const preview = previewPathOf(this.#book.directory, job.jobId);
       const previewPath = (await stat(preview).catch(() => undefined)) && preview;
       return { place: { host, attempt }, result, path, previewPath };
@@ -138,7 +148,11 @@ export class JobFetcher {
     job: JobRecord,
     o: { place: Place; result: JobResult; link: AgentLink; signal: AbortSignal },
   ): Promise<Fetched> {
-    const { place, result, link, signal } = o;
+    const { place, result, link } = o;
+    const transfer = new AbortController();
+    const { signal } = transfer;
+    const onAbort = (): void => transfer.abort(o.signal.reason);
+    o.signal.addEventListener('abort', onAbort, { once: true });
     const onSaving = async (name: string): Promise<void> => {
       signal.throwIfAborted();
       if (job.state.kind === 'fetching') this.#book.enter(job, { kind: 'saving', at: place, result });
@@ -146,7 +160,13 @@ export class JobFetcher {
       await this.#book.append([{ type: 'saving', jobId: job.jobId, ...place, name, sha256: result.sha256, result }]);
     };
     const options = { link, record: job, result, batchDirectory: this.#book.directory, onSaving, signal };
-    return { place, result, ...(await this.#permits.use(() => fetchResult(options))) };
+    this.#transfers.set(job.jobId, transfer);
+    try {
+      return { place, result, ...(await this.#permits.use(() => fetchResult(options))) };
+    } finally {
+      o.signal.removeEventListener('abort', onAbort);
+      if (this.#transfers.get(job.jobId) === transfer) this.#transfers.delete(job.jobId);
+    }
   }
 }
 

@@ -77,7 +77,9 @@ export class JobTracker {
       job.state = { kind: 'saving', at: saved.place, result: saved.result };
       return await this.#fetcher.finish(job, saved);
     }
-    job.state = place === undefined ? { kind: 'waiting' } : { kind: 'unsure', at: place, sinceMs: performance.now() };
+    // The host's silence began when this process last heard it, not when it took up the batch.
+    const sinceMs = (place && this.#book.side.link(place.host)?.lastHeardMs) ?? performance.now();
+    job.state = place === undefined ? { kind: 'waiting' } : { kind: 'unsure', at: place, sinceMs };
     job.missingInputs = job.request.kind === 'edit' ? job.request.inputs : [];
   }
 
@@ -138,6 +140,7 @@ export class JobTracker {
       const { state } = job;
       const isThere = state.kind === 'taking' || state.kind === 'accepted' || state.kind === 'running';
       if (isThere && state.at.host === host) this.#unsure.enter(job, state.at);
+      this.#fetcher.breakOff(job, host);
     }
   }
 

@@ -18,14 +18,18 @@ export class Manifest implements AsyncDisposable {
   readonly #file: FileHandle;
   #waiting: { text: string; isSynced: boolean; resolve: () => void; reject: (error: unknown) => void }[] = [];
   #writing: Promise<void> | undefined;
+  /** Length of what was promised to somebody; what a failed write left behind it goes before the next one. */
+  #goodBytes: number;
+  #isTorn = false;
 
-  private constructor(file: FileHandle) {
+  private constructor(file: FileHandle, goodBytes: number) {
     this.#file = file;
+    this.#goodBytes = goodBytes;
   }
 
   /** A new manifest. When this resolves, the lines and the file's name survive a power cut. */
   static async create(path: string, lines: readonly ManifestLine[]): Promise<Manifest> {
-    const manifest = new Manifest(await open(path, 'ax', 0o600));
+    const manifest = new Manifest(await open(path, 'ax', 0o600), 0);
     await manifest.append(lines);
     await syncDirectory(dirname(path));
     await syncDirectory(dirname(dirname(path)));
@@ -46,7 +50,8 @@ export class Manifest implements AsyncDisposable {
       const file = await open(path, 'a', 0o600);
       const wholeBytes = bytes.lastIndexOf(NEWLINE) + 1;
       if (wholeBytes < bytes.length) await file.truncate(wholeBytes);
-      return { manifest: new Manifest(file), lines, damaged };
+      await file.datasync(); // what the dead process wrote is acted on from now on, and it may have died before its own sync
+      return { manifest: new Manifest(file, wholeBytes), lines, damaged };
     }
     const keptAs = `${path}.corrupt-${Date.now()}`;
     const createdAt = (await stat(path)).mtime.toISOString();
@@ -57,7 +62,8 @@ export class Manifest implements AsyncDisposable {
     }
     await copyFile(path, keptAs);
     await writeDurable(path, repaired.map(toCheckedLine).join(''));
-    return { manifest: new Manifest(await open(path, 'a', 0o600)), lines: repaired, damaged };
+    const file = await open(path, 'a', 0o600);
+    return { manifest: new Manifest(file, (await file.stat()).size), lines: repaired, damaged };
   }
 
   /** Resolves when the lines are on the disk. */
@@ -89,14 +95,24 @@ export class Manifest implements AsyncDisposable {
       const batch = this.#waiting;
       this.#waiting = [];
       try {
-        await this.#file.appendFile(batch.map(({ text }) => text).join(''));
+        if (this.#isTorn) await this.#mend();
+        const bytes = Buffer.from(batch.map(({ text }) => text).join(''));
+        await this.#file.appendFile(bytes);
         if (batch.some(({ isSynced }) => isSynced)) await this.#file.datasync();
+        this.#goodBytes += bytes.length;
         for (const { resolve } of batch) resolve();
       } catch (error) {
+        this.#isTorn = true;
         for (const { reject } of batch) reject(error);
       }
     }
     // In the same tick as the last look at the queue: later, a line that came in between would wait for nobody.
     this.#writing = undefined;
+  }
+
+  /** A full disk takes part of a line before it refuses: the next one must not be written behind it. */
+  async #mend(): Promise<void> {
+    await this.#file.truncate(this.#goodBytes);
+    this.#isTorn = false;
   }
 }

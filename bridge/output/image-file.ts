@@ -1,10 +1,10 @@
 import { createHash, randomBytes } from 'node:crypto';
 import { lstatSync, renameSync } from 'node:fs';
 import type { FileHandle } from 'node:fs/promises';
-import { link, lstat, mkdir, open, readdir, unlink } from 'node:fs/promises';
+import { link, lstat, open, readdir, unlink } from 'node:fs/promises';
 import { join } from 'node:path';
 import { pause, untilAborted } from '../../shared/abort.ts';
-import { syncDirectory } from '../../shared/durable-file.ts';
+import { makeDirectory, syncDirectory } from '../../shared/durable-file.ts';
 import { AppError, toAppError } from '../../shared/errors.ts';
 import { noSpaceLeft } from './disk-room.ts';
 import { numbered } from './file-names.ts';
@@ -37,7 +37,7 @@ export async function saveImage(options: SaveOptions): Promise<{ path: string }>
   const part = partPath(directory);
   try {
     signal.throwIfAborted();
-    await mkdir(directory, { recursive: true });
+    await makeDirectory(directory);
     await writePart(part, options);
     signal.throwIfAborted();
     const path = await publish(part, options);
