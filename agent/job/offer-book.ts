@@ -59,14 +59,19 @@ export class OfferBook {
 
   /** Counts only, over all sessions. */
   counts(): OfferedWork[] {
-    const sums = new Map<string, OfferedWork>();
+    const sums = new Map<string, OfferedWork & { sessions: number }>();
     for (const { offer, left } of this.lines()) {
+      if (left <= 0) continue;
       const key = `${offer.class} ${offer.model}`;
-      const sum = sums.get(key) ?? { model: offer.model, class: offer.class, count: 0, workMs: 0 };
-      const count = Math.max(0, left);
-      sums.set(key, { ...sum, count: sum.count + count, workMs: sum.workMs + (offer.workMs * count) / offer.count });
+      const sum = sums.get(key) ?? { model: offer.model, class: offer.class, count: 0, workMs: 0, sessions: 0 };
+      sums.set(key, {
+        ...sum,
+        count: sum.count + left,
+        workMs: sum.workMs + (offer.workMs * left) / offer.count,
+        sessions: sum.sessions + 1,
+      });
     }
-    return [...sums.values()].filter((sum) => sum.count > 0);
+    return [...sums.values()];
   }
 
   #change(lineId: string, change: (line: OpenLine) => OpenLine): void {

@@ -1,10 +1,14 @@
-import type { ModelId } from '../../shared/job.ts';
-import type { JobClass } from '../../shared/job.ts';
+import type { HostSnapshot } from '../../shared/host-snapshot.ts';
+import type { JobClass, ModelId } from '../../shared/job.ts';
+import type { ServiceTime } from '../../shared/service-time.ts';
 import type { PlanSlot } from './batch-plan.ts';
 import { capableHost, serviceOn, slotFreeMs, swapOf } from './host-forecast.ts';
 import type { HostView } from './host-view.ts';
 import { remainingMs } from './job-record.ts';
 import type { Holding } from './job-record.ts';
+
+/** This bridge's waiting jobs of one model and class. */
+export type OwnWaiting = { count: number; units: number };
 
 /**
  * Every slot that could take a job of this model, with the time until it could start one: what its host reports, or this
@@ -17,6 +21,8 @@ export function planSlots(
     holdings: readonly Holding[];
     nowMs: number;
     granted?: { host: string; slotId: string; startsInMs: number };
+    /** What of this bridge waits for the model; left out where others on the hosts do not matter. */
+    waiting?: OwnWaiting;
   },
 ): PlanSlot[] {
   const slots: PlanSlot[] = [];
@@ -26,6 +32,7 @@ export function planSlots(
     const { model, snapshot } = capable;
     const service = serviceOn(host, { model: want.model, hosts: o.hosts }) ?? model.service;
     const swap = swapOf(snapshot, model);
+    const crowding = o.waiting === undefined ? 1 : crowdingOn(snapshot, { ...want, service, waiting: o.waiting });
     for (const slot of capable.slots) {
       if (host.name === o.granted?.host && slot.slotId === o.granted.slotId) continue;
       const ownMs = o.holdings
@@ -40,6 +47,7 @@ export function planSlots(
         service,
         transferMs: host.transferMs,
         isReady: swap.kind === 'none',
+        crowding,
       });
     }
   }
@@ -56,5 +64,19 @@ function grantedSlot(
   const service = host && serviceOn(host, { model, hosts });
   if (host === undefined || service === undefined) return undefined;
   const status = host.snapshot?.models.find((one) => one.model === model);
-  return { ...grant, service, transferMs: host.transferMs, isReady: status?.state === 'ready' };
+  return { ...grant, service, transferMs: host.transferMs, isReady: status?.state === 'ready', crowding: 1 };
+}
+
+/**
+ * How many times as long this bridge's waiting work takes there because hosts serve bridges in turn: all work that is
+ * offered over its own, and never more than there are bridges, as one with a mountain of work gets no more than its turn.
+ */
+function crowdingOn(
+  { offered }: HostSnapshot,
+  o: { model: ModelId; class: JobClass; service: ServiceTime; waiting: OwnWaiting },
+): number {
+  const line = offered.find((one) => one.model === o.model && one.class === o.class);
+  const ownMs = o.waiting.count * o.service.fixedMs + o.waiting.units * o.service.unitMs;
+  if (line?.sessions === undefined || ownMs <= 0) return 1;
+  return Math.max(1, Math.min(line.sessions, line.workMs / ownMs));
 }
