@@ -13,7 +13,7 @@ import { serviceOn } from './host-forecast.ts';
 import type { HostView } from './host-view.ts';
 import { remainingMs } from './job-record.ts';
 import type { Holding } from './job-record.ts';
-import { groupWaiting, isOtherOffer, offerLines } from './offers.ts';
+import { groupWaiting, isOtherOffer, offerLines, ranksOf } from './offers.ts';
 import { expectedFinishes } from './placement.ts';
 import type { OwnWork } from './placement.ts';
 import { planSlots } from './plan-slots.ts';
@@ -104,12 +104,15 @@ export class WorkDesk {
       ),
     );
     const hosts = this.#options.hosts();
+    const models = new Set(groups.map(({ model }) => model));
+    const ranks = new Map([...models].map((model) => [model, ranksOf(model, hosts)]));
     for (const view of hosts) {
       const link = links.get(view.name);
       if (link?.isUp !== true) continue;
       const mine = this.heldOff(view.name) ? [] : groups.filter(({ rules }) => mayGo(rules, view.name));
       const serviceOf = (model: string) => serviceOn(view, { model, hosts });
-      const lines = offerLines({ groups: mine, inFlight, serviceOf });
+      const rankOf = (model: string) => ranks.get(model)?.get(view.name) ?? 0;
+      const lines = offerLines({ groups: mine, inFlight, serviceOf, rankOf });
       if (!this.#isDue(view.name, { lines, isAfterChange })) continue;
       this.#offers.set(view.name, { lines, sentAtMs: performance.now(), hasDeclined: false });
       this.#own(this.#send(link, lines));

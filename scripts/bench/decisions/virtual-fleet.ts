@@ -6,6 +6,7 @@ import { answerGrant } from '../../../bridge/fleet/batch-plan.ts';
 import type { PlanJob, PlanRules } from '../../../bridge/fleet/batch-plan.ts';
 import type { HostView } from '../../../bridge/fleet/host-view.ts';
 import type { Holding } from '../../../bridge/fleet/job-record.ts';
+import { ranksOf } from '../../../bridge/fleet/offers.ts';
 import { planSlots } from '../../../bridge/fleet/plan-slots.ts';
 import type { OwnWaiting } from '../../../bridge/fleet/plan-slots.ts';
 import type { GenerateRequest } from '../../../shared/job.ts';
@@ -28,12 +29,20 @@ export type FleetCase = {
 };
 
 /** One run of a job on a host. */
-export type Run = { bridge: number; host: number; startMs: number; endMs: number };
+export type Run = { bridge: number; job: string; host: number; startMs: number; endMs: number };
 export type FleetResult = { makespanMs: number; runs: Run[]; declines: number };
 
 type VirtualJob = { id: string; request: GenerateRequest; units: number; workMs: number };
 type Active = { bridge: number; job: VirtualJob; startMs?: number; expectedMs: number; grantedMs: number };
-type Line = { sentCount: number; left: number; workMs: number; inFlight: number; sinceMs: number; isDeclined: boolean };
+type Line = {
+  sentCount: number;
+  left: number;
+  workMs: number;
+  inFlight: number;
+  rank: number;
+  sinceMs: number;
+  isDeclined: boolean;
+};
 type Host = {
   service: ServiceTime;
   lines: Map<number, Line>;
@@ -176,13 +185,15 @@ class VirtualFleet {
 
   #flush(at: number, isAfterChange = false): void {
     const bridge = this.#bridge(at);
+    const ranks = ranksOf(MODEL, bridge.views);
     for (const [hostAt, host] of this.#hosts.entries()) {
       const last = bridge.offers[hostAt];
       const service = bridge.views[hostAt]?.snapshot?.models[0]?.service ?? host.service;
       const count = bridge.waiting.length;
       const workMs = bridge.waiting.reduce((sum, { request }) => sum + estimateMs(service, request), 0);
       const line: Line = {
-        ...{ sentCount: count, left: count, workMs, inFlight: bridge.inFlight, sinceMs: this.#nowMs },
+        ...{ sentCount: count, left: count, workMs, inFlight: bridge.inFlight, rank: ranks.get(`h${hostAt}`) ?? 0 },
+        sinceMs: this.#nowMs,
         isDeclined: false,
       };
       const text = `${count} ${bridge.inFlight}`;
@@ -197,7 +208,11 @@ class VirtualFleet {
       bridge.offers[hostAt] = { sentMs: this.#nowMs, hasDeclined: false, text };
       this.#send(() => {
         if (count === 0) host.lines.delete(at);
-        else host.lines.set(at, { ...line, sinceMs: host.lines.get(at)?.sinceMs ?? this.#nowMs });
+        else
+          host.lines.set(at, {
+            ...line,
+            sinceMs: host.lines.get(at)?.sinceMs ?? this.#nowMs,
+          });
         this.#choose(hostAt);
       });
     }
@@ -308,10 +323,10 @@ class VirtualFleet {
   #end(hostAt: number, { active, runMs }: { active: Active; runMs: number }): void {
     const host = this.#host(hostAt);
     const { bridge, job, startMs = 0 } = active;
-    this.#runs.push({ bridge, host: hostAt, startMs, endMs: this.#nowMs });
+    this.#runs.push({ bridge, job: job.id, host: hostAt, startMs, endMs: this.#nowMs });
     host.jobs.shift();
     host.service = learnServiceTime(host.service, { request: job.request, runMs });
-    host.memory = rememberRun(host.memory, this.#token(bridge), runMs);
+    host.memory = rememberRun(host.memory, { tokenId: this.#token(bridge), sessionId: `${bridge}`, runMs });
     if (host.jobs.length > 0) this.#at(this.#nowMs + 0.3, () => this.#start(hostAt, true));
     this.#send(() => this.#onDone(bridge, job));
     this.#choose(hostAt);
@@ -352,11 +367,16 @@ class VirtualFleet {
       gpus: ['g'],
       swapMs: 40_000,
       work: [
-        ...host.jobs.map(({ bridge, expectedMs }) => ({ tokenId: this.#token(bridge), expectedMs })),
+        ...host.jobs.map(({ bridge, expectedMs }) => ({
+          tokenId: this.#token(bridge),
+          sessionId: `${bridge}`,
+          expectedMs,
+        })),
         ...(host.granted
           ? [
               {
                 tokenId: this.#token(host.granted.bridge),
+                sessionId: `${host.granted.bridge}`,
                 expectedMs: host.granted.grant.line.workMs / Math.max(1, host.granted.grant.line.count),
               },
             ]
@@ -369,6 +389,8 @@ class VirtualFleet {
       ...{ lineId: `${bridge}`, sessionId: `${bridge}`, tokenId: this.#token(bridge), model: MODEL, class: 'batch' },
       count: line.left,
       workMs: (line.workMs * Math.max(0, line.left)) / line.sentCount,
+      bridgeId: `${bridge}`,
+      rank: line.rank,
       inFlight: line.inFlight,
       waitingMs: this.#nowMs - line.sinceMs,
       isDeclined: line.isDeclined,

@@ -54,7 +54,10 @@ export function hostView(at: number, { service, phase, freeInMs, offered }: Virt
 }
 
 /** A job that takes so long at speed 1. */
-export function jobOf(workMs: number, id: string): { id: string; request: GenerateRequest; units: number; workMs: number } {
+export function jobOf(
+  workMs: number,
+  id: string,
+): { id: string; request: GenerateRequest; units: number; workMs: number } {
   const request: GenerateRequest = {
     ...{ kind: 'generate', model: MODEL, prompt: id, steps: workMs / UNIT_MS, seed: 1, format: 'png' },
     guidance: { field: 'guidance_scale', value: 4 },
