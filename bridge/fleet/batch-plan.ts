@@ -39,7 +39,7 @@ export type PlanAnswer = { kind: 'take'; jobId: string; endsInMs: number } | { k
 /** A job is never declined for longer than this, or than its own time there: a wrong forecast delays, it never strands. */
 const PATIENCE_MS = 10_000;
 /** More jobs than this do not change who gets the next one. */
-const HORIZON_JOBS = 200;
+export const HORIZON_JOBS = 200;
 /**
  * Completions within this share are equal where other bridges may get the better slot: then the slot that is granted now
  * is better than one that is only foreseen. For a bridge alone the forecast is exact enough to be followed.
@@ -62,33 +62,44 @@ export function answerGrant(grant: PlanGrant, jobs: readonly PlanJob[], slots: r
   if (here === undefined) return { kind: 'decline', why: 'the slot is unknown' };
   const fits = (job: PlanJob): boolean => job.class === grant.class && mayGo(job.rules, grant.host);
 
-  const patient = jobs.find(
-    (job) => fits(job) && job.declinedForMs > Math.max(PATIENCE_MS, serviceMs(here.service, job.units)),
+  const considered = withinHorizon(jobs, { fits, horizon: Math.max(HORIZON_JOBS, 4 * slots.length) });
+  const patient = considered.find(
+    (job) => job.declinedForMs > PATIENCE_MS && fits(job) && job.declinedForMs > serviceMs(here.service, job.units),
   );
   if (patient !== undefined) return take(patient, here);
 
   const plan = new Plan(slots);
-  const horizon = Math.max(HORIZON_JOBS, 4 * slots.length);
   const isAlone = jobs.length === 1 && grant.class === 'interactive';
   let elsewhere: string | undefined;
-  // However many jobs may not come here: they hide none that may.
-  const seen = { fitting: 0, others: 0 };
-  for (const job of jobs) {
-    const isFitting = fits(job);
-    seen[isFitting ? 'fitting' : 'others'] += 1;
-    if (seen.fitting > horizon) break;
-    if (!isFitting && seen.others > horizon) continue;
+  for (const job of considered) {
     const best = plan.best(job, granted);
     if (best === -1) continue;
-    if (isFitting && best === granted) return take(job, here);
-    if (isFitting && isAlone && isNearlyBest(here, { best: slots[best], units: job.units })) return take(job, here);
-    if (isFitting) elsewhere ??= slots[best]?.host;
+    if (best === granted && fits(job)) return take(job, here);
+    if (isAlone && fits(job) && isNearlyBest(here, { best: slots[best], units: job.units })) return take(job, here);
+    if (elsewhere === undefined && fits(job)) elsewhere = slots[best]?.host;
     plan.put(job, best);
   }
   return {
     kind: 'decline',
     why: elsewhere === undefined ? 'nothing waits for it' : `${elsewhere} ends sooner`,
   };
+}
+
+/** The first jobs that may come here, and the first that may not: however many those are, they hide none that may. */
+function withinHorizon(
+  jobs: readonly PlanJob[],
+  { fits, horizon }: { fits: (job: PlanJob) => boolean; horizon: number },
+): readonly PlanJob[] {
+  if (jobs.length <= horizon) return jobs;
+  const left = { fitting: horizon, others: horizon };
+  const found: PlanJob[] = [];
+  for (const job of jobs) {
+    const kind = fits(job) ? 'fitting' : 'others';
+    if (left[kind] > 0) found.push(job);
+    left[kind] -= 1;
+    if (left.fitting <= 0) break;
+  }
+  return found;
 }
 
 /** Time until each job is done by the same plan; undefined for one that has nowhere to go. */
@@ -100,16 +111,10 @@ export function forecastEnds(jobs: readonly PlanJob[], slots: readonly PlanSlot[
   });
 }
 
-/** Interactive jobs first; then batch after batch as they were started, each longest first or in the order given. */
-export function planOrder<T extends { class: JobClass; units: number; index: number }>(
-  batches: readonly { order: 'longest-first' | 'fifo'; jobs: readonly T[] }[],
-): T[] {
-  const sorted = batches.flatMap(({ order, jobs }) =>
-    order === 'fifo'
-      ? [...jobs].sort((a, b) => a.index - b.index)
-      : [...jobs].sort((a, b) => b.units - a.units || a.index - b.index),
-  );
-  return [...sorted.filter((job) => job.class === 'interactive'), ...sorted.filter((job) => job.class === 'batch')];
+/** Interactive jobs first; then batch after batch as they were started, each in the order it has. */
+export function planOrder<T>(batches: readonly { class: JobClass; jobs: readonly T[] }[]): T[] {
+  const of = (wanted: JobClass): T[] => batches.flatMap((batch) => (batch.class === wanted ? batch.jobs : []));
+  return [...of('interactive'), ...of('batch')];
 }
 
 export function mayGo(rules: PlanRules, host: string): boolean {
