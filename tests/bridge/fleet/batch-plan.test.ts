@@ -44,6 +44,38 @@ test.each<[string, ReturnType<typeof grant>, PlanJob[], PlanSlot[], string]>([
   ['pinned elsewhere', grant('fast'), [job('a', 100, { rules: { ...ANY, only: 'slow' } })], two, 'decline'],
   ['pinned here', grant('slow'), [job('a', 100, { rules: { ...ANY, only: 'slow' } })], two, 'a'],
   ['avoided here', grant('fast'), [job('a', 100, { rules: { ...ANY, avoid: ['fast'] } })], two, 'decline'],
+  ['nearly equal: alone, the better one', grant('a'), [job('x', 1_000)], [slot('a', 1), slot('b', 1.05)], 'decline'],
+  [
+    'nearly equal: where others offer too, the one that is there',
+    grant('a'),
+    [job('x', 1_000)],
+    [slot('a', 1), slot('b', 1.05, { crowding: 2 })],
+    'x',
+  ],
+  [
+    'others on the fast host: more is done on the slow one',
+    grant('slow'),
+    Array.from({ length: 6 }, (_, n) => job(`j${n}`, 1_000)),
+    [slot('slow', 1), slot('fast', 10, { crowding: 2 })],
+    'j5',
+  ],
+  [
+    'alone: the fast host ends them all sooner',
+    grant('slow'),
+    Array.from({ length: 6 }, (_, n) => job(`j${n}`, 1_000)),
+    two,
+    'decline',
+  ],
+  [
+    'however many jobs may not come here, they hide none that may',
+    grant('slow'),
+    [
+      ...Array.from({ length: 1_000 }, (_, n) => job(`j${n}`, 1_000, { rules: { ...ANY, only: 'fast' } })),
+      job('mine', 500),
+    ],
+    two,
+    'mine',
+  ],
   [
     'a single interactive job takes a nearly best slot that is ready',
     grant('a', { class: 'interactive' }),
@@ -61,6 +93,26 @@ test.each<[string, ReturnType<typeof grant>, PlanJob[], PlanSlot[], string]>([
 ])('%s', (_, granted, jobs, slots, expected) => {
   const answer = answerGrant(granted, jobs, slots);
   expect(answer.kind === 'take' ? answer.jobId : 'decline').toBe(expected);
+});
+
+const anyJobs = fc.array(
+  fc.record({ units: fc.integer({ min: 1, max: 60_000 }), declinedForMs: fc.integer({ min: 0, max: 60_000 }) }),
+  { minLength: 1, maxLength: 30 },
+);
+
+test('the only slot is never declined, and what has been declined for too long is taken', () => {
+  const speeds = fc.array(fc.double({ min: 0.2, max: 10, noNaN: true }), { minLength: 1, maxLength: 5 });
+  fc.assert(
+    fc.property(anyJobs, speeds, (given, all) => {
+      const jobs = given.map(({ units, declinedForMs }, n) => job(`j${n}`, units, { declinedForMs }));
+      const slots = all.map((speed, n) => slot(`h${n}`, speed));
+      expect(answerGrant(grant('h0'), jobs, slots.slice(0, 1)).kind).toBe('take');
+      const overdue = jobs.filter((one) => one.declinedForMs > Math.max(10_000, one.units / (all[0] ?? 1)));
+      const answer = answerGrant(grant('h0'), jobs, slots);
+      if (overdue.length > 0) expect(answer).toMatchObject({ kind: 'take', jobId: overdue[0]?.jobId });
+      if (answer.kind === 'take') expect(jobs.map(({ jobId }) => jobId)).toContain(answer.jobId);
+    }),
+  );
 });
 
 test('one at a time keeps to the fastest slot', () => {
