@@ -58,6 +58,8 @@ export const OfferLine = z.object({
   longestMs: z.number().nonnegative(),
   maxMegapixels: z.number().positive(),
   inFlight: z.int().nonnegative(),
+  /** Place of this host among those the line is offered to, slowest first. Absent from older bridges. */
+  rank: z.int().nonnegative().optional(),
 });
 export type OfferLine = z.infer<typeof OfferLine>;
 

@@ -8,6 +8,8 @@ const PROGRESS_EVERY_MS = 250;
 
 type ActiveJobOptions = {
   tokenId: string;
+  /** Which bridge took it. */
+  sessionId: string;
   job: Job;
   gpus: readonly string[];
   grantedMs: number;
@@ -23,6 +25,7 @@ type ActiveJobOptions = {
 export class ActiveJob {
   readonly kind = 'job';
   readonly tokenId: string;
+  readonly sessionId: string;
   readonly job: Job;
   readonly gpus: readonly string[];
   readonly grantedMs: number;
@@ -53,6 +56,7 @@ export class ActiveJob {
 
   constructor(options: ActiveJobOptions) {
     this.tokenId = options.tokenId;
+    this.sessionId = options.sessionId;
     this.job = options.job;
     this.gpus = options.gpus;
     this.grantedMs = options.grantedMs;

@@ -86,7 +86,8 @@ export class Exchange implements AsyncDisposable {
       inputSilenceMs: options.times.inputSilenceMs,
       notify: (tokenId, notification) => this.#notify(tokenId, notification),
       onStarted: (slotId, active) => this.#started(slotId, active),
-      onServed: (tokenId, runMs) => (this.#memory = rememberRun(this.#memory, tokenId, runMs)),
+      onServed: ({ tokenId, sessionId }, runMs) =>
+        (this.#memory = rememberRun(this.#memory, { tokenId, sessionId, runMs })),
       onLeft: (slotId, active) => {
         this.#board.leave(slotId, active);
         this.kick();

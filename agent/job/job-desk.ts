@@ -30,7 +30,7 @@ export type JobDeskOptions = {
   notify: (tokenId: string, notification: Notification) => void;
   onStarted: (slotId: string, active: ActiveJob) => void;
   /** The engine was used for so long, whatever came of it. */
-  onServed: (tokenId: string, runMs: number) => void;
+  onServed: (active: ActiveJob, runMs: number) => void;
   /** The slot is free of the job. Comes once or more. */
   onLeft: (slotId: string, active: ActiveJob) => void;
   onChange: () => void;
@@ -224,7 +224,7 @@ export class JobDesk implements AsyncDisposable {
       },
       step: (step, steps) => active.progress({ step, steps }),
       engineEnded: ({ runMs }) => {
-        this.#options.onServed(active.tokenId, runMs);
+        this.#options.onServed(active, runMs);
         this.#leave(slotId, active);
       },
     };
