@@ -61,6 +61,8 @@ export class StatusFeed implements AsyncDisposable {
   async #run(signal: AbortSignal): Promise<void> {
     while (!signal.aborted) {
       if (!this.#isDirty) await this.#nextWake(signal);
+      // One event often follows another in the same turn, as the start of a job its predecessor's end: shown together.
+      await new Promise((resolve) => setImmediate(resolve));
       if (signal.aborted) return;
       this.#isDirty = false;
       if (this.#listeners.size > 0) this.#publish();
