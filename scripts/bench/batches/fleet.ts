@@ -16,6 +16,8 @@ import { SPEEDS, stepMs } from './fixture.ts';
 /** Small, because drawing is the simulator's work and not what is measured. */
 export const SIDE = 64;
 const READY_WITHIN_MS = 30_000;
+/** Between calls that are to be started in this order. */
+const APART_MS = 20;
 /** A call of the tool waits no longer. */
 const CALL_SECONDS = 45;
 
@@ -90,10 +92,13 @@ export class BenchFleet implements AsyncDisposable {
   }
 
   /**
-   * All jobs at once. A call of batch_generate has one number of steps, so there is a call for each, all in the same
-   * moment; the one with the longest jobs first, because a bridge serves batches as they were started.
+   * All jobs at once. A call of batch_generate has one number of steps, so there is a call for each; the one with the longest
+   * jobs first, because a bridge serves batches as they were started.
    */
-  async run(bridge: BridgeClient, jobs: readonly FleetJob[]): Promise<BatchRun> {
+  async run(
+    bridge: BridgeClient,
+    { jobs, signal }: { jobs: readonly FleetJob[]; signal: AbortSignal },
+  ): Promise<BatchRun> {
     const directory = join(this.#directory, `batch-${(this.#batches += 1)}`);
     await mkdir(directory);
     const calls = await Promise.all(
@@ -110,7 +115,12 @@ export class BenchFleet implements AsyncDisposable {
       }),
     );
     const fromMs = nowMs();
-    const answers = await Promise.all(calls.map((call) => bridge.ask('batch_generate', call)));
+    const answers = await Promise.all(
+      calls.map(async (call, index) => {
+        await pause(index * APART_MS, signal);
+        return await bridge.ask('batch_generate', call, { signal });
+      }),
+    );
     const toMs = nowMs();
     const saved = answers.reduce((sum, answer) => sum + Number(answer['images_generated']), 0);
     if (saved !== jobs.length)

@@ -7,8 +7,8 @@ import { pause } from '../../../shared/abort.ts';
 
 export const HOW_TO_INSTALL = 'apt-get install haproxy nginx-light';
 const READY_WITHIN_MS = 10_000;
-/** Debian has both here, which is not in everybody's PATH. */
-const SBIN = '/usr/sbin:/usr/local/sbin';
+/** Debian has both in a directory that is not in everybody's PATH. */
+const PREFIXES = ['', '/usr/sbin/', '/usr/local/sbin/'];
 
 export type PeerKind = 'haproxy' | 'nginx';
 
@@ -27,18 +27,17 @@ export class Peer implements AsyncDisposable {
   /** Undefined where the program is not installed. */
   static async start(
     kind: PeerKind,
-    o: { directory: string; ports: readonly number[]; path: string; signal: AbortSignal },
+    o: { directory: string; ports: readonly number[]; signal: AbortSignal },
   ): Promise<Peer | undefined> {
-    const env = { PATH: `${o.path}:${SBIN}` };
-    const asked = await execa(kind, ['-v'], { env, reject: false, all: true });
-    if (asked.exitCode !== 0) return undefined;
-    const version = /\d+\.\d+[.\d]*/.exec(asked.all)?.[0] ?? 'of unknown version';
+    const found = await programOf(kind);
+    if (found === undefined) return undefined;
+    const { program, version } = found;
     const directory = join(o.directory, kind);
     await mkdir(directory, { recursive: true });
     const socketPath = join(directory, 'socket'); // no port that somebody else could take first
     const file = join(directory, 'config');
     await writeFile(file, CONFIGS[kind]({ directory, socketPath, ports: o.ports }));
-    const child = spawnPeer(kind, { file, directory, env });
+    const child = spawnPeer(kind, { program, file, directory });
     const peer = new Peer({ socketPath, version, child });
     try {
       await peer.#listens(kind, o.signal);
@@ -114,12 +113,18 @@ ${ports.map((port) => `    server 127.0.0.1:${port};\n`).join('')}  }
 `,
 };
 
-function spawnPeer(
-  kind: PeerKind,
-  { file, directory, env }: { file: string; directory: string; env: { PATH: string } },
-) {
-  const args = kind === 'haproxy' ? ['-db', '-f', file] : ['-p', directory, '-c', file, '-e', 'stderr'];
-  return execa(kind, args, { env, stdin: 'ignore', stdout: 'ignore', stderr: 'pipe', reject: false, cleanup: true });
+async function programOf(kind: PeerKind): Promise<{ program: string; version: string } | undefined> {
+  for (const prefix of PREFIXES) {
+    const asked = await execa(`${prefix}${kind}`, ['-v'], { reject: false, all: true });
+    const version = /\d+\.\d+[.\d]*/.exec(asked.all ?? '')?.[0];
+    if (asked.exitCode === 0 && version !== undefined) return { program: `${prefix}${kind}`, version };
+  }
+  return undefined;
+}
+
+function spawnPeer(kind: PeerKind, o: { program: string; file: string; directory: string }) {
+  const args = kind === 'haproxy' ? ['-db', '-f', o.file] : ['-p', o.directory, '-c', o.file, '-e', 'stderr'];
+  return execa(o.program, args, { stdin: 'ignore', stdout: 'ignore', stderr: 'pipe', reject: false });
 }
 
 async function answers(path: string): Promise<boolean> {
