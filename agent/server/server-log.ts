@@ -1,5 +1,5 @@
 import { constants, statSync } from 'node:fs';
-import { appendFile, mkdir, open, readdir, realpath, rename, rm, stat, truncate } from 'node:fs/promises';
+import { mkdir, open, readdir, realpath, rename, rm, stat, truncate } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { pause } from '../../shared/abort.ts';
 import { cleanLine, cleanLines } from './log-lines.ts';
@@ -15,7 +15,7 @@ const TAIL_BYTES = 100 * 1024;
 const OWN_QUESTION = /"GET \/(health|version|metrics|v1\/models)[^"]*" 200/;
 /** What a flood leaves: less than a reader gets, so that the note above it is seen. */
 const KEPT_BYTES = TAIL_BYTES / 2;
-const COPY_BYTES = MIB;
+const COPY_BYTES = MIB / 4;
 const FOLLOW_MS = 250;
 const BOUND_MS = 250;
 const FAST_BOUND_MS = 50;
@@ -33,6 +33,8 @@ export class ServerLog {
   readonly #bounds: LogBounds;
   readonly #secrets: readonly string[];
   #rotatedMs = -Infinity;
+  /** Of `bound`, which never runs twice at a time: kept, because a flood calls for it many times a second. */
+  #copyBuffer: Buffer | undefined;
 
   private constructor(path: string, { bounds, secrets }: { bounds: LogBounds; secrets: readonly string[] }) {
     this.path = path;
@@ -116,7 +118,7 @@ export class ServerLog {
       await pause(FOLLOW_MS, signal);
       const size = await this.size();
       if (size < at) at = 0;
-      if (size > at) onText(await read(this.path, Math.max(at, size - TAIL_BYTES)));
+      if (size > at) onText(await read(this.path, { from: Math.max(at, size - TAIL_BYTES), to: size }));
       at = size;
     }
   }
@@ -165,7 +167,7 @@ export class ServerLog {
     this.#rotatedMs = nowMs;
     const part = `${this.path}.new`;
     try {
-      await copyFrom(this.path, size - this.#maxBytes, { to: part, maxBytes: 2 * this.#maxBytes });
+      await this.#copyFrom(size - this.#maxBytes, { to: part, maxBytes: 2 * this.#maxBytes });
       await this.#shiftParts(part);
     } catch (error) {
       await this.#drop(size); // whatever is in the way of a copy, a full disk above all, must not keep the file growing
@@ -173,6 +175,27 @@ export class ServerLog {
       throw error;
     }
     await truncate(this.path);
+  }
+
+  /** To the end of the file, which may be growing. */
+  async #copyFrom(from: number, o: { to: string; maxBytes: number }): Promise<void> {
+    const buffer = this.#buffer;
+    const source = await open(this.path, 'r');
+    try {
+      const target = await open(o.to, 'w', 0o640);
+      try {
+        for (let copied = 0; copied < o.maxBytes;) {
+          const { bytesRead } = await source.read(buffer, 0, buffer.length, from + copied);
+          if (bytesRead === 0) return;
+          await target.write(buffer, 0, bytesRead);
+          copied += bytesRead;
+        }
+      } finally {
+        await target.close();
+      }
+    } finally {
+      await source.close();
+    }
   }
 
   async #shiftParts(newest: string): Promise<void> {
@@ -183,10 +206,21 @@ export class ServerLog {
     await rename(newest, `${this.path}.1`);
   }
 
+  /** The end stays as the bytes that it is: nobody reads it yet. */
   async #drop(size: number): Promise<void> {
-    const end = await read(this.path, Math.max(0, size - KEPT_BYTES));
-    await truncate(this.path);
-    await appendFile(this.path, `[gantry: ${Math.round(size / MIB)} MiB of output dropped, too much to keep]\n${end}`);
+    const file = await open(this.path, constants.O_RDWR | constants.O_APPEND);
+    try {
+      const { bytesRead } = await file.read(this.#buffer, 0, KEPT_BYTES, Math.max(0, size - KEPT_BYTES));
+      await file.truncate();
+      const note = Buffer.from(`[gantry: ${Math.round(size / MIB)} MiB of output dropped, too much to keep]\n`);
+      await file.writev([note, this.#buffer.subarray(0, bytesRead)]);
+    } finally {
+      await file.close();
+    }
+  }
+
+  get #buffer(): Buffer {
+    return (this.#copyBuffer ??= Buffer.allocUnsafeSlow(COPY_BYTES));
   }
 
   get #maxBytes(): number {
@@ -196,7 +230,7 @@ export class ServerLog {
   /** From the file, and from the part before where it has just begun anew. */
   async #lastOf(count: number, maxChars?: number): Promise<string[]> {
     const clean = async (path: string, bytes: number): Promise<string[]> =>
-      cleanLines(await read(path, Math.max(0, bytes - TAIL_BYTES)), {
+      cleanLines(await read(path, { from: Math.max(0, bytes - TAIL_BYTES), to: bytes }), {
         secrets: this.#secrets,
         ...(maxChars !== undefined && { maxChars }),
       });
@@ -236,38 +270,17 @@ function fileSlot(slotId: string): string {
   return slotId.replace(/[^\w.-]/g, '~');
 }
 
-/** At most 100 KiB of text from there. */
-async function read(path: string, from: number): Promise<string> {
+/** Not what came since its size was asked: a follower reads that next time. */
+async function read(path: string, { from, to }: { from: number; to: number }): Promise<string> {
   try {
     const file = await open(path, 'r');
     try {
-      const { buffer, bytesRead } = await file.read(Buffer.alloc(TAIL_BYTES), 0, TAIL_BYTES, from);
+      const { buffer, bytesRead } = await file.read(Buffer.allocUnsafe(to - from), 0, to - from, from);
       return buffer.toString('utf8', 0, bytesRead);
     } finally {
       await file.close();
     }
   } catch {
     return ''; // removed by someone
-  }
-}
-
-/** To the end of a file that may be growing, through one buffer. */
-async function copyFrom(path: string, from: number, o: { to: string; maxBytes: number }): Promise<void> {
-  const source = await open(path, 'r');
-  try {
-    const target = await open(o.to, 'w', 0o640);
-    try {
-      const buffer = Buffer.alloc(COPY_BYTES);
-      for (let copied = 0; copied < o.maxBytes;) {
-        const { bytesRead } = await source.read(buffer, 0, COPY_BYTES, from + copied);
-        if (bytesRead === 0) return;
-        await target.write(buffer, 0, bytesRead);
-        copied += bytesRead;
-      }
-    } finally {
-      await target.close();
-    }
-  } finally {
-    await source.close();
   }
 }

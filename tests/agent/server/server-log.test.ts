@@ -71,6 +71,23 @@ test('following survives truncation', async () => {
   });
 });
 
+test('following shows once what comes between the look at the size and the reading', async () => {
+  await inDirectory(async (directory) => {
+    const log = await ServerLog.create({ logDir: directory, slotId: 'a' });
+    await writeFile(log.path, 'one\ntwo\n');
+    // As if the first look had come before the second line.
+    const sizes = [4, 8, 8];
+    log.size = () => Promise.resolve(sizes.shift() ?? 8);
+    const stop = new AbortController();
+    let seen = '';
+    const following = log.follow({ signal: stop.signal, onText: (text) => (seen += text), from: 0 });
+    await until(() => sizes.length === 0);
+    expect(seen).toBe('one\ntwo\n');
+    stop.abort();
+    await following;
+  });
+});
+
 describe('a log that has grown too large', () => {
   const bounds = { maxMiB: 1, keep: 2 };
 
