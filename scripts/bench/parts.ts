@@ -1,5 +1,6 @@
 import { batches } from './batches.ts';
 import type { BenchPart } from './row.ts';
+import { sharedHosts, twoModels } from './sharing.ts';
 
 /** In the order in which they run: one after another, because they share two cores. */
-export const PARTS: readonly BenchPart[] = [batches];
+export const PARTS: readonly BenchPart[] = [batches, sharedHosts, twoModels];

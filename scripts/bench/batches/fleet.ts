@@ -13,11 +13,11 @@ import { readImages, within } from './engine-log.ts';
 import type { BenchJob } from './fixture.ts';
 import { SPEEDS, stepMs } from './fixture.ts';
 
-/** Small, because drawing is the simulator's work and not what is measured. */
-export const SIDE = 64;
+/** What is asked for: a usual size, because estimates reckon with it. */
+export const SIDE = 1024;
+/** What is drawn: drawing is the simulator's work and not what is measured. */
+const DRAWN = '64x64';
 const READY_WITHIN_MS = 30_000;
-/** Between calls that are to be started in this order. */
-const APART_MS = 20;
 /** A call of the tool waits no longer. */
 const CALL_SECONDS = 45;
 
@@ -91,36 +91,30 @@ export class BenchFleet implements AsyncDisposable {
     return bridge;
   }
 
-  /**
-   * All jobs at once. A call of batch_generate has one number of steps, so there is a call for each; the one with the longest
-   * jobs first, because a bridge serves batches as they were started.
-   */
+  /** All jobs at once: a call of batch_generate for each model they name, all in the same moment. */
   async run(
     bridge: BridgeClient,
     { jobs, signal }: { jobs: readonly FleetJob[]; signal: AbortSignal },
   ): Promise<BatchRun> {
     const directory = join(this.#directory, `batch-${(this.#batches += 1)}`);
     await mkdir(directory);
+    const models = [...new Set(jobs.map(({ model }) => model))];
     const calls = await Promise.all(
-      groupsOf(jobs).map(async ([first, ...others], index) => {
-        const prompts = join(directory, `prompts-${index}.txt`);
-        await writeFile(prompts, [first, ...others].map(({ prompt }) => `${prompt}\n`).join(''));
+      models.map(async (model, index) => {
+        const file = join(directory, `prompts-${index}.jsonl`);
+        const lines = jobs
+          .filter((job) => job.model === model)
+          .map(({ prompt, steps }) => `${JSON.stringify({ prompt, num_inference_steps: steps })}\n`);
+        await writeFile(file, lines.join(''));
         return {
-          prompts_file: prompts,
-          num_inference_steps: first.steps,
-          ...(first.model !== undefined && { model: first.model }),
-          ...{ width: SIDE, height: SIDE, output_dir: join(directory, String(index)) },
+          ...{ prompts_file: file, width: SIDE, height: SIDE, output_dir: join(directory, String(index)) },
+          ...(model !== undefined && { model }),
           ...{ preview: 'none', wait_seconds: CALL_SECONDS },
         };
       }),
     );
     const fromMs = nowMs();
-    const answers = await Promise.all(
-      calls.map(async (call, index) => {
-        await pause(index * APART_MS, signal);
-        return await bridge.ask('batch_generate', call, { signal });
-      }),
-    );
+    const answers = await Promise.all(calls.map((call) => bridge.ask('batch_generate', call, { signal })));
     const toMs = nowMs();
     const saved = answers.reduce((sum, answer) => sum + Number(answer['images_generated']), 0);
     if (saved !== jobs.length)
@@ -170,7 +164,7 @@ export function engineFlags({ speed, log, model }: { speed: number; log: string;
   const { weightsMiB, loadMs } = model;
   const flags = {
     ...{ 'step-ms': stepMs(speed), 'load-ms': loadMs, 'weights-mib': weightsMiB, 'peak-mib': weightsMiB + 500 },
-    ...{ 'request-log': log },
+    ...{ 'request-log': log, 'force-size': DRAWN },
   };
   return Object.entries(flags).flatMap(([flag, value]) => [`--${flag}`, String(value)]);
 }
@@ -189,18 +183,4 @@ function configOf(each: FleetModel, { speed, home }: { speed: number; home: stri
 
 function requestLogOf(directory: string, alias: string): string {
   return join(directory, `requests-${alias}.jsonl`);
-}
-
-type Group = [FleetJob, ...FleetJob[]];
-
-/** Jobs that one call can name, the longest first. */
-function groupsOf(jobs: readonly FleetJob[]): Group[] {
-  const groups = new Map<string, Group>();
-  for (const job of jobs) {
-    const key = `${job.steps} ${job.model}`;
-    const group = groups.get(key);
-    if (group === undefined) groups.set(key, [job]);
-    else group.push(job);
-  }
-  return [...groups.values()].sort(([a], [b]) => b.steps - a.steps);
 }

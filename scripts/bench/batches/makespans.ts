@@ -56,10 +56,6 @@ function againstBound(o: Measured, kind: Kind): BenchRow[] {
   const reference = { name: 'lower bound', value: boundOf(o, kind) / 1000 };
   const common = { name: `${kind}: makespan`, unit: 's', reference };
   const runs = o.warm[kind];
-  const note =
-    kind === 'mixed40'
-      ? 'four calls of batch_generate, one for each length of job, because a call has one number of steps'
-      : o.note;
   return [
     ratioRow({
       ...common,
@@ -70,7 +66,7 @@ function againstBound(o: Measured, kind: Kind): BenchRow[] {
     }),
     ratioRow({
       ...{ ...common, id: `B1 ${kind}`, value: median(runs) / 1000, most: GATES.lowerBound[kind] },
-      note: `median of ${runs.length}: ${runs.map((ms) => figure(ms / boundOf(o, kind))).join(', ')} x; ${note}`,
+      note: `median of ${runs.length}: ${runs.map((ms) => figure(ms / boundOf(o, kind))).join(', ')} x; ${o.note}`,
     }),
   ];
 }
