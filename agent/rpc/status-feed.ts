@@ -8,7 +8,7 @@ export type StatusListener = (delta: Buffer) => void;
 /** Without an event the state is looked at this often: values age, and a hung nvidia-smi sends no event. */
 const LOOK_EVERY_MS = 5_000;
 /** Longer than the agent needs from the end of a job to the start of the next. */
-const TOGETHER_MS = 2;
+const TOGETHER_MS = 4;
 /** Times that run by themselves are worth a delta of their own only this often. */
 const AGE_GRAIN_MS = 10_000;
 const AGES = new Set(['ageMs', 'idleMs', 'heldAwayMs']);
