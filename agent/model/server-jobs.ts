@@ -100,7 +100,7 @@ export class ServerJobs {
   async #answer(request: JobRequest, inputs: readonly Buffer[], options: RunOptions): Promise<Made> {
     const { alias, engine, life } = this.#options;
     const { log } = life;
-    const from = (await log?.size()) ?? 0;
+    const from = log?.sizeNow() ?? 0;
     options.signal.throwIfAborted(); // abandoned before it was sent
     const { state, process } = life;
     if (state.kind !== 'ready') throw life.death ?? died(alias, 'is not ready any more');

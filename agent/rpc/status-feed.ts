@@ -7,6 +7,8 @@ export type StatusListener = (delta: Buffer) => void;
 
 /** Without an event the state is looked at this often: values age, and a hung nvidia-smi sends no event. */
 const LOOK_EVERY_MS = 5_000;
+/** Longer than the agent needs from the end of a job to the start of the next. */
+const TOGETHER_MS = 4;
 /** Times that run by themselves are worth a delta of their own only this often. */
 const AGE_GRAIN_MS = 10_000;
 const AGES = new Set(['ageMs', 'idleMs', 'heldAwayMs']);
@@ -61,6 +63,8 @@ export class StatusFeed implements AsyncDisposable {
   async #run(signal: AbortSignal): Promise<void> {
     while (!signal.aborted) {
       if (!this.#isDirty) await this.#nextWake(signal);
+      // One event often follows another at once, as the start of a job the end of the one before: shown together.
+      await pause(TOGETHER_MS, signal);
       if (signal.aborted) return;
       this.#isDirty = false;
       if (this.#listeners.size > 0) this.#publish();

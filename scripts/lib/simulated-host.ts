@@ -65,15 +65,7 @@ export class SimulatedHost implements AsyncDisposable {
     const gpus = options.gpus.map((gpu, index) => ({ uuid: `GPU-${options.name}-${index}`, ...gpu, index }));
     await writeFile(join(ledger, 'gpus.json'), JSON.stringify(gpus));
     await writeConfig(options, 0);
-    const added = await execa('node', [
-      join(DIST, 'gantry-agent.mjs'),
-      'tokens',
-      'add',
-      'simulation',
-      '--config',
-      configPath(options),
-    ]);
-    const host = new SimulatedHost(options, added.stdout.trim());
+    const host = new SimulatedHost(options, await newToken(options, 'simulation'));
     await host.startAgent();
     return host;
   }
@@ -111,6 +103,11 @@ export class SimulatedHost implements AsyncDisposable {
     if (fault === undefined) return await rm(path, { force: true });
     await writeFile(`${path}.tmp`, JSON.stringify(fault));
     await rename(`${path}.tmp`, path);
+  }
+
+  /** A token for one more laptop; the running agent knows it at once. */
+  async addToken(name: string): Promise<string> {
+    return await newToken(this.#options, name);
   }
 
   /** Restarts the agent with other models, and other keys in place of those it had. */
@@ -174,6 +171,11 @@ export class SimulatedHost implements AsyncDisposable {
       }
     }
   }
+}
+
+async function newToken(options: SimulatedHostOptions, name: string): Promise<string> {
+  const command = [join(DIST, 'gantry-agent.mjs'), 'tokens', 'add', name, '--config', configPath(options)];
+  return (await execa('node', command)).stdout.trim();
 }
 
 function spawnAgent(options: SimulatedHostOptions, ledger: string) {
