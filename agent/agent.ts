@@ -16,6 +16,7 @@ import { Drain } from './job/drain.ts';
 import { Exchange } from './job/exchange.ts';
 import { InputStore } from './job/input-store.ts';
 import { Journal } from './job/journal.ts';
+import { PictureProcess } from './job/picture-process.ts';
 import { ResultStore } from './job/result-store.ts';
 import { LiveConfig } from './live-config.ts';
 import { Residency } from './model/residency.ts';
@@ -107,15 +108,18 @@ export class Agent implements AsyncDisposable {
     const tokens = this.#own(new TokenStore({ stateDir, onRevoked: (tokenId) => this.#forget(tokenId) }));
     await tokens.refresh();
     const journal = this.#own(await Journal.open({ dir: join(stateDir, 'journal'), log }));
+    const pictures = this.#own(new PictureProcess());
     const results = await ResultStore.open({
       dir: join(stateDir, 'results'),
       quotaBytes: LIMITS.resultQuotaBytes.value,
       keptMs: LIMITS.resultKeptMs.value,
+      pictures,
       log,
     });
     const inputs = await InputStore.open({
       dir: join(stateDir, 'inputs'),
       quotaBytes: LIMITS.resultQuotaBytes.value,
+      pictures,
       log,
     });
     const models = await withServedIds(this.#config.models, { known: [], signal, log });
