@@ -1,6 +1,7 @@
 import { crc32 } from 'node:zlib';
 
 export type TextChunk = { keyword: string; text: string };
+export type PngSize = { width: number; height: number };
 
 const SIGNATURE = Buffer.from('89504e470d0a1a0a', 'hex');
 
@@ -8,7 +9,7 @@ const SIGNATURE = Buffer.from('89504e470d0a1a0a', 'hex');
 export const PNG_HEAD_BYTES = SIGNATURE.length + 12 + 13;
 
 /** The size that the first `PNG_HEAD_BYTES` say; undefined where they are no PNG's. */
-export function pngSize(head: Buffer): { width: number; height: number } | undefined {
+export function pngSize(head: Buffer): PngSize | undefined {
   return isPng(head) ? { width: head.readUInt32BE(16), height: head.readUInt32BE(20) } : undefined;
 }
 

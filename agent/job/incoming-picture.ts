@@ -1,15 +1,14 @@
-import type { Hash } from 'node:crypto';
-import { createHash, randomUUID } from 'node:crypto';
+import { randomUUID } from 'node:crypto';
 import { createReadStream } from 'node:fs';
 import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { DurableFile } from '../../shared/durable-file.ts';
 import { AppError } from '../../shared/errors.ts';
 import type { ImageFormat } from '../../shared/job.ts';
-import type { TextChunk } from '../../shared/png-text.ts';
-import { PNG_HEAD_BYTES, encodeTextChunks, pngSize } from '../../shared/png-text.ts';
+import type { PngSize, TextChunk } from '../../shared/png-text.ts';
 import type { PictureSink } from '../model/lease.ts';
 import { toDiskError } from './disk-error.ts';
+import { FinalBytes } from './final-bytes.ts';
 import type { PictureFacts, PictureProcess } from './picture-process.ts';
 
 /** What an engine may answer at most; the largest size a request may name is 67 megapixels. */
@@ -17,7 +16,8 @@ const MAX_PIXELS = 80e6;
 /** Read and written at a time where a whole file is gone through again. */
 const PIECE_BYTES = 256 * 1024;
 
-type Size = { width: number; height: number };
+/** What comes, and where it goes. */
+type Incoming = { file: DurableFile; bytes: FinalBytes };
 
 export type IncomingOptions = {
   /** There the bytes are until they are a result. */
@@ -25,11 +25,11 @@ export type IncomingOptions = {
   pictures: PictureProcess;
   format: ImageFormat;
   /** The text for a PNG of that size, that had run for so long when it began to come. */
-  textOf: (size: Size & { runMs: number }) => readonly TextChunk[];
+  textOf: (size: PngSize & { runMs: number }) => readonly TextChunk[];
 };
 
 /** A picture that was decoded to its last pixel. Its files are in the incoming picture's directory until they are kept. */
-export type ReceivedPicture = Size & {
+export type ReceivedPicture = PngSize & {
   file: DurableFile;
   previewPath: string;
   sha256: string;
@@ -48,7 +48,7 @@ export class IncomingPicture implements AsyncDisposable, PictureSink {
   readonly #previewPath: string;
   readonly #encodedPath: string;
   /** As it came, or final. */
-  #file: FinalFile | undefined;
+  #file: Incoming | undefined;
   #cleared: Promise<unknown> = Promise.resolve();
   #runMs = 0;
   #bytes = 0;
@@ -78,21 +78,21 @@ export class IncomingPicture implements AsyncDisposable, PictureSink {
   write(bytes: Buffer): Promise<void> | undefined {
     if (this.#isDisposed) return undefined;
     this.#bytes += bytes.length;
-    return this.#file?.write(bytes);
+    return this.#file?.bytes.write(bytes);
   }
 
   /** After the last byte. RESULT_INVALID where it is no whole picture, DISK_FULL where it could not be written. */
   async received(): Promise<ReceivedPicture> {
     const came = this.#file;
     if (came === undefined) throw this.#invalid(new Error('nothing came'));
-    came.end();
+    came.bytes.end();
     // The disk and the decoder work at the same time: the decoder finds in the file what was written.
     await onDisk(came.file.written(), came.file.path);
     const [facts] = await Promise.all([this.#check(came.file.path), onDisk(came.file.settle(), came.file.path)]);
-    const file = came.isFinal ? came : await this.#encode(came.file.path);
+    const file = came.bytes.isFinal ? came : await this.#encode(came.file.path);
     const { width, height } = facts;
     const { format } = this.#options;
-    return { file: file.file, previewPath: this.#previewPath, ...file.result(), width, height, format };
+    return { file: file.file, previewPath: this.#previewPath, ...file.bytes.result(), width, height, format };
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -112,7 +112,7 @@ export class IncomingPicture implements AsyncDisposable, PictureSink {
   }
 
   /** In the format asked for, and with its text where that is PNG. */
-  async #encode(path: string): Promise<FinalFile> {
+  async #encode(path: string): Promise<Incoming> {
     const { pictures, format } = this.#options;
     const to = this.#encodedPath;
     await pictures.encode(path, { to, format, maxPixels: MAX_PIXELS }).catch((error: unknown) => {
@@ -122,17 +122,21 @@ export class IncomingPicture implements AsyncDisposable, PictureSink {
     const file = this.#open({ hasText: format === 'png' });
     this.#file = file;
     for await (const piece of createReadStream(to, { highWaterMark: PIECE_BYTES })) {
-      await file.write(piece as Buffer); // without an encoding its chunks are Buffers
+      await file.bytes.write(piece as Buffer); // without an encoding its chunks are Buffers
     }
-    file.end();
+    file.bytes.end();
     return file;
   }
 
-  #open({ hasText }: { hasText: boolean }): FinalFile {
+  #open({ hasText }: { hasText: boolean }): Incoming {
     const { directory, textOf } = this.#options;
-    const path = join(directory, `${randomUUID()}.part`);
+    const file = new DurableFile(join(directory, `${randomUUID()}.part`));
     const runMs = this.#runMs;
-    return new FinalFile(path, hasText ? (size) => textOf({ ...size, runMs }) : undefined);
+    const bytes = new FinalBytes({
+      textOf: hasText ? (size) => textOf({ ...size, runMs }) : undefined,
+      write: (piece) => file.write(piece),
+    });
+    return { file, bytes };
   }
 
   #clear(): void {
@@ -149,60 +153,6 @@ export class IncomingPicture implements AsyncDisposable, PictureSink {
       `The engine returned ${this.#bytes} bytes that are not a complete image (${why}). The attempt failed; nothing was saved.`,
       { cause: error },
     );
-  }
-}
-
-/** Bytes on their way to a file, with text put in behind the head of a PNG, and hashed. */
-class FinalFile {
-  readonly file: DurableFile;
-  readonly #textOf: ((size: Size) => readonly TextChunk[]) | undefined;
-  readonly #hash: Hash = createHash('sha256');
-  /** The start, until it is long enough to tell what it is. */
-  #head: Buffer | undefined = Buffer.alloc(0);
-  #bytes = 0;
-  #hasText = false;
-
-  constructor(path: string, textOf: ((size: Size) => readonly TextChunk[]) | undefined) {
-    this.file = new DurableFile(path);
-    this.#textOf = textOf;
-  }
-
-  /** Nothing has to be done to it: it is a PNG with its text. */
-  get isFinal(): boolean {
-    return this.#hasText;
-  }
-
-  write(bytes: Buffer): Promise<void> | undefined {
-    if (this.#head === undefined) return this.#put(bytes);
-    const head = Buffer.concat([this.#head, bytes]);
-    this.#head = head.length < PNG_HEAD_BYTES ? head : undefined;
-    return this.#head === undefined ? this.#begin(head) : undefined;
-  }
-
-  /** After the last byte. */
-  end(): void {
-    const head = this.#head;
-    this.#head = undefined;
-    if (head !== undefined) void this.#put(head); // shorter than any picture
-  }
-
-  result(): { sha256: string; bytes: number } {
-    return { sha256: this.#hash.digest('hex'), bytes: this.#bytes };
-  }
-
-  #begin(start: Buffer): Promise<void> | undefined {
-    const size = pngSize(start);
-    if (this.#textOf === undefined || size === undefined) return this.#put(start);
-    this.#hasText = true;
-    void this.#put(start.subarray(0, PNG_HEAD_BYTES)); // the last of the three waits for all
-    void this.#put(encodeTextChunks(this.#textOf(size)));
-    return this.#put(start.subarray(PNG_HEAD_BYTES));
-  }
-
-  #put(bytes: Buffer): Promise<void> | undefined {
-    this.#bytes += bytes.length;
-    this.#hash.update(bytes);
-    return this.file.write(bytes);
   }
 }
 
