@@ -68,6 +68,7 @@ export async function memory(
     generateMs: 300,
     gpus: GPUS,
   });
+  await fleet.make(GPUS * 2); // every server is up, and what is loaded at the first job is
   const idleMb = await rssMb(fleet.pid);
   await using four = await PeakMemory.watch(fleet.pid, { also: () => decoderOf(fleet.pid) });
   await fleet.make(GPUS);
@@ -76,7 +77,7 @@ export async function memory(
   for (let made = 0; made < 100; made += 20) await fleet.make(20);
   const afterMb = await rssMb(fleet.pid);
   const cpuMs = ((await cpuMsOf(fleet.pid)) - cpuBefore) / 100;
-  const idle = `the same agent idle: ${figure(idleMb)} MB`;
+  const idle = `the same agent, 8 images before: ${figure(idleMb)} MB`;
   const decoder = `beside it, while there are jobs, the process that decodes: ${figure(four.otherPeakMb)} MB at most`;
   return [
     absoluteRow({
@@ -171,7 +172,8 @@ class Chain implements AsyncDisposable {
   async make(count: number): Promise<void> {
     const prompts = Array.from({ length: count }, (_, index) => `fox ${index}`);
     const answer = await this.client.ask('batch_generate', { prompts, model: MODEL, wait_seconds: 45 });
-    const left = count - (typeof answer['completed'] === 'number' ? answer['completed'] : 0);
+    const made = answer['images_generated'];
+    const left = count - (typeof made === 'number' ? made : 0);
     if (left > 0) throw new Error(`${left} of ${count} images were not made: ${JSON.stringify(answer).slice(0, 500)}`);
   }
 
