@@ -17,6 +17,7 @@ import { Drain } from './job/drain.ts';
 import { Exchange } from './job/exchange.ts';
 import { InputStore } from './job/input-store.ts';
 import { Journal } from './job/journal.ts';
+import { PictureProcess } from './job/picture-process.ts';
 import { ResultStore } from './job/result-store.ts';
 import { LiveConfig } from './live-config.ts';
 import { Residency } from './model/residency.ts';
@@ -109,15 +110,18 @@ export class Agent implements AsyncDisposable {
     await tokens.refresh();
     const journalDir = join(stateDir, 'journal');
     const journal = this.#own(await Journal.open({ dir: journalDir, log }));
+    const pictures = this.#own(new PictureProcess());
     const results = await ResultStore.open({
       dir: join(stateDir, 'results'),
       quotaBytes: LIMITS.resultQuotaBytes.value,
       keptMs: LIMITS.resultKeptMs.value,
+      pictures,
       log,
     });
     const inputs = await InputStore.open({
       dir: join(stateDir, 'inputs'),
       quotaBytes: LIMITS.resultQuotaBytes.value,
+      pictures,
       log,
     });
     const models = await withServedIds(this.#config.models, { known: [], signal, log });

@@ -31,6 +31,7 @@ function programs() {
   return [
     executable('bridge/main.ts', 'dist/gantry.cjs', { format: 'cjs', external: ['sharp'], plugins: [oneLanguage] }),
     executable('agent/main.ts', 'dist/gantry-agent.mjs', esm),
+    executable('agent/job/picture-worker.mjs', 'dist/picture-worker.mjs', esm), // which the agent starts
   ];
 }
 

@@ -38,13 +38,27 @@ export class AgentTransfers {
     this.#gone = new AbortController();
   }
 
-  /** The stored image. The caller reads or destroys the body. */
-  async openResult(jobId: string, o: { bytes: number; signal: AbortSignal }): Promise<HttpAnswer> {
+  /**
+   * The stored image with that hash, or what of it comes after `from` bytes. The caller reads or destroys the body.
+   * SAVE_FAILED where the host has another image by now: the two must not be put together.
+   */
+  async openResult(
+    jobId: string,
+    o: { sha256: string; bytes: number; from: number; signal: AbortSignal },
+  ): Promise<HttpAnswer> {
+    const etag = `"${o.sha256}"`;
+    const rest = o.from > 0 ? { range: `bytes=${o.from}-`, 'if-range': etag } : {};
     const answer = await openHttp(`${this.#url}/v1/results/${jobId}`, {
-      ...this.#options(o.signal, o.bytes),
+      ...this.#options(o.signal, o.bytes - o.from),
+      headers: { ...this.#authorization(), ...rest },
     }).catch((error: unknown) => this.#throw(error, o.signal));
-    if (answer.status !== 200) throw await this.#refusal(answer);
-    return answer;
+    if (answer.status !== 200 && answer.status !== 206) throw await this.#refusal(answer);
+    const isSame = answer.headers.etag === etag || (answer.headers.etag === undefined && o.from === 0);
+    const begins = answer.status === 200 ? 0 : Number(/^bytes (\d+)-/.exec(answer.headers['content-range'] ?? '')?.[1]);
+    if (isSame && begins === o.from) return answer;
+    answer.body.destroy();
+    const message = `${this.#host.name} has another image for this job than the one it announced, or sent another part of it.`;
+    throw new AppError('SAVE_FAILED', `${message} Nothing was saved; it is fetched again.`);
   }
 
   async fetchPreview(jobId: string, signal: AbortSignal): Promise<Buffer> {

@@ -132,7 +132,7 @@ async function* untilAbortedEach(body: AsyncIterable<Buffer>, signal: AbortSigna
   try {
     while (true) {
       const next = await untilAborted(chunks.next(), signal).catch((error: unknown) => {
-        throw signal.aborted ? error : broken(error);
+        throw signal.aborted || error instanceof AppError ? error : broken(error);
       });
       isEnded = next.done === true;
       if (next.done === true) return;

@@ -1,8 +1,8 @@
-import { decisions } from './decisions.ts';
 import { batches } from './batches.ts';
+import { decisions } from './decisions.ts';
+import { IMAGES } from './images.ts';
 import type { BenchPart } from './row.ts';
 import { sharedHosts, twoModels } from './sharing.ts';
 
 /** In the order in which they run: one after another, because they share two cores. */
-export const PARTS: readonly BenchPart[] = [decisions];
-export const PARTS: readonly BenchPart[] = [batches, sharedHosts, twoModels];
+export const PARTS: readonly BenchPart[] = [batches, sharedHosts, twoModels, decisions, ...IMAGES];
