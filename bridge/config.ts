@@ -34,7 +34,11 @@ const TIMES = {
 
 /** bridge.yaml, every key of it. */
 export const BridgeFile = z.strictObject({
-  hosts: z.array(HostEntry).max(200).default([]).describe('The GPU hosts: name, address of the agent, and its token.'),
+  hosts: z
+    .array(HostEntry)
+    .max(1_000)
+    .default([])
+    .describe('The GPU hosts: name, address of the agent, and its token.'),
   output_dir: z.string().min(1).optional().describe('Where images are saved unless the call says otherwise.'),
   default_model: z.string().min(1).optional().describe('Model for generate_image and batch_generate without `model`.'),
   default_edit_model: z.string().min(1).optional().describe('Model for edit_image without `model`.'),
