@@ -170,7 +170,7 @@ export class SimulatedHost implements AsyncDisposable {
 }
 
 function spawnAgent(options: SimulatedHostOptions, ledger: string) {
-  return execa('node', [join(DIST, 'gantry-agent.mjs'), 'run', '--config', configPath(options)], {
+  return execa(join(DIST, 'gantry-agent.mjs'), ['run', '--config', configPath(options)], {
     env: { GANTRY_SIM_LEDGER: ledger, PATH: `${join(DIST, 'sim')}:${process.env['PATH'] ?? ''}` },
     stdin: 'ignore',
     stdout: 'pipe',
