@@ -8,7 +8,7 @@ import { createRequire } from 'node:module';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { promisify } from 'node:util';
-import { COMMON, putInPlace } from './common.mjs';
+import { COMMON, LESS_ZOD, putInPlace, replacing, SMALL } from './common.mjs';
 
 const FOLDER = 'dist/bridge';
 const LAUNCHER = 'dist/gantry.cjs';
@@ -17,20 +17,7 @@ const WRAPPER = {
   banner: { js: '(function (exports, require, module, __filename, __dirname) {' },
   footer: { js: '})' },
 };
-/** Names stay, because they are in the stacks of the log; the rest of what a reader needs is in the sources. */
-const SMALL = { minifySyntax: true, minifyWhitespace: true, keepNames: false, legalComments: 'none' };
-const CJS = { ...COMMON, format: 'cjs', external: ['sharp'], write: false };
-
-/** zod carries its sentences in forty languages; ours are English, and the rest is a fifth of the bundle. */
-const oneLanguage = replacing(
-  /zod[/\\]v4[/\\]locales[/\\]index\.js$/,
-  () => 'export { default as en } from "./en.js";',
-);
-
-/** esbuild leaves out what nobody uses of a namespace, but not of an export that is one. */
-const zodAsNamespace = replacing(/[/\\](bridge|shared)[/\\].*\.ts$/, async (path) =>
-  (await readFile(path, 'utf8')).replace("import { z } from 'zod';", "import * as z from 'zod';"),
-);
+const CJS = { ...COMMON, format: 'cjs', external: ['sharp'] };
 
 /** The SDK's default validator of JSON Schema, a fifth of the bundle; bridge/mcp/server.ts gives it another. */
 const noAjv = replacing(
@@ -45,7 +32,7 @@ export async function buildBridge() {
     () =>
       `const TOOLS = JSON.parse(${JSON.stringify(JSON.stringify(tools))}); export const toolList = async () => TOOLS;`,
   );
-  const plugins = [oneLanguage, noAjv, finishedTools, zodAsNamespace];
+  const plugins = [...LESS_ZOD, noAjv, finishedTools];
   const program = await bundle({ ...SMALL, ...WRAPPER, plugins, entryPoints: ['bridge/main.ts'] });
   // By their content: a launcher never meets the program or the compiled code of another build.
   const hash = createHash('sha256').update(program).digest('hex').slice(0, 16);
@@ -85,16 +72,4 @@ async function compiled() {
   } finally {
     await rm(home, { recursive: true, force: true, maxRetries: 3 });
   }
-}
-
-function replacing(filter, contents) {
-  return {
-    name: String(filter),
-    setup(bundle) {
-      bundle.onLoad({ filter }, async ({ path }) => ({
-        contents: await contents(path),
-        loader: path.endsWith('.ts') ? 'ts' : 'js',
-      }));
-    },
-  };
 }
