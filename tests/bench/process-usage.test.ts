@@ -1,5 +1,4 @@
 import { execFile } from 'node:child_process';
-import { once } from 'node:events';
 import { expect, test } from 'vitest';
 import { rssMbIn, runMsIn, usageOf } from '../../scripts/bench/process-usage.ts';
 
@@ -19,7 +18,8 @@ test('of two processes the one that works is told from the one that waits', asyn
   const works = execFile(process.execPath, ['-e', 'console.log(1); for (;;) Math.sqrt(2)']);
   const waits = execFile(process.execPath, ['-e', 'console.log(1); setInterval(() => undefined, 1e6)']);
   try {
-    await Promise.all([works, waits].map(({ stdout }) => stdout && once(stdout, 'data'))); // their starts are over
+    // Their starts are over.
+    await Promise.all([works, waits].map((child) => new Promise((resolve) => child.stdout?.once('data', resolve))));
     const pids = { works: works.pid ?? 0, waits: waits.pid ?? 0 };
     const used = await usageOf(pids, { windowMs: 1_500, signal: new AbortController().signal });
     expect(used.works.cpuPercent).toBeGreaterThan(3 * used.waits.cpuPercent);
