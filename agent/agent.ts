@@ -183,7 +183,9 @@ export class Agent implements AsyncDisposable {
     const facts = { exchange, sampler, residency, damaged };
     const problems = (): string[] => hostProblems(facts);
     const host = new HostStatus({ agentId, stateDir, sampler, residency, exchange, problems, log, onChange });
-    const status: StatusFeed = this.#own(new StatusFeed({ build: () => host.snapshot() }));
+    // A bridge plans by when slots are free, so their jobs' starts and ends are not held back.
+    const phases = (): string => [...exchange.slots().values()].map(({ phase }) => phase).join();
+    const status: StatusFeed = this.#own(new StatusFeed({ build: () => host.snapshot(), atOnce: phases }));
 
     const known = new Set((await tokens.list()).map(({ id }) => id));
     const owners = new Set([journal, results, inputs].flatMap((store) => [...store.tokenIds()]));
@@ -204,9 +206,9 @@ export class Agent implements AsyncDisposable {
         ...listen,
         names,
         authenticate: (text) => tokens.check(text),
-        isStillValid: async (token) => {
+        validTokens: async () => {
           await tokens.refresh();
-          return tokens.isValid(token);
+          return (token) => tokens.isValid(token);
         },
         onRequest: (request, response, token) => route({ request, response, parts }, token),
         session: {

@@ -3,7 +3,7 @@ import { homedir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { z } from 'zod';
 import { checkConfig, ConfigError, Duration, parseYaml } from '../shared/config-file.ts';
-import { LIMITS } from '../shared/protocol.ts';
+import { LIMITS } from '../shared/limits.ts';
 import type { BridgeTimes, HostConfig } from './fleet/host-view.ts';
 
 const HostName = z
@@ -35,7 +35,11 @@ const TIMES = {
 
 /** bridge.yaml, every key of it. */
 export const BridgeFile = z.strictObject({
-  hosts: z.array(HostEntry).max(200).default([]).describe('The GPU hosts: name, address of the agent, and its token.'),
+  hosts: z
+    .array(HostEntry)
+    .max(1_000)
+    .default([])
+    .describe('The GPU hosts: name, address of the agent, and its token.'),
   output_dir: z.string().min(1).optional().describe('Where images are saved unless the call says otherwise.'),
   default_model: z.string().min(1).optional().describe('Model for generate_image and batch_generate without `model`.'),
   default_edit_model: z.string().min(1).optional().describe('Model for edit_image without `model`.'),

@@ -179,7 +179,7 @@ async function newToken(options: SimulatedHostOptions, name: string): Promise<st
 }
 
 function spawnAgent(options: SimulatedHostOptions, ledger: string) {
-  return execa('node', [join(DIST, 'gantry-agent.mjs'), 'run', '--config', configPath(options)], {
+  return execa(join(DIST, 'gantry-agent.mjs'), ['run', '--config', configPath(options)], {
     env: { ...options.env, GANTRY_SIM_LEDGER: ledger, PATH: `${join(DIST, 'sim')}:${process.env['PATH'] ?? ''}` },
     stdin: 'ignore',
     stdout: 'pipe',

@@ -2,6 +2,7 @@ import { createHash } from 'node:crypto';
 import { appendFile, mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setImmediate as nextTurn } from 'node:timers/promises';
+import { PictureProcess } from '../../agent/job/picture-process.ts';
 import { ResultStore } from '../../agent/job/result-store.ts';
 import type { Log } from '../../shared/log.ts';
 import { saveImage, sweepParts } from '../../bridge/output/image-file.ts';
@@ -22,7 +23,14 @@ const output = join(directory, 'out');
 await mkdir(output, { recursive: true });
 await sweepParts(output);
 const log = { info: () => undefined } as unknown as Log; // pino would take most of the time that a start takes
-const store = await ResultStore.open({ dir: join(directory, 'results'), quotaBytes: 1e12, keptMs: 1e12, log });
+const pictures = new PictureProcess(); // which only starts when there is a picture to look at
+const store = await ResultStore.open({
+  dir: join(directory, 'results'),
+  quotaBytes: 1e12,
+  keptMs: 1e12,
+  pictures,
+  log,
+});
 if (mode !== 'sweep') {
   process.stdout.write(`${sha256}\n`);
   await Promise.all([saveAsBridge(), saveAsAgent()]);
