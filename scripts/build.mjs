@@ -22,8 +22,8 @@ async function buildAgent() {
   const head = [
     `#!/usr/bin/env -S node ${AGENT_FLAGS}`,
     'import { createRequire as requireOf } from "node:module";',
-    'import { setFlagsFromString } from "node:v8";',
-    `setFlagsFromString(${JSON.stringify(AGENT_FLAGS_LATER)});`,
+    'import { setFlagsFromString as setFlagsOf } from "node:v8";', // a name that no source has
+    `setFlagsOf(${JSON.stringify(AGENT_FLAGS_LATER)});`,
     'const require = requireOf(import.meta.url);', // CommonJS packages inside an ES module ask for it
   ];
   const banner = { js: head.join('\n') };
