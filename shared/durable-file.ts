@@ -19,6 +19,8 @@ export async function writeDurable(path: string, bytes: Buffer | string): Promis
   await syncDirectory(dirname(path));
 }
 
+type Waiting = { bytes: Buffer; done: () => void };
+
 /**
  * A file that is written while its bytes arrive, and has its name only when it is whole and on the disk. Writing goes on
  * beside whoever writes and never fails there: `settle` and `publish` tell. Disposing removes what was not published.
@@ -27,7 +29,7 @@ export class DurableFile implements AsyncDisposable {
   /** Where the bytes are until it is published. */
   readonly path: string;
   readonly #file: Promise<FileHandle>;
-  #waiting: Buffer[] = [];
+  #waiting: Waiting[] = [];
   #waitingBytes = 0;
   #writing: Promise<void> | undefined;
   #failure: unknown;
@@ -42,11 +44,13 @@ export class DurableFile implements AsyncDisposable {
 
   /** Undefined, or a promise that resolves when more may come. */
   write(bytes: Buffer): Promise<void> | undefined {
-    if (this.#isClosed || this.#failure !== undefined) return undefined;
-    this.#waiting.push(bytes);
-    this.#waitingBytes += bytes.length;
-    this.#writing ??= this.#writeAll();
+    this.#add({ bytes, done: () => undefined });
     return this.#waitingBytes > MOST_WAITING_BYTES ? this.#writing : undefined;
+  }
+
+  /** Resolves when the bytes are in the file, or never will be: their memory may be used again. */
+  async put(bytes: Buffer): Promise<void> {
+    await new Promise<void>((done) => this.#add({ bytes, done }));
   }
 
   /** Every byte is in the file: who opens `path` now reads all of them. Rejects with the system's own error. */
@@ -75,22 +79,38 @@ export class DurableFile implements AsyncDisposable {
     if (!this.#isPublished) await rm(this.path, { force: true });
   }
 
+  #add(piece: Waiting): void {
+    if (this.#isClosed || this.#failure !== undefined) return piece.done();
+    this.#waiting.push(piece);
+    this.#waitingBytes += piece.bytes.length;
+    this.#writing ??= this.#writeAll();
+  }
+
   async #writeAll(): Promise<void> {
+    let batch: Waiting[] = [];
     try {
       const file = await this.#file;
       while (this.#waiting.length > 0) {
-        const batch = this.#waiting;
-        this.#waiting = [];
-        this.#waitingBytes = 0;
-        await writeBatch(file, batch);
+        batch = this.#takeWaiting();
+        await writeBatch(
+          file,
+          batch.map(({ bytes }) => bytes),
+        );
+        for (const { done } of batch) done();
       }
     } catch (error) {
       this.#failure ??= error;
-      this.#waiting = [];
-      this.#waitingBytes = 0;
+      for (const { done } of [...batch, ...this.#takeWaiting()]) done();
     } finally {
       this.#writing = undefined;
     }
+  }
+
+  #takeWaiting(): Waiting[] {
+    const waiting = this.#waiting;
+    this.#waiting = [];
+    this.#waitingBytes = 0;
+    return waiting;
   }
 
   async #close(): Promise<void> {

@@ -1,6 +1,6 @@
 import { AppError } from '../../shared/errors.ts';
-import type { HttpOptions } from '../../shared/http-client.ts';
-import { openHttp, readBody } from '../../shared/http-client.ts';
+import type { StreamOptions } from './answer-stream.ts';
+import { streamAnswer } from './answer-stream.ts';
 import { Base64Field } from './base64-field.ts';
 import { SMALL_BODY_BYTES, engineError } from './engine.ts';
 
@@ -14,7 +14,7 @@ const MOST_BYTES = 300 * 1024 * 1024;
 export type ImageSink = {
   /** A picture begins. What came of one before it is void. */
   begin(): void;
-  /** Resolves when more may come. */
+  /** The memory of the bytes is used again when the promise settles, at once where there is none. */
   write(bytes: Buffer): Promise<void> | undefined;
 };
 
@@ -32,26 +32,36 @@ export async function callForImage(
     sink,
     errorOf = engineError,
     ...options
-  }: HttpOptions & { field: string; sink: ImageSink; errorOf?: typeof engineError },
+  }: StreamOptions & { field: string; sink: ImageSink; errorOf?: typeof engineError },
 ): Promise<void> {
-  const answer = await openHttp(url, options);
-  const type = answer.headers['content-type'] ?? '';
-  if (answer.status !== 200) {
-    const body = await readBody(answer, { maxBytes: SMALL_BODY_BYTES });
-    throw errorOf({ status: answer.status, type, body });
-  }
-  const base64 = type.startsWith('image/') ? undefined : new Base64Field(field);
-  sink.begin();
   let bytes = 0;
-  for await (const chunk of answer.body as AsyncIterable<Buffer>) {
-    bytes += chunk.length;
-    if (bytes > MOST_BYTES) {
-      throw new AppError('RESULT_INVALID', `The engine's answer is larger than ${MOST_BYTES} bytes.`);
+  let refused: { status: number; type: string; body: Buffer } | undefined;
+  let base64: Base64Field | undefined;
+  await streamAnswer(url, options, ({ status, headers }) => {
+    const type = headers.get('content-type') ?? '';
+    if (status !== 200) {
+      const said = (refused = { status, type, body: Buffer.alloc(0) });
+      return (piece) => {
+        if (said.body.length + piece.length > SMALL_BODY_BYTES) throw tooLarge(SMALL_BODY_BYTES);
+        said.body = Buffer.concat([said.body, piece]);
+        return undefined;
+      };
     }
-    const decoded = base64 === undefined ? chunk : base64.push(chunk);
-    if (decoded !== undefined && decoded.length > 0) await sink.write(decoded);
-  }
+    const field64 = type.startsWith('image/') ? undefined : (base64 = new Base64Field(field));
+    sink.begin();
+    return (piece) => {
+      bytes += piece.length;
+      if (bytes > MOST_BYTES) throw tooLarge(MOST_BYTES);
+      const decoded = field64 === undefined ? piece : field64.push(piece);
+      return decoded !== undefined && decoded.length > 0 ? sink.write(decoded) : undefined;
+    };
+  });
+  if (refused !== undefined) throw errorOf(refused);
   if (base64?.isComplete === false) {
     throw new AppError('RESULT_INVALID', `The engine's answer of ${bytes} bytes has no complete "${field}".`);
   }
+}
+
+function tooLarge(most: number): AppError {
+  return new AppError('RESULT_INVALID', `The engine's answer is larger than ${most} bytes.`);
 }

@@ -6,7 +6,7 @@ import { PNG_HEAD_BYTES, encodeTextChunks, pngSize } from '../../shared/png-text
 type Options = {
   /** The text of a PNG of that size; undefined where none is put in. */
   textOf: ((size: PngSize) => readonly TextChunk[]) | undefined;
-  /** Undefined, or a promise that resolves when more may come. */
+  /** Undefined, or a promise that settles when the bytes are not needed any more. */
   write: (bytes: Buffer) => Promise<void> | undefined;
 };
 
@@ -51,7 +51,7 @@ export class FinalBytes {
     const { textOf } = this.#options;
     if (textOf === undefined || size === undefined) return this.#put(start);
     this.#hasText = true;
-    void this.#put(start.subarray(0, PNG_HEAD_BYTES)); // the last of the three waits for all
+    void this.#put(start.subarray(0, PNG_HEAD_BYTES)); // of a copy: nobody has to wait for it
     void this.#put(encodeTextChunks(textOf(size)));
     return this.#put(start.subarray(PNG_HEAD_BYTES));
   }

@@ -134,7 +134,7 @@ export class IncomingPicture implements AsyncDisposable, PictureSink {
     const runMs = this.#runMs;
     const bytes = new FinalBytes({
       textOf: hasText ? (size) => textOf({ ...size, runMs }) : undefined,
-      write: (piece) => file.write(piece),
+      write: (piece) => file.put(piece),
     });
     return { file, bytes };
   }

@@ -1,6 +1,7 @@
 // A program of the benchmark: between an engine and a client it does with the bytes of a picture exactly what the agent does,
 // with the agent's own modules, and sends them on as they come. Not what comes beside and after that: disk, preview, journal.
-// With --naive it does what most relays do: read all, parse, decode, encode. Prints its port.
+// With --decode it only reads, decodes and sends on. With --naive it does what most relays do: read all, parse, decode, encode.
+// Prints its port.
 import { once } from 'node:events';
 import type { ServerResponse } from 'node:http';
 import { createServer } from 'node:http';
@@ -28,20 +29,23 @@ const address = server.address();
 process.stdout.write(`${typeof address === 'object' ? address?.port : ''}\n`);
 
 async function asTheAgent(response: ServerResponse): Promise<void> {
+  const write = (bytes: Buffer): Promise<void> => new Promise((sent) => void response.write(bytes, () => sent())); // the memory of the bytes is used again
   const final = new FinalBytes({
     textOf: ({ width, height }) => [{ keyword: 'parameters', text: `a red fox\nSize: ${width}x${height}` }],
-    write: (bytes) => (response.write(bytes) ? undefined : once(response, 'drain').then(() => undefined)),
+    write,
   });
   const sink = {
     begin: (): void => {
       response.useChunkedEncodingByDefault = false; // as where the length is known: the end of the connection ends it
       response.writeHead(200, { 'content-type': 'image/png', connection: 'close' });
     },
-    write: (bytes: Buffer) => final.write(bytes),
+    write: (bytes: Buffer) => (kind === '--decode' ? write(bytes) : final.write(bytes)),
   };
   await callForImage(url, { ...REQUEST, field: 'b64_json', sink });
-  final.end();
-  final.result();
+  if (kind !== '--decode') {
+    final.end();
+    final.result();
+  }
   response.end();
 }
 
