@@ -80,7 +80,7 @@ class StreamedAnswer implements Disposable {
     });
     const onread = { buffer: () => this.#piece, callback: (bytes: number) => this.#read(bytes) };
     this.#socket = connected(url, onread);
-    this.#socket.once('error', (error) => this.fail(error));
+    this.#socket.on('error', (error) => this.fail(error));
     this.#socket.once('end', () => {
       this.#answer.end();
       this.#endIfTaken();

@@ -113,6 +113,33 @@ describe('a picture that an engine answers', () => {
     expect(bytes).toBe(400 * 65_536);
   });
 
+  test('stays as it is while a slow sink has it, also when the engine has long gone', async () => {
+    const image = Buffer.from(Array.from({ length: 400_000 }, (_, at) => (at * 7919) >>> 8));
+    const text = JSON.stringify({ b64_json: image.toString('base64') });
+    const url = await engine((response) => json(response, text));
+    const chunks: Buffer[] = [];
+    await call(url, {
+      begin: () => undefined,
+      write: async (bytes) => {
+        for (let n = 0; n < 50; n += 1) await breath();
+        chunks.push(Buffer.from(bytes)); // only now: its memory must not be another piece's yet
+      },
+    });
+    expect(Buffer.concat(chunks).equals(image)).toBe(true);
+  });
+
+  test('fails with what a sink throws, or with the reason of the signal', async () => {
+    const url = await engine((response) => json(response, '{"b64_json":"AAAAAAAA"}'));
+    const failing = { begin: () => undefined, write: () => Promise.reject(new Error('no more')) };
+    await expect(call(url, failing)).rejects.toThrow('no more');
+    const stop = new AbortController();
+    const silent = await engine(() => stop.abort(new Error('stopped')));
+    const options = { signal: stop.signal, deadlineMs: 10_000, field: 'b64_json', sink: new Sink() };
+    await expect(callForImage(silent, options)).rejects.toThrow('stopped');
+    const late = { ...options, signal: never, deadlineMs: 50 };
+    await expect(callForImage(silent, late)).rejects.toMatchObject({ name: 'TimeoutError' });
+  });
+
   test.each<[string, string, string]>([
     ['without the field', '{"data":[]}', 'no complete "b64_json"'],
     ['cut inside the field', '{"b64_json":"AAAA', 'no complete "b64_json"'],
