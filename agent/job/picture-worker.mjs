@@ -39,14 +39,16 @@ async function check({ path, previewPath, maxPixels }) {
   const source = { limitInputPixels: maxPixels, failOn: 'truncated' };
   const { width, height, format } = await sharp(path, source).metadata();
   if (!['png', 'jpeg', 'webp'].includes(format)) throw new Error(`its format is ${format}`);
-  if (format === 'png') await checkChunks(path);
-  // JPEG and WebP do shrink on load, which would miss a damaged end.
-  if (format !== 'png') await sharp(path, source).stats();
-  const preview = await sharp(path, source)
+  // JPEG and WebP do shrink on load, which would miss a damaged end. The decoder has a thread of its own meanwhile.
+  const rest = format === 'png' ? checkChunks(path) : sharp(path, source).stats();
+  const decoded = sharp(path, source)
     .resize({ width: PREVIEW_SIDE, height: PREVIEW_SIDE, fit: 'inside', withoutEnlargement: true })
     .flatten({ background: '#ffffff' })
     .jpeg({ quality: 80 })
     .toBuffer();
+  await Promise.allSettled([rest, decoded]); // nothing of this picture is left when the next one comes
+  await rest; // says best what is wrong
+  const preview = await decoded;
   await writeFile(previewPath, preview, { mode: 0o600 });
   return { width, height, format };
 }

@@ -89,12 +89,20 @@ async function copyChecked(
   const hash = createHash('sha256');
   let head = Buffer.alloc(0);
   let bytes = 0;
-  for await (const chunk of untilAbortedEach(body, signal)) {
-    bytes += chunk.length;
-    if (bytes > expected.bytes) throw damaged(`more than the ${expected.bytes} bytes announced arrived`);
-    if (head.length < HEAD_BYTES) head = Buffer.concat([head, chunk.subarray(0, HEAD_BYTES)]);
-    hash.update(chunk);
-    await file.writeFile(chunk); // on a handle: continues where the last one ended, and writes the whole chunk
+  let writing: Promise<void> = Promise.resolve();
+  try {
+    for await (const chunk of untilAbortedEach(body, signal)) {
+      bytes += chunk.length;
+      if (bytes > expected.bytes) throw damaged(`more than the ${expected.bytes} bytes announced arrived`);
+      if (head.length < HEAD_BYTES) head = Buffer.concat([head, chunk.subarray(0, HEAD_BYTES)]);
+      hash.update(chunk); // while the disk has the one before
+      await writing;
+      writing = file.writeFile(chunk); // on a handle: continues where the last one ended, and writes the whole chunk
+      writing.catch(() => undefined); // told by whoever waits for it
+    }
+    await writing;
+  } finally {
+    await writing.catch(() => undefined); // the file is closed behind this
   }
   if (bytes !== expected.bytes) throw damaged(`${bytes} of ${expected.bytes} bytes arrived`);
   if (hash.digest('hex') !== expected.sha256) throw damaged('its SHA-256 is not the one announced');
