@@ -53,16 +53,17 @@ export type BatchView = {
   isOurs: boolean;
 };
 
+export type EndCounts = { completed: number; failed: number; cancelled: number };
+
 /** `success` when all images are there; `cancelled` when somebody ended it early; else by what came out. */
-export function batchState(jobs: readonly JobRecord[]): BatchState {
-  const counts = countEnds(jobs);
-  if (counts.completed + counts.failed + counts.cancelled < jobs.length) return 'running';
-  if (counts.completed === jobs.length) return 'success';
+export function batchState(counts: EndCounts, total: number): BatchState {
+  if (counts.completed + counts.failed + counts.cancelled < total) return 'running';
+  if (counts.completed === total) return 'success';
   if (counts.cancelled > 0) return 'cancelled';
   return counts.completed > 0 ? 'partial' : 'failed';
 }
 
-export function countEnds(jobs: readonly JobRecord[]): { completed: number; failed: number; cancelled: number } {
+export function countEnds(jobs: readonly JobRecord[]): EndCounts {
   const counts = { completed: 0, failed: 0, cancelled: 0 };
   for (const { state } of jobs) {
     if (state.kind === 'done') counts.completed += 1;

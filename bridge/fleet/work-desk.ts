@@ -13,7 +13,7 @@ import { serviceOn } from './host-forecast.ts';
 import type { HostView } from './host-view.ts';
 import { remainingMs } from './job-record.ts';
 import type { Holding } from './job-record.ts';
-import { groupWaiting, isOtherOffer, offerLines } from './offers.ts';
+import { isOtherOffer, offerLines } from './offers.ts';
 import { expectedFinishes } from './placement.ts';
 import type { OwnWork } from './placement.ts';
 import { planSlots } from './plan-slots.ts';
@@ -96,13 +96,9 @@ export class WorkDesk {
     if (signal.aborted) return;
     const batches = [...this.#options.batches.values()];
     const inFlight = batches.flatMap((batch) =>
-      batch.inFlight.map(({ request }) => ({ class: batch.header.class, model: request.model })),
+      [...batch.inFlight].map(({ request }) => ({ class: batch.header.class, model: request.model })),
     );
-    const groups = groupWaiting(
-      batches.flatMap((batch) =>
-        batch.offered.map(({ job, rules }) => ({ class: batch.header.class, request: job.request, rules })),
-      ),
-    );
+    const groups = batches.flatMap((batch) => batch.offerGroups());
     const hosts = this.#options.hosts();
     for (const view of hosts) {
       const link = links.get(view.name);
@@ -135,7 +131,7 @@ export class WorkDesk {
   /** This bridge's jobs on slots. */
   holdings(): Holding[] {
     return [...this.#options.batches.values()].flatMap((batch) =>
-      batch.isEnded ? [] : batch.inFlight.flatMap(({ holding }) => holding ?? []),
+      batch.isEnded ? [] : [...batch.inFlight].flatMap(({ holding }) => holding ?? []),
     );
   }
 
