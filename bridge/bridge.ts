@@ -3,6 +3,7 @@ import { packageVersion } from './version.ts';
 import type { Log } from '../shared/log.ts';
 import type { BridgeConfig } from './config.ts';
 import type { Fleet } from './fleet/fleet.ts';
+import { resultsFile } from './mcp/answers.ts';
 import type { Server } from './mcp/sdk.ts';
 import { createServer } from './mcp/server.ts';
 import { TOOLS } from './mcp/tools.ts';
@@ -76,6 +77,7 @@ async function openParts(config: BridgeConfig, clientName: () => string): Promis
     stateDir: config.stateDir,
     times: config.times,
     log,
+    onEnding: resultsFile,
   });
   return { fleet, log };
 }

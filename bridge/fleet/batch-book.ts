@@ -6,6 +6,7 @@ import type { Log } from '../../shared/log.ts';
 import type { AgentLink } from './agent-link.ts';
 import type { BatchLock } from './batch-lock.ts';
 import type { PlanRules } from './batch-plan.ts';
+import type { BatchView } from './batch-view.ts';
 import { capableHost, roomMiB, sizeOf } from './host-forecast.ts';
 import type { BridgeTimes, HostView } from './host-view.ts';
 import { enterState } from './job-record.ts';
@@ -34,6 +35,8 @@ export type FleetSide = {
   changed: () => void;
   /** The host refused something for a reason that may pass: no offers to it for a while. */
   holdOff: (host: string, error: AppError) => void;
+  /** All jobs of a batch are over, and it ends when this has resolved; `view` is how. */
+  onEnding: (view: BatchView) => Promise<void>;
   /** The refusal because of which the host gets no offers now. */
   heldOff: (host: string) => AppError | undefined;
 };
@@ -52,6 +55,8 @@ export class BatchBook implements AsyncDisposable {
   readonly side: FleetSide;
   readonly rules: PlanRules;
   readonly lock: BatchLock;
+  /** What a person should know about this batch. */
+  readonly warnings: readonly string[];
   /** What ends a job whose work failed in a way nobody foresaw. */
   onBroken: (job: JobRecord, error: AppError) => Promise<void> = () => Promise.resolve();
   readonly #manifest: Manifest;
@@ -69,6 +74,7 @@ export class BatchBook implements AsyncDisposable {
     lock: BatchLock;
     side: FleetSide;
     ageMs: number;
+    warnings: readonly string[];
   }) {
     this.header = o.header;
     this.directory = o.directory;
@@ -76,6 +82,7 @@ export class BatchBook implements AsyncDisposable {
     this.side = o.side;
     this.rules = { only: o.header.host ?? undefined, avoid: [], spread: o.header.maxConcurrent ?? undefined };
     this.lock = o.lock;
+    this.warnings = o.warnings;
     this.#manifest = o.manifest;
     this.#startedMs = performance.now() - o.ageMs;
     setMaxListeners(0, this.#life.signal); // one for each result that waits to be fetched: many are no leak

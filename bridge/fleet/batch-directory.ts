@@ -1,5 +1,5 @@
 import { randomUUID } from 'node:crypto';
-import { mkdir, readFile, stat } from 'node:fs/promises';
+import { mkdir, readdir, readFile, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { AppError, toAppError } from '../../shared/errors.ts';
 import { BatchBook } from './batch-book.ts';
@@ -9,8 +9,8 @@ import type { LockHolder } from './batch-lock.ts';
 import type { BatchOrder } from './batch-order.ts';
 import { newRecord } from './job-record.ts';
 import type { JobRecord } from './job-record.ts';
-import { ManifestState } from './manifest-lines.ts';
 import type { ManifestHeader, ManifestLine } from './manifest-lines.ts';
+import { mendNote } from './manifest-mend.ts';
 import { Manifest } from './manifest.ts';
 
 /** The directory of a new batch: lock and manifest. When this resolves it survives this process and a power cut. */
@@ -30,7 +30,7 @@ export async function createBook(
       await lock[Symbol.asyncDispose]();
       throw error;
     });
-    return new BatchBook({ directory, header, jobs, manifest, lock, side, ageMs: 0 });
+    return new BatchBook({ directory, header, jobs, manifest, lock, side, ageMs: 0, warnings: [] });
   } catch (error) {
     throw notWritten(directory, error);
   }
@@ -43,23 +43,46 @@ export async function resumeBook(
 ): Promise<BatchBook | undefined> {
   const lock = await BatchLock.acquire(directory, holder);
   if (!(lock instanceof BatchLock)) return undefined;
-  const { manifest, lines, damaged } = await Manifest.resume(join(directory, 'manifest.jsonl')).catch(
-    async (error: unknown) => {
-      await lock[Symbol.asyncDispose]();
-      throw error;
-    },
-  );
-  const state = new ManifestState();
-  for (const line of lines) state.apply(line);
-  const { header, jobs } = state;
-  if (header === undefined || state.ended !== undefined) {
-    await manifest[Symbol.asyncDispose]();
+  try {
+    const book = await readBook(directory, { side, lock });
+    if (book === undefined) await lock[Symbol.asyncDispose]();
+    return book;
+  } catch (error) {
     await lock[Symbol.asyncDispose]();
+    throw error;
+  }
+}
+
+async function readBook(
+  directory: string,
+  { side, lock }: { side: FleetSide; lock: BatchLock },
+): Promise<BatchBook | undefined> {
+  const resumed = await Manifest.resume(join(directory, 'manifest.jsonl'));
+  if (resumed === undefined) {
+    side.log.error({ event: 'manifest-unreadable', directory });
     return undefined;
   }
-  if (damaged > 0) side.log.warn({ event: 'manifest-damaged', batchId: header.batchId, lines: damaged });
+  const { manifest, state } = resumed;
+  const { header, jobs, mends } = state;
+  if (header === undefined || state.ended !== undefined || !state.isWhole) {
+    // A process that died before its call was answered: nobody knows the batch, and nothing was sent.
+    if (header !== undefined && state.ended === undefined) await manifest.append([UNANSWERED]);
+    await manifest[Symbol.asyncDispose]();
+    if (header === undefined) await rm(join(directory, 'manifest.jsonl'));
+    return undefined;
+  }
+  for (const one of mends) side.log.warn({ event: 'manifest-damaged', batchId: header.batchId, why: mendNote(one) });
+  await removeParts(directory);
   const ageMs = Math.max(0, Date.now() - Date.parse(header.createdAt));
-  return new BatchBook({ directory, header, jobs, manifest, lock, side, ageMs });
+  return new BatchBook({ directory, header, jobs, manifest, lock, side, ageMs, warnings: mends.map(mendNote) });
+}
+
+const UNANSWERED: ManifestLine = { type: 'ended', state: 'cancelled', elapsedMs: 0, quality: null };
+
+/** What a killed process left half written. Only the holder of the lock writes here. */
+async function removeParts(directory: string): Promise<void> {
+  const parts = (await readdir(directory)).filter((name) => name.endsWith('.part'));
+  for (const name of parts) await rm(join(directory, name), { force: true });
 }
 
 /** What other processes ask for by files: an end of all, or of the jobs with these ids. */

@@ -4,7 +4,7 @@ import { ManifestState, readLines } from './manifest-lines.ts';
 
 export type Indexed = { batchId: string; state: ManifestState };
 
-/** What was read of one manifest. `state` is dropped for ended batches that nobody asked for lately. */
+/** What was read of one manifest. `state` is there only for batches that somebody asked for lately. */
 type Entry = {
   inode: number;
   readTo: number;
@@ -14,12 +14,15 @@ type Entry = {
   state: ManifestState | undefined;
 };
 
-/** Ended batches whose jobs stay in memory have no more jobs than this together. */
+/** The end of a batch is in the last lines of its manifest. */
+export const TAIL_BYTES = 64 * 1024;
+/** Batches whose jobs stay in memory have no more jobs than this together, but for the last one that was asked for. */
 const JOBS_KEPT = 5_000;
 
 /**
- * All batches in the state directory, whoever works on them, read from their manifests. Only what was appended since the
- * last look is read, and of ended ones only the last asked for are kept.
+ * All batches in the state directory, whoever works on them, read from their manifests when somebody asks for them. After
+ * that only what was appended is read, and only the last asked for are kept. Whether a batch is over is told by the end of
+ * its manifest, so that a look at all of them costs little however large they are.
  */
 export class BatchIndex {
   readonly #directory: string;
@@ -37,9 +40,9 @@ export class BatchIndex {
     return [...this.#entries.values()].reduce((sum, { state }) => sum + (state?.jobs.length ?? 0), 0);
   }
 
-  /** Whole batches that are not ended, as of now. */
-  unfinished(): Indexed[] {
-    return this.#ids().flatMap((id) => (this.#refresh(id)?.isEnded === false ? (this.#whole(id) ?? []) : []));
+  /** Ids of batches that are not ended, as of now; the call of one may not be answered yet. */
+  unfinished(): string[] {
+    return this.#ids().filter((id) => this.#refresh(id)?.isEnded === false);
   }
 
   /** Whole batches, those whose manifests changed last first. */
@@ -55,12 +58,23 @@ export class BatchIndex {
   /** By the id of the batch or of one of its jobs. */
   find(id: string): Indexed | undefined {
     const ids = this.#ids();
-    if (ids.includes(id)) return this.#whole(id);
+    return ids.includes(id) ? this.#whole(id) : this.#withJob(id, ids);
+  }
+
+  /** The ended batch with this job: what others work on, which may be large, is not read for it. */
+  findEnded(jobId: string): Indexed | undefined {
+    return this.#withJob(
+      jobId,
+      this.#ids().filter((id) => this.#refresh(id)?.isEnded === true),
+    );
+  }
+
+  #withJob(jobId: string, ids: readonly string[]): Indexed | undefined {
     for (const batchId of ids) this.#refresh(batchId);
-    const known = ids.find((batchId) => this.#entries.get(batchId)?.state?.job(id) !== undefined);
+    const known = ids.find((batchId) => this.#entries.get(batchId)?.state?.job(jobId) !== undefined);
     // Those that are not in memory are searched as text, which is quicker than reading their lines.
     const found =
-      known ?? ids.find((batchId) => this.#entries.get(batchId)?.state === undefined && this.#has(batchId, id));
+      known ?? ids.find((batchId) => this.#entries.get(batchId)?.state === undefined && this.#has(batchId, jobId));
     return found === undefined ? undefined : this.#whole(found);
   }
 
@@ -75,7 +89,7 @@ export class BatchIndex {
   #whole(batchId: string): Indexed | undefined {
     const entry = this.#refresh(batchId);
     if (entry === undefined) return undefined;
-    const state = entry.state ?? this.#read(batchId, undefined)?.state;
+    const state = entry.state ?? this.#read(batchId, { state: new ManifestState(), from: 0 })?.state;
     if (state?.isWhole !== true) return undefined;
     this.#keep(batchId);
     return { batchId, state };
@@ -87,10 +101,11 @@ export class BatchIndex {
     if (now !== undefined && known?.inode === now.ino && known.size === now.size) return known;
     // A cleaned manifest is another file, and is read from its start.
     const isSame = now !== undefined && known?.inode === now.ino && known.readTo <= now.size;
-    return this.#read(id, isSame ? known : undefined);
+    return this.#read(id, isSame && known.state !== undefined ? { state: known.state, from: known.readTo } : undefined);
   }
 
-  #read(id: string, known: Entry | undefined): Entry | undefined {
+  /** Follows the jobs of a batch that was asked for; of others only its end is looked at. */
+  #read(id: string, known: { state: ManifestState; from: number } | undefined): Entry | undefined {
     let file: number;
     try {
       file = openSync(join(this.#directory, id, 'manifest.jsonl'), 'r');
@@ -100,22 +115,20 @@ export class BatchIndex {
     }
     try {
       const { size, ino, mtimeMs } = fstatSync(file);
-      const state = known?.state ?? new ManifestState();
-      const from = known?.state === undefined ? 0 : known.readTo;
+      const from = known?.from ?? Math.max(0, size - TAIL_BYTES);
       const bytes = Buffer.alloc(Math.max(0, size - from));
       const read = readSync(file, bytes, 0, bytes.length, from);
-      const end = bytes.subarray(0, read).lastIndexOf(10) + 1; // only whole lines
-      for (const line of readLines(bytes.subarray(0, end).toString('utf8')).lines) state.apply(line);
+      const text = bytes.subarray(0, bytes.subarray(0, read).lastIndexOf(10) + 1); // only whole lines
       const entry: Entry = {
         inode: ino,
-        readTo: from + end,
+        readTo: from + text.length,
         size: from + read,
         changedMs: mtimeMs,
-        isEnded: state.ended !== undefined,
-        state,
+        isEnded: known === undefined ? hasEnd(text.toString('utf8')) : follow(known.state, text),
+        state: known?.state,
       };
       this.#entries.set(id, entry);
-      this.#keep(id);
+      if (known !== undefined) this.#keep(id);
       return entry;
     } finally {
       closeSync(file);
@@ -130,7 +143,7 @@ export class BatchIndex {
     this.#entries.set(id, entry);
     let jobs = 0;
     for (const one of [...this.#entries.values()].reverse()) {
-      if (!one.isEnded || one.state === undefined) continue;
+      if (one.state === undefined) continue;
       jobs += one.state.jobs.length;
       if (jobs > this.#jobsKept && one !== entry) one.state = undefined;
     }
@@ -144,6 +157,19 @@ export class BatchIndex {
       return false; // removed meanwhile
     }
   }
+}
+
+/** At the start of a line: inside of one, a prompt that says the same has its quotes escaped. */
+export function hasEnd(text: string): boolean {
+  return /^\{"type":"ended".*\}\n/m.test(text);
+}
+
+/** True once the batch is over. */
+function follow(state: ManifestState, text: Buffer): boolean {
+  const { lines, damaged } = readLines(text.toString('utf8'));
+  for (const line of lines) state.apply(line);
+  state.damaged += damaged;
+  return state.ended !== undefined;
 }
 
 function namesIn(directory: string): string[] {

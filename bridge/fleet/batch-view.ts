@@ -1,10 +1,11 @@
 import type { JobError, JobResult } from '../../shared/job.ts';
 import type { BatchKind } from './batch-order.ts';
 import type { BatchQuality } from './batch-quality.ts';
-import type { JobRecord } from './job-record.ts';
+import type { Attempt, JobRecord } from './job-record.ts';
 import { isOver } from './job-state.ts';
 import type { JobStateKind } from './job-state.ts';
 import type { ManifestState } from './manifest-lines.ts';
+import { mendNote } from './manifest-mend.ts';
 
 export type JobView = {
   jobId: string;
@@ -15,6 +16,7 @@ export type JobView = {
   state: JobStateKind;
   host?: string;
   attempt: number;
+  /** Those that a host may have begun; a take that was refused is none. */
   attempts: { host: string; error?: JobError }[];
   progress: { step: number; steps: number; detail: string };
   /** Expected time until it is done; null where that cannot be said. */
@@ -50,6 +52,8 @@ export type BatchView = {
   pausedBy?: string;
   elapsedMs: number;
   quality?: BatchQuality;
+  /** What a person should know: parts of the batch's record that were damaged. */
+  warnings: readonly string[];
   isOurs: boolean;
 };
 
@@ -74,7 +78,7 @@ export function countEnds(jobs: readonly JobRecord[]): EndCounts {
 }
 
 /** A batch of another process, or of an earlier one, as its manifest tells. */
-export function manifestView({ header, ended, jobs }: ManifestState): BatchView | undefined {
+export function manifestView({ header, ended, jobs, mends }: ManifestState): BatchView | undefined {
   if (header === undefined) return undefined;
   return {
     batchId: header.batchId,
@@ -87,6 +91,7 @@ export function manifestView({ header, ended, jobs }: ManifestState): BatchView 
     etaMs: ended === undefined ? null : 0,
     elapsedMs: ended?.elapsedMs ?? Math.max(0, Date.now() - Date.parse(header.createdAt)),
     ...(ended?.quality && { quality: ended.quality }),
+    warnings: mends.map(mendNote),
     isOurs: false,
   };
 }
@@ -113,7 +118,7 @@ export function jobView(record: JobRecord, extra: JobOutlook = {}): JobView {
     state: state.kind,
     ...(host !== undefined && { host }),
     attempt: 'at' in state ? state.at.attempt : (last?.attempt ?? 0),
-    attempts: record.attempts.map((attempt) => ({
+    attempts: record.attempts.filter(isReal).map((attempt) => ({
       host: attempt.host,
       ...(attempt.end?.kind === 'failed' && { error: attempt.end.error }),
     })),
@@ -130,4 +135,8 @@ export function jobView(record: JobRecord, extra: JobOutlook = {}): JobView {
         timings: { startedInMs: record.startedInMs, endedInMs: record.endedInMs },
       }),
   };
+}
+
+function isReal({ end }: Attempt): boolean {
+  return end?.kind !== 'refused';
 }

@@ -100,6 +100,11 @@ export class Batch implements AsyncDisposable {
     return this.#book.job(jobId)?.request;
   }
 
+  isJobOver(jobId: string): boolean {
+    const job = this.#book.job(jobId);
+    return job !== undefined && isOver(job.state);
+  }
+
   /** What may be offered now, added up: nothing while saving is impossible, and nothing over max_concurrent. */
   offerGroups(): OfferGroup[] {
     const free = this.#free;
@@ -216,6 +221,7 @@ export class Batch implements AsyncDisposable {
       ...(book.pausedBy !== undefined && !this.isEnded && { pausedBy: book.pausedBy.message }),
       elapsedMs: this.#end?.elapsedMs ?? book.inMs(),
       ...(this.#end?.quality !== undefined && { quality: this.#end.quality }),
+      warnings: book.warnings,
       isOurs: true,
     };
   }
@@ -276,9 +282,10 @@ export class Batch implements AsyncDisposable {
     const state = batchState(this.#ends, book.jobs.length);
     if (this.isEnded || state === 'running') return;
     const elapsedMs = book.inMs();
-    const makespanMs = Math.max(0, ...book.jobs.map(({ endedInMs }) => endedInMs ?? 0));
+    const makespanMs = book.jobs.reduce((latest, { endedInMs = 0 }) => Math.max(latest, endedInMs), 0);
     const quality = batchQuality(book.jobs, { makespanMs, hosts: qualityHosts(book) });
     this.#end = { elapsedMs, quality };
+    await book.side.onEnding(this.view()).catch((error: unknown) => book.warn('results-not-written', error));
     book.side.log.info({ event: 'batch-ended', batchId: this.id, state, elapsedMs, ...quality });
     await book.record([{ type: 'ended', state, elapsedMs, quality: quality ?? null }]);
     this.#markEnded();

@@ -32,8 +32,7 @@ export class JobTable {
     const shapeOf = new Map(jobs.map((job) => [job, intern(shapes, job.request)]));
     const unitsOf = (job: JobRecord): number => shapeOf.get(job)?.units ?? 0;
     this.jobs = jobs;
-    this.inOrder =
-      order === 'fifo' ? jobs : [...jobs].sort((a, b) => unitsOf(b) - unitsOf(a) || a.index - b.index);
+    this.inOrder = order === 'fifo' ? jobs : [...jobs].sort((a, b) => unitsOf(b) - unitsOf(a) || a.index - b.index);
     this.#byId = new Map(jobs.map((job) => [job.jobId, job]));
     for (const [rank, job] of this.inOrder.entries()) {
       const shape = shapeOf.get(job);

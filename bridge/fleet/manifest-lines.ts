@@ -1,3 +1,4 @@
+import { crc32 } from 'node:zlib';
 import { z } from 'zod';
 import { JobClass, JobError, JobRequest, JobResult, Uuid } from '../../shared/job.ts';
 import type { BatchSequence } from './batch-order.ts';
@@ -13,6 +14,9 @@ const Quality = z.object({
   lowerBoundMs: z.number(),
   ratio: z.number(),
   jobsByHost: z.record(z.string(), z.number()),
+  /** Absent in manifests of older releases. */
+  swaps: z.int().optional(),
+  reRuns: z.int().optional(),
 });
 
 /** Every line of a manifest. Null stands for what was not asked. `phase` lines only inform and are not synced. */
@@ -39,7 +43,14 @@ export const ManifestLine = z.discriminatedUnion('type', [
     directory: z.string(),
     name: z.string().nullable(),
   }),
-  z.object({ type: z.literal('sent'), ...at, sentInMs: z.number(), routing: z.string() }),
+  z.object({
+    type: z.literal('sent'),
+    ...at,
+    sentInMs: z.number(),
+    routing: z.string(),
+    /** The host had to load or wake the model for it. */
+    isSwap: z.boolean().optional(),
+  }),
   z.object({
     type: z.literal('phase'),
     ...at,
@@ -59,6 +70,7 @@ export const ManifestLine = z.discriminatedUnion('type', [
   }),
   z.object({ type: z.literal('failed'), jobId: Uuid, error: JobError, endedInMs: z.number() }),
   z.object({ type: z.literal('cancelled'), jobId: Uuid, endedInMs: z.number() }),
+  z.object({ type: z.literal('mended'), damagedLines: z.int(), lostJobs: z.int(), keptAs: z.string() }),
   z.object({
     type: z.literal('ended'),
     state: z.enum(['success', 'partial', 'failed', 'cancelled']),
@@ -70,6 +82,14 @@ export type ManifestLine = z.infer<typeof ManifestLine>;
 
 export type ManifestHeader = Extract<ManifestLine, { type: 'batch' }>;
 export type ManifestEnd = Extract<ManifestLine, { type: 'ended' }>;
+/** Damaged lines were taken out; the manifest as it was is kept beside it. */
+export type ManifestMend = Extract<ManifestLine, { type: 'mended' }>;
+
+/** One line of JSON whose last field is a checksum of all before it, so that a flipped bit in a text is noticed too. */
+export function toText(line: ManifestLine): string {
+  const body = JSON.stringify(line).slice(0, -1);
+  return `${body},"crc":"${checksum(body)}"}\n`;
+}
 
 /** Complete lines of a manifest. A torn last line is not yet written; any other that cannot be read is `damaged`. */
 export function readLines(text: string): { lines: ManifestLine[]; damaged: number; readTo: number } {
@@ -85,15 +105,20 @@ export function readLines(text: string): { lines: ManifestLine[]; damaged: numbe
   return { lines, damaged, readTo };
 }
 
-/** What a manifest says so far. `isWhole` once all jobs are in it: before, its call has not been answered. */
+/** What a manifest says so far. */
 export class ManifestState {
   header: ManifestHeader | undefined;
   ended: ManifestEnd | undefined;
+  readonly mends: ManifestMend[] = [];
+  /** Lines that could not be read and are still in it. */
+  damaged = 0;
   readonly jobs: JobRecord[] = [];
   readonly #byId = new Map<string, JobRecord>();
 
+  /** Once all jobs are in it, as far as they can be read: before, its call has not been answered. */
   get isWhole(): boolean {
-    return this.header !== undefined && this.jobs.length >= this.header.total;
+    if (this.header === undefined) return false;
+    return this.jobs.length >= this.header.total || this.damaged > 0 || this.mends.length > 0;
   }
 
   get order(): BatchSequence {
@@ -112,6 +137,7 @@ export class ManifestState {
   apply(line: ManifestLine): void {
     if (line.type === 'batch') this.header = line;
     else if (line.type === 'ended') this.ended = line;
+    else if (line.type === 'mended') this.mends.push(line);
     else if (line.type === 'job') {
       if (this.#byId.has(line.jobId)) return;
       const record = newRecord({ ...line, name: line.name ?? undefined });
@@ -124,13 +150,13 @@ export class ManifestState {
   }
 }
 
-type JobLine = Exclude<ManifestLine, { type: 'batch' | 'ended' | 'job' }>;
+type JobLine = Exclude<ManifestLine, { type: 'batch' | 'ended' | 'job' | 'mended' }>;
 
 function applyToJob(record: JobRecord, line: JobLine): void {
   if (isOver(record.state)) return;
   switch (line.type) {
     case 'sent':
-      record.attempts.push({ host: line.host, attempt: line.attempt });
+      record.attempts.push({ ...placeIn(line), ...(line.isSwap && { isSwap: true }) });
       record.routing = line.routing;
       record.startedInMs = line.sentInMs;
       record.state = { kind: 'taking', at: placeIn(line) };
@@ -192,10 +218,19 @@ function placeIn({ host, attempt }: Place): Place {
   return { host, attempt };
 }
 
+/** A line without a checksum is one of an older release. */
 function parseLine(line: string): ManifestLine | undefined {
+  const [, body, crc] = CHECKED.exec(line) ?? [];
+  if (body !== undefined && crc !== checksum(body)) return undefined;
   try {
     return ManifestLine.safeParse(JSON.parse(line)).data;
   } catch {
     return undefined; // not JSON: counted as damaged
   }
+}
+
+const CHECKED = /^(.*),"crc":"([0-9a-f]{8})"\}$/s;
+
+function checksum(text: string): string {
+  return crc32(text).toString(16).padStart(8, '0');
 }

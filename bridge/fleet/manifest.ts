@@ -1,9 +1,11 @@
-import { copyFile, open, readFile } from 'node:fs/promises';
+import { copyFile, open, readFile, rename } from 'node:fs/promises';
 import type { FileHandle } from 'node:fs/promises';
-import { dirname } from 'node:path';
+import { basename, dirname } from 'node:path';
+import { setImmediate } from 'node:timers/promises';
 import { syncDirectory, writeDurable } from '../../shared/durable-file.ts';
 import type { ManifestLine } from './manifest-lines.ts';
-import { readLines } from './manifest-lines.ts';
+import { ManifestState, readLines, toText } from './manifest-lines.ts';
+import { mend } from './manifest-mend.ts';
 
 /**
  * The durable record of one batch: append-only JSONL with one writer, the holder of the batch's lock. Other processes read
@@ -27,17 +29,27 @@ export class Manifest implements AsyncDisposable {
     return manifest;
   }
 
-  /** An existing one, to go on with. A torn last line is ended; one with damaged lines is kept aside and cleaned. */
-  static async resume(path: string): Promise<{ manifest: Manifest; lines: ManifestLine[]; damaged: number }> {
+  /**
+   * An existing one, to go on with. A torn last line is ended; one with damaged lines is kept aside, and cleaned of them.
+   * Undefined when nothing of use can be read: then it is only kept aside.
+   */
+  static async resume(path: string): Promise<{ manifest: Manifest; state: ManifestState } | undefined> {
     const text = await readFile(path, 'utf8');
-    const { lines, damaged } = readLines(text);
+    const { lines, damaged } = await readAll(text);
     if (damaged > 0) {
-      await copyFile(path, `${path}.corrupt-${Date.now()}`);
-      await writeDurable(path, lines.map(toText).join(''));
+      const keptAs = `${path}.corrupt-${Date.now()}`;
+      const mended = mend(lines, { damaged, keptAs, batchId: basename(dirname(path)), nowMs: Date.now() });
+      if (mended === undefined) {
+        await rename(path, keptAs);
+        return undefined;
+      }
+      await copyFile(path, keptAs);
+      await writeDurable(path, mended.map(toText).join(''));
+      return { manifest: new Manifest(await open(path, 'a', 0o600)), state: stateOf(mended) };
     }
     const manifest = new Manifest(await open(path, 'a', 0o600));
-    if (damaged === 0 && text !== '' && !text.endsWith('\n')) await manifest.#file.appendFile('\n');
-    return { manifest, lines, damaged };
+    if (text !== '' && !text.endsWith('\n')) await manifest.#file.appendFile('\n');
+    return { manifest, state: stateOf(lines) };
   }
 
   /** Resolves when the lines are on the disk. */
@@ -81,6 +93,25 @@ export class Manifest implements AsyncDisposable {
   }
 }
 
-function toText(line: ManifestLine): string {
-  return `${JSON.stringify(line)}\n`;
+/** So many lines take about 10 ms: then it is the turn of others. */
+const LINES_AT_ONCE = 500;
+
+/** As `readLines`; a large manifest takes a second or more, in which this process answers its hosts and its client. */
+async function readAll(text: string): Promise<{ lines: ManifestLine[]; damaged: number }> {
+  const all: ManifestLine[] = [];
+  let damaged = 0;
+  const texts = text.slice(0, text.lastIndexOf('\n') + 1).split('\n');
+  for (let from = 0; from < texts.length; from += LINES_AT_ONCE) {
+    const part = readLines(`${texts.slice(from, from + LINES_AT_ONCE).join('\n')}\n`);
+    all.push(...part.lines);
+    damaged += part.damaged;
+    await setImmediate();
+  }
+  return { lines: all, damaged };
+}
+
+function stateOf(lines: readonly ManifestLine[]): ManifestState {
+  const state = new ManifestState();
+  for (const line of lines) state.apply(line);
+  return state;
 }

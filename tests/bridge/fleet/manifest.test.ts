@@ -4,14 +4,16 @@ import { join } from 'node:path';
 import { expect, test } from 'vitest';
 import { BatchIndex } from '../../../bridge/fleet/batch-index.ts';
 import type { JobStateKind } from '../../../bridge/fleet/job-state.ts';
-import { ManifestState, readLines } from '../../../bridge/fleet/manifest-lines.ts';
+import { ManifestState, readLines, toText } from '../../../bridge/fleet/manifest-lines.ts';
 import type { ManifestLine } from '../../../bridge/fleet/manifest-lines.ts';
+import { mendNote } from '../../../bridge/fleet/manifest-mend.ts';
 import { Manifest } from '../../../bridge/fleet/manifest.ts';
 import { removeOldBatches } from '../../../bridge/fleet/old-batches.ts';
 import { request } from './builders.ts';
 
 const batchId = '22222222-2222-4222-8222-222222222222';
 const jobId = '11111111-1111-4111-8111-111111111111';
+const otherJobId = '99999999-9999-4999-8999-999999999999';
 const header: ManifestLine = {
   type: 'batch',
   version: 1,
@@ -51,8 +53,10 @@ const saved: ManifestLine = { type: 'saved', ...at, path: '/out/x.png', previewP
 const error = { code: 'ENGINE_FAILED', message: 'no', retryable: true };
 
 async function temporary(): Promise<{ path: string; file: string } & AsyncDisposable> {
-  const path = await mkdtemp(join(tmpdir(), 'gantry-manifest-'));
-  return { path, file: join(path, 'manifest.jsonl'), [Symbol.asyncDispose]: () => rm(path, { recursive: true }) };
+  const root = await mkdtemp(join(tmpdir(), 'gantry-manifest-'));
+  const path = join(root, batchId);
+  await mkdir(path);
+  return { path, file: join(path, 'manifest.jsonl'), [Symbol.asyncDispose]: () => rm(root, { recursive: true }) };
 }
 
 test.each<[ManifestLine[], JobStateKind]>([
@@ -82,21 +86,64 @@ test('lines survive, in order, and a torn last line is not one', async () => {
   await appendFile(directory.file, '{"type":"sav');
   const text = await readFile(directory.file, 'utf8');
   expect(readLines(text)).toMatchObject({ damaged: 0, lines: [header, job, sent, { type: 'phase' }] });
-  const resumed = await Manifest.resume(directory.file);
+  const resumed = await resume(directory.file);
   await resumed.manifest.append([saved]);
   await resumed.manifest[Symbol.asyncDispose]();
   expect(readLines(await readFile(directory.file, 'utf8')).lines.at(-1)).toEqual(saved);
 });
 
-test('a damaged manifest is kept aside, and the rest used', async () => {
+async function resume(file: string) {
+  const resumed = await Manifest.resume(file);
+  if (resumed === undefined) throw new Error('nothing of use is left in the manifest');
+  return resumed;
+}
+
+const whole: readonly ManifestLine[] = [{ ...header, total: 2 }, job, { ...job, jobId: otherJobId, index: 1 }, sent];
+
+/** What happens to the text of a manifest, what is left of its lines, and what is lost for good. */
+test.each<[string, (text: string) => string, ManifestLine['type'][], number]>([
+  ['a word', (text) => text.replace('"sent"', '"se\u0000t"'), ['batch', 'job', 'job'], 0],
+  ['one bit of a text that stays JSON', (text) => text.replace('"why"', '"whx"'), ['batch', 'job', 'job'], 0],
+  ['a digit of the checksum', (text) => text.replace(/"crc":".(.{7})"\}\n$/, '"crc":"!$1"}\n'), whole.map(typeOf), 0],
+  ['a line end', (text) => text.replace('}\n{"type":"sent"', '}x{"type":"sent"'), ['batch', 'job'], 1],
+  ['the header', (text) => text.replace('{"type":"batch"', '{"type":"botch"'), ['batch', 'job', 'job', 'sent'], 0],
+  ['a job', (text) => text.replace(otherJobId, `${otherJobId.slice(1)}f`), ['batch', 'job', 'sent'], 1],
+])('damaged: %s', async (_, damage, left, lostJobs) => {
   await using directory = await temporary();
-  const text = [header, job, sent].map((line) => JSON.stringify(line)).join('\n');
-  await writeFile(directory.file, `${text.replace('"sent"', '"se\u0000t"')}\n`);
-  const { manifest, lines, damaged } = await Manifest.resume(directory.file);
+  const text = damage(whole.map(toText).join(''));
+  await writeFile(directory.file, text);
+  const { manifest, state } = await resume(directory.file);
   await manifest[Symbol.asyncDispose]();
-  expect([lines.length, damaged]).toEqual([2, 1]);
-  expect((await readdir(directory.path)).some((name) => name.startsWith('manifest.jsonl.corrupt-'))).toBe(true);
-  expect(readLines(await readFile(directory.file, 'utf8'))).toMatchObject({ damaged: 0 });
+  const after = readLines(await readFile(directory.file, 'utf8'));
+  expect(after.damaged).toBe(0);
+  expect(after.lines.map(typeOf).filter((type) => type !== 'mended')).toEqual(left);
+  expect(state.isWhole).toBe(true);
+  expect(state.jobs.length).toBe(2 - lostJobs);
+  const isDamaged =
+    left.length < whole.length || after.lines[0]?.type !== 'batch' || state.header?.client === 'unknown';
+  const kept = (await readdir(directory.path)).filter((name) => name.startsWith('manifest.jsonl.corrupt-'));
+  expect(kept).toHaveLength(isDamaged ? 1 : 0);
+  expect(state.mends.map((one) => one.lostJobs)).toEqual(isDamaged ? [lostJobs] : []);
+  if (kept[0] !== undefined) expect(await readFile(join(directory.path, kept[0]), 'utf8')).toBe(text);
+});
+
+function typeOf({ type }: ManifestLine): ManifestLine['type'] {
+  return type;
+}
+
+test('a manifest without a job that can be read is only kept aside', async () => {
+  await using directory = await temporary();
+  await writeFile(directory.file, 'rubbish\nmore of it\n');
+  expect(await Manifest.resume(directory.file)).toBeUndefined();
+  expect((await readdir(directory.path)).map((name) => name.replace(/\d+$/, ''))).toEqual(['manifest.jsonl.corrupt-']);
+});
+
+test('a note of a damaged record says what is lost and where the rest is', () => {
+  const mended = { type: 'mended' as const, damagedLines: 2, lostJobs: 1, keptAs: '/x.corrupt-1' };
+  expect(mendNote(mended)).toBe(
+    '2 lines of the record of this batch could not be read. 1 image of this batch can no longer be made: ask for them ' +
+      'again. The record as it was is in /x.corrupt-1.',
+  );
 });
 
 test('the index follows manifests of others as they grow, and when they are cleaned', async () => {
@@ -108,7 +155,8 @@ test('the index follows manifests of others as they grow, and when they are clea
   await mkdir(own);
   const file = join(own, 'manifest.jsonl');
   await writeFile(file, `${JSON.stringify(header)}\n`);
-  expect(index.unfinished(), 'not whole yet').toEqual([]);
+  expect(index.find(batchId), 'not whole yet').toBeUndefined();
+  expect(index.unfinished()).toEqual([batchId]);
   await appendFile(file, `${JSON.stringify(job)}\n${JSON.stringify(sent).slice(0, 20)}`);
   expect(index.find(jobId)?.state.job(jobId)?.state.kind).toBe('waiting');
   await appendFile(file, `${JSON.stringify(sent).slice(20)}\n`);
@@ -156,6 +204,11 @@ test('ended batches are removed when they are old or too many, unfinished ones n
   const left = [...made.slice(0, 2), unfinished.batchId, quoting.batchId, unanswered[1] ?? '', 'not-a-batch'];
   expect((await readdir(directory.path)).sort()).toEqual(left.sort());
   expect(await removeOldBatches(directory.path, { nowMs, keep: 2 })).toBe(0);
+  for (const id of made.slice(0, 2)) for (const n of [1, 2]) await writeFile(join(directory.path, id, `${n}.jpg`), '');
+  expect(await removeOldBatches(directory.path, { nowMs, previews: 3 })).toBe(0);
+  const previews = made.slice(0, 2).map(async (id) => (await readdir(join(directory.path, id))).length - 1);
+  expect(await Promise.all(previews), 'previews of the newest are kept').toEqual([2, 1]);
+  expect(await removeOldBatches(directory.path, { nowMs, bytes: 1 }), 'the newest is always remembered').toBe(1);
   expect(await removeOldBatches(join(directory.path, 'nowhere'), { nowMs })).toBe(0);
 });
 

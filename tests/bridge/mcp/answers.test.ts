@@ -54,6 +54,7 @@ function batch(jobs: JobView[], o: Partial<BatchView> = {}): BatchView {
     kind: 'generate',
     state: 'running',
     createdAt: '2026-11-20T00:00:00.000Z',
+    warnings: [],
     jobs,
     completed: count('done'),
     failed: count('failed'),

@@ -43,8 +43,8 @@ test.each<[string, string | Buffer, RegExp]>([
 
 test('a results file is written whole, once', async () => {
   const target = await mkdtemp(join(directory, 'results-'));
-  const first = await writeOnce({ directory: target, name: 'batch.jsonl', text: 'one\n' });
-  await writeOnce({ directory: target, name: 'batch.jsonl', text: 'two\n' });
+  const first = await writeOnce({ directory: target, name: 'batch.jsonl', text: () => 'one\n' });
+  await writeOnce({ directory: target, name: 'batch.jsonl', text: () => 'two\n' });
   expect(await readFile(first, 'utf8')).toBe('one\n');
   expect(await readdir(target)).toEqual(['batch.jsonl']);
 });
