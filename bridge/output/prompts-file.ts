@@ -5,14 +5,17 @@ import { AppError } from '../../shared/errors.ts';
 const MAX_BYTES = 10 * 1024 ** 2;
 const MAX_PROMPTS = 10_000;
 
+/** One prompt with what else its line says, by column or key: unchecked, and text where the file is CSV. */
+export type PromptLine = { prompt: string; values: Readonly<Record<string, unknown>> };
+
 /**
  * The prompts of a file: .txt has one on each line, .csv a column `prompt` (or one column), .jsonl a text or an object with
  * `prompt` on each line. Empty lines do not count. `path` was already checked against the allowed roots.
  */
-export async function readPromptsFile(path: string): Promise<string[]> {
+export async function readPromptsFile(path: string): Promise<PromptLine[]> {
   const read = READERS[extname(path).toLowerCase()];
   if (read === undefined) throw invalid(path, 'only .txt, .csv and .jsonl files are read');
-  const prompts = read(path, await readText(path)).filter((prompt) => prompt.trim() !== '');
+  const prompts = read(path, await readText(path)).filter(({ prompt }) => prompt.trim() !== '');
   if (prompts.length === 0) throw invalid(path, 'it has no prompts');
   if (prompts.length > MAX_PROMPTS) {
     throw invalid(path, `it has ${prompts.length} prompts and ${MAX_PROMPTS} are the most. Split it`);
@@ -20,8 +23,8 @@ export async function readPromptsFile(path: string): Promise<string[]> {
   return prompts;
 }
 
-const READERS: Record<string, (path: string, text: string) => string[]> = {
-  '.txt': (_, text) => text.split('\n').map((line) => line.trim()),
+const READERS: Record<string, (path: string, text: string) => PromptLine[]> = {
+  '.txt': (_, text) => text.split('\n').map((line) => plain(line.trim())),
   '.csv': csvPrompts,
   '.jsonl': jsonlPrompts,
 };
@@ -50,13 +53,26 @@ async function readText(path: string): Promise<string> {
   }
 }
 
-function csvPrompts(path: string, text: string): string[] {
+function plain(prompt: string): PromptLine {
+  return { prompt, values: {} };
+}
+
+function csvPrompts(path: string, text: string): PromptLine[] {
   const [header, ...rows] = csvRows(text);
   if (header === undefined) return [];
-  const column = header.findIndex((name) => name.trim().toLowerCase() === 'prompt');
-  if (column >= 0) return rows.map((row) => row[column]?.trim() ?? '');
+  const names = header.map((name) => name.trim().toLowerCase());
+  const column = names.indexOf('prompt');
+  if (column >= 0) {
+    return rows.map((row) => {
+      const others = row.flatMap((field, index) => {
+        const value = field.trim();
+        return index === column || value === '' ? [] : [[names[index] ?? `column ${index + 1}`, value]];
+      });
+      return { prompt: row[column]?.trim() ?? '', values: Object.fromEntries(others) as Record<string, string> };
+    });
+  }
   if ([header, ...rows].every((row) => row.length === 1))
-    return [header, ...rows].map(([prompt = '']) => prompt.trim());
+    return [header, ...rows].map(([prompt = '']) => plain(prompt.trim()));
   throw invalid(path, 'it has several columns and none is called prompt');
 }
 
@@ -73,23 +89,23 @@ function csvRows(text: string): string[][] {
   return rows;
 }
 
-function jsonlPrompts(path: string, text: string): string[] {
+function jsonlPrompts(path: string, text: string): PromptLine[] {
   return text.split('\n').flatMap((line, index) => {
     if (line.trim() === '') return [];
-    const prompt = promptOf(line);
-    if (prompt === undefined)
+    const found = jsonLine(line);
+    if (found === undefined)
       throw invalid(path, `line ${index + 1} is neither a text nor an object with a text \`prompt\``);
-    return [prompt];
+    return [found];
   });
 }
 
-function promptOf(line: string): string | undefined {
+function jsonLine(line: string): PromptLine | undefined {
   try {
     const value: unknown = JSON.parse(line);
-    if (typeof value === 'string') return value;
-    return typeof value === 'object' && value !== null && 'prompt' in value && typeof value.prompt === 'string'
-      ? value.prompt
-      : undefined;
+    if (typeof value === 'string') return plain(value);
+    if (typeof value !== 'object' || value === null || !('prompt' in value)) return undefined;
+    const { prompt, ...values } = value;
+    return typeof prompt === 'string' ? { prompt, values } : undefined;
   } catch {
     return undefined; // the caller names the line
   }

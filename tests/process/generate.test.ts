@@ -76,6 +76,24 @@ test.each(['jpg', 'webp'])('the format %s is the one that was asked for', async 
   expect((await sharp(path).metadata()).format).toBe(format === 'jpg' ? 'jpeg' : format);
 });
 
+test('the lines of a prompts file may each have a size and a seed; the longest is made first', async () => {
+  const lines = [
+    { prompt: 'a small fox' },
+    { prompt: 'a large fox', width: 512, height: 384, seed: 7 },
+    { prompt: 'a middle fox', height: 320, id: 'mine' },
+  ];
+  const path = join(fleet.directory, 'foxes.jsonl');
+  await writeFile(path, lines.map((line) => JSON.stringify(line)).join('\n'));
+  const answer = await bridge.ask('batch_generate', { prompts_file: path, ...SMALL, preview: 'none' });
+  expect(answer['notes'], JSON.stringify(answer)).toEqual([expect.stringMatching(/says as id was ignored/)]);
+  const results = answer['results'] as { file_path: string; seed: number }[]; // shape of the tool's answer
+  const sizes = await Promise.all(results.map(async (one) => sharp(one.file_path).metadata()));
+  expect(sizes.map(({ width, height }) => `${width}x${height}`)).toEqual(['256x256', '512x384', '256x320']);
+  expect(results[1]?.seed).toBe(7);
+  const writtenMs = await Promise.all(results.map(async (one) => (await stat(one.file_path)).mtimeMs));
+  expect(Math.min(...writtenMs)).toBe(writtenMs[1]);
+});
+
 test('an edit takes a picture from disk and leaves the original alone', async () => {
   const original = join(fleet.output, 'photo.jpg');
   await sharp({ create: { width: 320, height: 200, channels: 3, background: '#355' } })

@@ -35,6 +35,8 @@ import { connectedHosts } from '../hosts.ts';
 import { makeImages } from '../making.ts';
 import type { ChosenModel } from '../model-choice.ts';
 import { chooseModel } from '../model-choice.ts';
+import type { OwnArguments } from '../prompt-lines.ts';
+import { ofLine, ownArguments } from '../prompt-lines.ts';
 import type { ImageAnswer, ToolContext } from '../tool.ts';
 import { defineImageTool, MAKES } from '../tool.ts';
 import { seconds } from '../units.ts';
@@ -50,7 +52,9 @@ const input = z.strictObject({
     .min(1)
     .max(4_096)
     .optional()
-    .describe('Instead of prompts: .txt (one a line), .csv (column prompt) or .jsonl, up to 10,000'),
+    .describe(
+      'Instead of prompts: .txt (one a line), .csv or .jsonl (prompt and, if wanted, width, seed, ...), up to 10,000',
+    ),
   images_per_prompt: z.int().min(1).max(8).optional(),
   seeds: z
     .array(
@@ -98,13 +102,16 @@ async function run(args: Args, context: ToolContext): Promise<ImageAnswer> {
   if ((args.prompts === undefined) === (args.prompts_file === undefined)) {
     throw new AppError('INVALID_ARGUMENT', 'Give either prompts (1 to 20) or prompts_file.');
   }
-  const prompts = args.prompts ?? (await readPromptsFile(await allowedPath(args.prompts_file ?? '', roots)));
-  const seeds = seedsOf(args, prompts.length);
+  const { own, notes: ignored } =
+    args.prompts === undefined
+      ? ownArguments(await readPromptsFile(await allowedPath(args.prompts_file ?? '', roots)))
+      : { own: args.prompts.map((text): OwnArguments => ({ prompt: text })), notes: [] };
+  const seeds = seedsOf(args, own);
   const directory = await outputDirectory({ asked: args.output_dir, configured: settings.outputDir, roots });
   const fleet = await context.fleet();
   const hosts = connectedHosts(fleet.hosts(), args.host);
   const chosen = chooseModel(hosts, { asked: args.model, configured: settings.defaultModel, capability: 'generate' });
-  const { requests, notes } = requestsOf(args, { prompts, seeds, chosen });
+  const { requests, notes } = requestsOf(args, { own, seeds, chosen });
   const view = await makeImages(
     {
       kind: 'generate',
@@ -116,33 +123,43 @@ async function run(args: Args, context: ToolContext): Promise<ImageAnswer> {
     },
     { fleet, context, waitSeconds: args.wait_seconds },
   );
-  return answer(view, { model: chosen.id, notes, preview: args.preview, context });
+  return answer(view, { model: chosen.id, notes: [...notes, ...ignored], preview: args.preview, context });
 }
 
-function seedsOf(args: Args, count: number): readonly number[] {
-  if (args.seeds === undefined) return Array.from({ length: count }, drawSeed);
-  if (args.seeds.length === count) return args.seeds;
+function seedsOf({ seeds }: Args, own: readonly OwnArguments[]): readonly number[] {
+  if (seeds === undefined) return own.map(({ seed }) => seed ?? drawSeed());
+  if (own.some(({ seed }) => seed !== undefined)) {
+    throw new AppError(
+      'INVALID_ARGUMENT',
+      'prompts_file has seeds of its own. Leave seeds out, or take them out of it.',
+    );
+  }
+  if (seeds.length === own.length) return seeds;
   throw new AppError(
     'INVALID_ARGUMENT',
-    `seeds has ${args.seeds.length} entries but there are ${count} prompts. Give one seed per prompt, or leave seeds out.`,
+    `seeds has ${seeds.length} entries but there are ${own.length} prompts. Give one seed per prompt, or leave seeds out.`,
   );
 }
 
 /** One request per image: prompts in order, the images of one prompt side by side. Notes are said once. */
 function requestsOf(
   args: Args,
-  { prompts, seeds, chosen }: { prompts: readonly string[]; seeds: readonly number[]; chosen: ChosenModel },
+  { own, seeds, chosen }: { own: readonly OwnArguments[]; seeds: readonly number[]; chosen: ChosenModel },
 ): { requests: GenerateRequest[]; notes: string[] } {
   const notes = new Set<string>(chosen.note === undefined ? [] : [chosen.note]);
   const { profile, profileFrom } = chosen.status;
-  const requests = prompts.flatMap((text, index) =>
-    Array.from({ length: args.images_per_prompt ?? 1 }, (_, k) => {
+  const requests = own.flatMap((line, index) => {
+    // A size of its own is more than a ratio for all.
+    const hasSize = line.width !== undefined || line.height !== undefined;
+    const call = { ...args, ...(hasSize && { aspect_ratio: undefined }), ...line };
+    return Array.from({ length: args.images_per_prompt ?? 1 }, (_, k) => {
       const seed = ((seeds[index] ?? drawSeed()) + k) % SEEDS;
-      const frozen = freezeGenerate({ ...args, prompt: text }, profile, { model: chosen.id, seed, profileFrom });
+      const freeze = () => freezeGenerate(call, profile, { model: chosen.id, seed, profileFrom });
+      const frozen = args.prompts_file === undefined ? freeze() : ofLine(index, freeze);
       for (const note of frozen.notes) notes.add(note);
       return frozen.request;
-    }),
-  );
+    });
+  });
   return { requests, notes: [...notes] };
 }
 

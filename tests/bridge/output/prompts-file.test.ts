@@ -2,6 +2,7 @@ import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
+import type { PromptLine } from '../../../bridge/output/prompts-file.ts';
 import { readPromptsFile } from '../../../bridge/output/prompts-file.ts';
 import { writeOnce } from '../../../bridge/output/results-file.ts';
 
@@ -11,7 +12,7 @@ beforeAll(async () => {
 });
 afterAll(() => rm(directory, { recursive: true, force: true }));
 
-async function read(name: string, content: string | Buffer): Promise<string[]> {
+async function read(name: string, content: string | Buffer): Promise<PromptLine[]> {
   await writeFile(join(directory, name), content);
   return readPromptsFile(join(directory, name));
 }
@@ -24,7 +25,18 @@ test.each<[string, string, string[]]>([
   ['header.CSV', 'Prompt,seed\na fox,1\n', ['a fox']],
   ['texts.jsonl', '"a fox"\n{"prompt":"an owl","seed":3}\n\n', ['a fox', 'an owl']],
 ])('%s', async (name, content, expected) => {
-  expect(await read(name, content)).toEqual(expected);
+  expect((await read(name, content)).map(({ prompt }) => prompt)).toEqual(expected);
+});
+
+test('a line keeps what else it says, as it stands there', async () => {
+  expect(await read('more.csv', 'Seed, Prompt ,width,note\n1,a fox, 512 ,\n,an owl,,mine\n')).toEqual([
+    { prompt: 'a fox', values: { seed: '1', width: '512' } },
+    { prompt: 'an owl', values: { note: 'mine' } },
+  ]);
+  expect(await read('more.jsonl', '{"seed":3,"prompt":"an owl"}\n"a fox"\n')).toEqual([
+    { prompt: 'an owl', values: { seed: 3 } },
+    { prompt: 'a fox', values: {} },
+  ]);
 });
 
 test.each<[string, string | Buffer, RegExp]>([
