@@ -12,12 +12,12 @@ import { hostsToAvoid } from './retry-policy.ts';
 /** What a host says must hold for so long before a job fails for it: the status of a GPU may jump. */
 const SURE_MS = 2_000;
 
-/** Where the jobs of a batch may go by the present state of the hosts. Jobs of one shape share their rules. */
+/** Where the jobs of a batch may go by the present state of the hosts. Jobs that fit on the same hosts share their rules. */
 export function jobRules(book: BatchBook): {
   shape: (shape: JobShape) => PlanRules;
   job: (job: JobRecord) => PlanRules;
 } {
-  const known = new Map<JobShape, PlanRules>();
+  const known = new Map<string, PlanRules>();
   const hosts = book.side.hosts();
   const rulesFor = ({ request }: JobShape): PlanRules => {
     const want = { model: request.model, kind: request.kind, class: book.header.class, size: sizeOf(request) };
@@ -28,8 +28,8 @@ export function jobRules(book: BatchBook): {
     return never.length === 0 ? book.rules : { ...book.rules, avoid: never };
   };
   const shapeRules = (shape: JobShape): PlanRules => {
-    const rules = known.get(shape) ?? rulesFor(shape);
-    known.set(shape, rules);
+    const rules = known.get(shape.key) ?? rulesFor(shape);
+    known.set(shape.key, rules);
     return rules;
   };
   const jobRules = (job: JobRecord): PlanRules => {

@@ -7,8 +7,8 @@ import type { JobRecord } from './job-record.ts';
 import { isInFlight } from './job-state.ts';
 import type { JobStateKind } from './job-state.ts';
 
-/** What hosts can tell of a job: those of one shape fit on the same hosts and take equally long. */
-export type JobShape = { request: JobRequest; units: number; megapixels: number };
+/** What hosts can tell of a job: those of one shape fit on the same hosts (as all with this `key`) and take equally long. */
+export type JobShape = { key: string; request: JobRequest; units: number; megapixels: number };
 
 /**
  * The jobs of one batch, found by what they do at the moment. With 10,000 of them nothing that happens to one job may look
@@ -147,8 +147,8 @@ export class JobTable {
 
 function intern(shapes: Map<string, JobShape>, request: JobRequest): JobShape {
   const units = workUnits(request);
-  const key = `${keyOf(request)} ${units}`;
-  const shape = shapes.get(key) ?? { request, units, megapixels: megapixelsOf(request) };
-  shapes.set(key, shape);
+  const key = keyOf(request);
+  const shape = shapes.get(`${key} ${units}`) ?? { key, request, units, megapixels: megapixelsOf(request) };
+  shapes.set(`${key} ${units}`, shape);
   return shape;
 }
