@@ -40,6 +40,8 @@ test('a line keeps what else it says, as it stands there', async () => {
 });
 
 test.each<[string, string | Buffer, RegExp]>([
+  ['unclosed.csv', 'prompt\na fox\n"an owl\na cat\n', /line 3 has a quote that is not closed/],
+  ['inner.csv', 'prompt\na "red" fox\nan owl\n', /line 2 has a quote/],
   ['wrong.json', '[]', /only \.txt, \.csv and \.jsonl/],
   ['empty.txt', '\n \n', /no prompts/],
   ['columns.csv', 'a,b\n1,2\n', /none is called prompt/],
