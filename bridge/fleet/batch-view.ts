@@ -5,7 +5,7 @@ import type { Attempt, JobRecord } from './job-record.ts';
 import { isOver } from './job-state.ts';
 import type { JobStateKind } from './job-state.ts';
 import type { ManifestState } from './manifest-lines.ts';
-import { mendNote } from './manifest-mend.ts';
+import { damageNotes, mendNote } from './manifest-mend.ts';
 
 export type JobView = {
   jobId: string;
@@ -78,7 +78,7 @@ export function countEnds(jobs: readonly JobRecord[]): EndCounts {
 }
 
 /** A batch of another process, or of an earlier one, as its manifest tells. */
-export function manifestView({ header, ended, jobs, mends }: ManifestState): BatchView | undefined {
+export function manifestView({ header, ended, jobs, mends, damaged }: ManifestState): BatchView | undefined {
   if (header === undefined) return undefined;
   return {
     batchId: header.batchId,
@@ -91,7 +91,7 @@ export function manifestView({ header, ended, jobs, mends }: ManifestState): Bat
     etaMs: ended === undefined ? null : 0,
     elapsedMs: ended?.elapsedMs ?? Math.max(0, Date.now() - Date.parse(header.createdAt)),
     ...(ended?.quality && { quality: ended.quality }),
-    warnings: mends.map(mendNote),
+    warnings: [...mends.map(mendNote), ...damageNotes(damaged)],
     isOurs: false,
   };
 }

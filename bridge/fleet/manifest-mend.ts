@@ -32,9 +32,21 @@ export function mend(
 
 /** PURE. For the notes of an answer. */
 export function mendNote({ damagedLines, lostJobs, keptAs }: ManifestMend): string {
-  const lines = damagedLines === 1 ? '1 line' : `${damagedLines} lines`;
+  const lines = linesOf(damagedLines);
   const jobs = lostJobs === 1 ? '1 image' : `${lostJobs} images`;
   const lost =
     lostJobs === 0 ? 'No image is lost.' : `${jobs} of this batch can no longer be made: ask for them again.`;
   return `${lines} of the record of this batch could not be read. ${lost} The record as it was is in ${keptAs}.`;
+}
+
+/** PURE. Of lines that are still in it: of a batch that is over, which nobody mends, or in which its holder has not looked yet. */
+export function damageNotes(damaged: number): string[] {
+  if (damaged === 0) return [];
+  return [
+    `${linesOf(damaged)} of the record of this batch could not be read, so what is said here may lack something.`,
+  ];
+}
+
+function linesOf(count: number): string {
+  return count === 1 ? '1 line' : `${count} lines`;
 }

@@ -1,8 +1,9 @@
 import { appendFile, mkdir, mkdtemp, readdir, readFile, rename, rm, utimes, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { expect, test } from 'vitest';
 import { BatchIndex } from '../../../bridge/fleet/batch-index.ts';
+import { manifestView } from '../../../bridge/fleet/batch-view.ts';
 import type { JobStateKind } from '../../../bridge/fleet/job-state.ts';
 import { ManifestState, readLines, toText } from '../../../bridge/fleet/manifest-lines.ts';
 import type { ManifestLine } from '../../../bridge/fleet/manifest-lines.ts';
@@ -144,6 +145,17 @@ test('a note of a damaged record says what is lost and where the rest is', () =>
     '2 lines of the record of this batch could not be read. 1 image of this batch can no longer be made: ask for them ' +
       'again. The record as it was is in /x.corrupt-1.',
   );
+});
+
+test('who only reads a batch that is over is told of damaged lines too', async () => {
+  await using directory = await temporary();
+  const end: ManifestLine = { type: 'ended', state: 'success', elapsedMs: 9, quality: null };
+  const text = [header, job, sent, saved, end].map(toText).join('');
+  await writeFile(directory.file, text.replace('"why"', '"whx"'));
+  const found = new BatchIndex(dirname(directory.path)).find(batchId);
+  expect(found && manifestView(found.state)?.warnings).toEqual([
+    '1 line of the record of this batch could not be read, so what is said here may lack something.',
+  ]);
 });
 
 test('the index follows manifests of others as they grow, and when they are cleaned', async () => {
