@@ -1,5 +1,5 @@
 import { randomUUID } from 'node:crypto';
-import { mkdir, readFile } from 'node:fs/promises';
+import { mkdir, readFile, rename } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { writeDurable } from '../shared/durable-file.ts';
@@ -8,6 +8,7 @@ import type { Log } from '../shared/log.ts';
 import type { HostResult } from '../shared/protocol.ts';
 import { LIMITS } from '../shared/protocol.ts';
 import type { AgentConfig } from './config.ts';
+import { DamagedFiles } from './damaged-files.ts';
 import { GpuSampler } from './gpu/gpu-sampler.ts';
 import { hostProblems, readiness } from './host-problems.ts';
 import { UPLOAD_PACE } from './http/inputs.ts';
@@ -16,6 +17,7 @@ import { Drain } from './job/drain.ts';
 import { Exchange } from './job/exchange.ts';
 import { InputStore } from './job/input-store.ts';
 import { Journal } from './job/journal.ts';
+import { PictureProcess } from './job/picture-process.ts';
 import { ResultStore } from './job/result-store.ts';
 import { LiveConfig } from './live-config.ts';
 import { Residency } from './model/residency.ts';
@@ -106,16 +108,20 @@ export class Agent implements AsyncDisposable {
     await mkdir(logDir, { recursive: true });
     const tokens = this.#own(new TokenStore({ stateDir, onRevoked: (tokenId) => this.#forget(tokenId) }));
     await tokens.refresh();
-    const journal = this.#own(await Journal.open({ dir: join(stateDir, 'journal'), log }));
+    const journalDir = join(stateDir, 'journal');
+    const journal = this.#own(await Journal.open({ dir: journalDir, log }));
+    const pictures = this.#own(new PictureProcess());
     const results = await ResultStore.open({
       dir: join(stateDir, 'results'),
       quotaBytes: LIMITS.resultQuotaBytes.value,
       keptMs: LIMITS.resultKeptMs.value,
+      pictures,
       log,
     });
     const inputs = await InputStore.open({
       dir: join(stateDir, 'inputs'),
       quotaBytes: LIMITS.resultQuotaBytes.value,
+      pictures,
       log,
     });
     const models = await withServedIds(this.#config.models, { known: [], signal, log });
@@ -125,6 +131,8 @@ export class Agent implements AsyncDisposable {
     const drain = await Drain.open({ stateDir, log });
 
     const agentId = await agentIdOf(stateDir);
+    const damaged = new DamagedFiles([stateDir, journalDir]);
+    await damaged.look();
 
     // These are called from events only. Nothing is awaited before the last part they name is there.
     const onChange = (): void => {
@@ -172,15 +180,18 @@ export class Agent implements AsyncDisposable {
       }),
     );
     this.#exchange = exchange;
-    const facts = { exchange, sampler, residency };
+    const facts = { exchange, sampler, residency, damaged };
     const problems = (): string[] => hostProblems(facts);
     const host = new HostStatus({ agentId, stateDir, sampler, residency, exchange, problems, log, onChange });
-    const status: StatusFeed = this.#own(new StatusFeed({ build: () => host.snapshot() }));
+    // A bridge plans by when slots are free, so their jobs' starts and ends are not held back.
+    const phases = (): string => [...exchange.slots().values()].map(({ phase }) => phase).join();
+    const status: StatusFeed = this.#own(new StatusFeed({ build: () => host.snapshot(), atOnce: phases }));
 
     const known = new Set((await tokens.list()).map(({ id }) => id));
     const owners = new Set([journal, results, inputs].flatMap((store) => [...store.tokenIds()]));
-    // Revoked while no agent was there to see it.
-    for (const tokenId of owners) if (!known.has(tokenId)) await exchange.forget(tokenId);
+    // Revoked while no agent was there to see it. Where the tokens were damaged, nobody knows that of those that are gone.
+    const isSure = !damaged.has('tokens.json');
+    for (const tokenId of owners) if (isSure && !known.has(tokenId)) await exchange.forget(tokenId);
     for (const message of journal.warnings) log.warn({ event: 'journal-warning', message });
 
     const parts = {
@@ -195,9 +206,9 @@ export class Agent implements AsyncDisposable {
         ...listen,
         names,
         authenticate: (text) => tokens.check(text),
-        isStillValid: async (token) => {
+        validTokens: async () => {
           await tokens.refresh();
-          return tokens.isValid(token);
+          return (token) => tokens.isValid(token);
         },
         onRequest: (request, response, token) => route({ request, response, parts }, token),
         session: {
@@ -218,13 +229,19 @@ export class Agent implements AsyncDisposable {
     const hostSocket = this.#own(new HostSocket({ context: commands, log }));
     instance.serve((socket) => hostSocket.accept(socket));
     // A failure is a defect: nobody handles it, and main.ts ends the process for that.
-    this.#clearing = this.#clearUp({ residency, exchange, signal });
+    this.#clearing = this.#clearUp({ residency, exchange, damaged, signal });
   }
 
-  async #clearUp(o: { residency: Residency; exchange: Exchange; signal: AbortSignal }): Promise<void> {
+  async #clearUp(o: {
+    residency: Residency;
+    exchange: Exchange;
+    damaged: DamagedFiles;
+    signal: AbortSignal;
+  }): Promise<void> {
     const startMs = performance.now();
     try {
       await o.residency.start(o.signal);
+      await o.damaged.look(); // it has read the files of its own
     } catch (error) {
       if (o.signal.aborted) return; // the agent stops already
       throw error;
@@ -249,8 +266,10 @@ export class Agent implements AsyncDisposable {
 /** The same in every run on this state directory. */
 async function agentIdOf(stateDir: string): Promise<string> {
   const path = join(stateDir, 'agent-id');
-  const known = Uuid.safeParse((await readFile(path, 'utf8').catch(() => '')).trim()); // absent at the first start
+  const text = await readFile(path, 'utf8').catch(() => undefined); // absent at the first start
+  const known = Uuid.safeParse(text?.trim());
   if (known.success) return known.data;
+  if (text !== undefined) await rename(path, `${path}.corrupt-${Date.now()}`);
   const made = randomUUID();
   await writeDurable(path, `${made}\n`);
   return made;

@@ -130,6 +130,9 @@ const Times = z.strictObject({
   turn: Duration.prefault('30s').describe('Shortest turn of a model while others wait'),
   ping_every: Duration.prefault('15s').describe('Heartbeat on every link'),
   silence: Duration.prefault('45s').describe('A link without a frame for this long is ended'),
+  undrained: Duration.prefault('30s').describe(
+    'A link whose peer leaves more than 256 KiB unread for this long is ended',
+  ),
   retry_first: Duration.prefault('2s').describe('First pause after a model server died; it doubles'),
 });
 

@@ -23,6 +23,7 @@ export type AgentTimes = {
   turnMs: number;
   pingEveryMs: number;
   silenceMs: number;
+  undrainedMs: number;
   retryFirstMs: number;
 };
 
@@ -191,6 +192,7 @@ function toConfig(file: AgentFile, baseDir: string): AgentConfig {
       turnMs: times.turn,
       pingEveryMs: times.ping_every,
       silenceMs: times.silence,
+      undrainedMs: times.undrained,
       retryFirstMs: times.retry_first,
     },
     warnings: Object.entries(file.models).flatMap(([alias, entry]) => warningsOf(alias, entry)),

@@ -1,3 +1,4 @@
+import type { DamagedFiles } from './damaged-files.ts';
 import type { GpuSampler } from './gpu/gpu-sampler.ts';
 import type { Readiness } from './http/health.ts';
 import type { Exchange } from './job/exchange.ts';
@@ -7,11 +8,20 @@ type Facts = {
   exchange: Pick<Exchange, 'refusal'>;
   sampler: Pick<GpuSampler, 'readings' | 'problem'>;
   residency: Pick<Residency, 'slots' | 'gpuStatus' | 'problems'>;
+  damaged: Pick<DamagedFiles, 'sentences'>;
 };
 
-/** What is in the way of work, and will be until somebody does something; in sentences, from what is known already. */
+/**
+ * What is in the way of work, and will be until somebody does something, and damage that somebody should know of; in sentences,
+ * from what is known already.
+ */
 export function hostProblems(facts: Facts): string[] {
-  const all = [...blocking(facts), ...gpuProblems(facts.residency), ...facts.residency.problems()];
+  const all = [
+    ...blocking(facts),
+    ...gpuProblems(facts.residency),
+    ...facts.residency.problems(),
+    ...facts.damaged.sentences(),
+  ];
   // Where no GPU is left, what is wrong with the last one is in both of the first two.
   return all.filter((problem) => !all.some((other) => other !== problem && other.includes(problem)));
 }

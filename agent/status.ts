@@ -6,6 +6,7 @@ import { toAppError } from '../shared/errors.ts';
 import type { HostSnapshot, SlotStatus } from '../shared/host-snapshot.ts';
 import type { Log } from '../shared/log.ts';
 import type { GpuSampler } from './gpu/gpu-sampler.ts';
+import { readProcMemory } from './gpu/host-memory.ts';
 import type { Exchange } from './job/exchange.ts';
 import type { Residency } from './model/residency.ts';
 
@@ -75,9 +76,7 @@ export class HostStatus {
     // Not by systeminformation: it asks every mounted disk, and one dead network share would hold up the answer for all.
     const { bavail, bsize } = await statfs(this.#options.stateDir);
     this.#diskFreeMiB = mib(bavail * bsize);
-    const { mem } = await import('systeminformation');
-    const memory = await mem();
-    this.#memory = { totalMiB: mib(memory.total), freeMiB: mib(memory.available) };
+    this.#memory = await hostMemory();
     this.#options.onChange();
   }
 
@@ -93,6 +92,15 @@ export function isSimulated(sampler: GpuSampler): boolean {
 
 function slotsOf(residency: Residency, alias: string, slots: ReadonlyMap<string, SlotStatus>): SlotStatus[] {
   return residency.slots.filter(({ model }) => model.alias === alias).flatMap(({ slotId }) => slots.get(slotId) ?? []);
+}
+
+/** The package only where this system has no /proc: it is larger than the rest of the agent, and stays in memory. */
+async function hostMemory(): Promise<HostSnapshot['memory']> {
+  const own = readProcMemory();
+  if (own !== undefined) return { totalMiB: Math.floor(own.totalMiB), freeMiB: Math.floor(own.availableMiB) };
+  const { mem } = await import('systeminformation');
+  const { total, available } = await mem();
+  return { totalMiB: mib(total), freeMiB: mib(available) };
 }
 
 function mib(bytes: number): number {

@@ -64,7 +64,9 @@ export class TokenStore implements AsyncDisposable {
   async refresh(): Promise<void> {
     const version = await versionOf(this.#path);
     if (version === this.#version) return;
-    this.#adopt(await this.#read(), version);
+    const { tokens, isDamaged } = await this.#read();
+    if (isDamaged) await this.#change((mended) => mended);
+    else this.#adopt(tokens, version);
   }
 
   async list(): Promise<readonly StoredToken[]> {
@@ -116,11 +118,13 @@ export class TokenStore implements AsyncDisposable {
     this.#noting = this.#noting.then(() => this.#change((tokens) => tokens.map(used))).catch(() => undefined); // the time of the last use is a courtesy: a full disk must not refuse the request
   }
 
-  /** Reads, changes and replaces the file, while no other process does. */
+  /** Reads, changes and replaces the file, while no other process does. A damaged one is moved aside. */
   async #change(change: (tokens: readonly StoredToken[]) => readonly StoredToken[]): Promise<void> {
     await mkdir(this.#dir, { recursive: true, mode: 0o700 });
     await using _lock = await lockFile(`${this.#path}.lock`);
-    const tokens = change(await this.#read());
+    const read = await this.#read();
+    const tokens = change(read.tokens);
+    if (read.isDamaged) await rename(this.#path, `${this.#path}.corrupt-${Date.now()}`);
     const next = `${this.#path}.new`;
     await writeFile(next, `${JSON.stringify({ tokens }, undefined, 2)}\n`, { mode: 0o600, flush: true });
     await keepOwner(next, this.#dir);
@@ -136,15 +140,32 @@ export class TokenStore implements AsyncDisposable {
     for (const { id } of before) if (!tokens.some((token) => token.id === id)) this.#onRevoked(id);
   }
 
-  async #read(): Promise<readonly StoredToken[]> {
+  /** Of a damaged file what this process knew before, else the entries that are left. */
+  async #read(): Promise<{ tokens: readonly StoredToken[]; isDamaged: boolean }> {
     let text: string;
     try {
       text = await readFile(this.#path, 'utf8');
     } catch (error) {
-      if (error instanceof Error && 'code' in error && error.code === 'ENOENT') return [];
+      if (error instanceof Error && 'code' in error && error.code === 'ENOENT') return { tokens: [], isDamaged: false };
       throw error;
     }
-    return TokenFile.parse(JSON.parse(text)).tokens;
+    const whole = TokenFile.safeParse(parseJson(text));
+    if (whole.success) return { tokens: whole.data.tokens, isDamaged: false };
+    return { tokens: this.#tokens.length > 0 ? this.#tokens : entriesLeft(text), isDamaged: true };
+  }
+}
+
+/** An entry has no braces inside, so that each one is found by itself. */
+function entriesLeft(text: string): StoredToken[] {
+  const entries = text.match(/\{[^{}]*\}/g) ?? [];
+  return entries.flatMap((entry) => StoredToken.safeParse(parseJson(entry)).data ?? []);
+}
+
+function parseJson(text: string): unknown {
+  try {
+    return JSON.parse(text) as unknown; // JSON.parse returns `any`
+  } catch {
+    return undefined; // no schema accepts it: the file counts as damaged
   }
 }
 

@@ -1,28 +1,27 @@
-import { randomUUID } from 'node:crypto';
-import { packageVersion } from './version.ts';
-import type { Log } from '../shared/log.ts';
 import type { BridgeConfig } from './config.ts';
+import type { FleetParts } from './create-fleet.ts';
 import type { Fleet } from './fleet/fleet.ts';
-import { resultsFile } from './mcp/answers.ts';
 import type { Server } from './mcp/sdk.ts';
 import { createServer } from './mcp/server.ts';
-import { TOOLS } from './mcp/tools.ts';
+import { toolList } from './mcp/tool-list.ts';
+import { packageVersion } from './version.ts';
 
 /**
  * Composition root of the bridge. Nothing is opened before the first call: clients start a server more than once to look
- * at it. So the fleet, with the packages it needs, is loaded when somebody asks for it.
+ * at it. So the fleet and the tools, with the packages they need, are loaded when somebody asks for them.
  */
 export class Bridge implements AsyncDisposable {
   readonly server: Server;
   readonly #config: BridgeConfig;
-  #parts: Promise<{ fleet: Fleet; log: Log }> | undefined;
+  #parts: Promise<FleetParts> | undefined;
   #isDetached = false;
 
   constructor(config: BridgeConfig) {
     this.#config = config;
     this.server = createServer({
       version: packageVersion,
-      tools: TOOLS,
+      listTools: toolList,
+      tools: async () => (await import('./mcp/tools.ts')).TOOLS,
       settings: config,
       roots: { home: config.home, cwd: config.cwd, configured: config.roots, outputDir: config.outputDir },
       openFleet: () => this.openFleet(),
@@ -32,17 +31,10 @@ export class Bridge implements AsyncDisposable {
 
   /** The fleet with its links opening and its unfinished batches resumed; the same one for every caller. */
   async openFleet(): Promise<Fleet> {
-    const fleet = await this.connectFleet();
-    fleet.open();
-    return fleet;
-  }
-
-  /** The fleet with its links opening, for somebody who only looks. */
-  async connectFleet(): Promise<Fleet> {
     if (this.#isDetached) throw new Error('the bridge is ending');
-    this.#parts ??= openParts(this.#config, () => this.server.getClientVersion()?.name ?? 'gantry');
+    this.#parts ??= this.#loadFleet();
     const { fleet } = await this.#parts;
-    fleet.connect();
+    fleet.open();
     return fleet;
   }
 
@@ -60,24 +52,14 @@ export class Bridge implements AsyncDisposable {
     await parts?.fleet[Symbol.asyncDispose]();
   }
 
+  async #loadFleet(): Promise<FleetParts> {
+    const { createFleet } = await import('./create-fleet.ts');
+    return createFleet(this.#config, { clientName: () => this.server.getClientVersion()?.name ?? 'gantry' });
+  }
+
   async #logDefect(tool: string, error: unknown): Promise<void> {
     const { createLog } = await import('../shared/log.ts');
     const log = (await this.#parts)?.log ?? createLog({ name: 'gantry', to: 'stderr', level: this.#config.logLevel });
     log.error({ event: 'tool-defect', tool, err: error });
   }
-}
-
-async function openParts(config: BridgeConfig, clientName: () => string): Promise<{ fleet: Fleet; log: Log }> {
-  const [{ Fleet }, { createLog }] = await Promise.all([import('./fleet/fleet.ts'), import('../shared/log.ts')]);
-  const log = createLog({ name: 'gantry', to: 'stderr', level: config.logLevel });
-  const fleet = new Fleet({
-    hosts: config.hosts,
-    bridgeId: randomUUID(),
-    clientName,
-    stateDir: config.stateDir,
-    times: config.times,
-    log,
-    onEnding: resultsFile,
-  });
-  return { fleet, log };
 }

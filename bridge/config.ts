@@ -3,7 +3,7 @@ import { homedir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { z } from 'zod';
 import { checkConfig, ConfigError, Duration, parseYaml } from '../shared/config-file.ts';
-import { LIMITS } from '../shared/protocol.ts';
+import { LIMITS } from '../shared/limits.ts';
 import type { BridgeTimes, HostConfig } from './fleet/host-view.ts';
 
 const HostName = z
@@ -30,11 +30,16 @@ const TIMES = {
   offer_every: Duration.optional().describe('While jobs wait they are offered again this often.'),
   reconnect_first: Duration.optional().describe('First delay before a host is called again.'),
   reconnect_max: Duration.optional().describe('Longest delay before a host is called again.'),
+  disk_check: Duration.optional().describe('Room and permission to save are looked at this often while a batch runs.'),
 };
 
 /** bridge.yaml, every key of it. */
 export const BridgeFile = z.strictObject({
-  hosts: z.array(HostEntry).max(200).default([]).describe('The GPU hosts: name, address of the agent, and its token.'),
+  hosts: z
+    .array(HostEntry)
+    .max(1_000)
+    .default([])
+    .describe('The GPU hosts: name, address of the agent, and its token.'),
   output_dir: z.string().min(1).optional().describe('Where images are saved unless the call says otherwise.'),
   default_model: z.string().min(1).optional().describe('Model for generate_image and batch_generate without `model`.'),
   default_edit_model: z.string().min(1).optional().describe('Model for edit_image without `model`.'),
@@ -99,6 +104,7 @@ export function loadConfig(flags: BridgeFlags = {}, env: NodeJS.ProcessEnv = pro
       offerEveryMs: values.times.offer_every ?? LIMITS.offerEveryMs.value,
       reconnectFirstMs: values.times.reconnect_first ?? 500,
       reconnectMaxMs: values.times.reconnect_max ?? 30_000,
+      diskCheckMs: values.times.disk_check ?? 30_000,
     },
     logLevel: values.log_level,
     home,

@@ -2,10 +2,8 @@ import './stdout-guard.ts';
 import { Command } from 'commander';
 import { ConfigError } from '../shared/config-file.ts';
 import { EXIT } from '../shared/exit-codes.ts';
-import { Bridge } from './bridge.ts';
 import { loadConfig } from './config.ts';
 import type { BridgeConfig, BridgeFlags } from './config.ts';
-import { serveStdio } from './mcp/stdio.ts';
 import { packageVersion } from './version.ts';
 
 const program = new Command('gantry')
@@ -19,6 +17,7 @@ program
   .option('--output-dir <directory>', 'where images are saved')
   .action(async (flags: BridgeFlags) => {
     const config = configOrExit(flags);
+    const [{ Bridge }, { serveStdio }] = await Promise.all([import('./bridge.ts'), import('./mcp/stdio.ts')]);
     const bridge = new Bridge(config);
     if (process.stdin.isTTY) process.stderr.write(`${waitingText(config)}\n`);
     await serveStdio(bridge.server, { detach: () => bridge.detach() });
@@ -32,10 +31,15 @@ program
   .option('--config <file>', 'bridge.yaml to use')
   .option('--json', 'as JSON, for programs')
   .action(async ({ json, ...flags }: BridgeFlags & { json?: boolean }) => {
-    const { printStatus } = await import('./cli/status.ts');
+    const config = configOrExit(flags);
+    const [{ printStatus }, { createFleet }] = await Promise.all([
+      import('./cli/status.ts'),
+      import('./create-fleet.ts'),
+    ]);
     // The screen says itself what is wrong with a host; the log would say it twice.
-    await using bridge = new Bridge({ ...configOrExit(flags), logLevel: 'error' });
-    const isAnyUp = await printStatus(await bridge.connectFleet(), {
+    await using fleet = createFleet({ ...config, logLevel: 'error' }, { clientName: () => 'gantry' }).fleet;
+    fleet.connect(); // only to look: unfinished batches are not taken over
+    const isAnyUp = await printStatus(fleet, {
       isJson: json === true,
       columns: process.stdout.columns,
       write: (text) => process.stdout.write(text),

@@ -12,6 +12,7 @@ export async function pause(ms: number, signal: AbortSignal): Promise<void> {
 
 /** Settles with the promise, or rejects with the signal's reason as soon as it aborts. The work itself goes on. */
 export async function untilAborted<T>(promise: Promise<T>, signal: AbortSignal): Promise<T> {
+  if (signal.aborted) promise.catch(() => undefined); // as in the race below: nobody waits for its failure any more
   signal.throwIfAborted();
   let onAbort = (): void => undefined;
   const aborted = new Promise<never>((_, reject) => {

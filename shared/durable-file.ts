@@ -1,29 +1,140 @@
 import { randomUUID } from 'node:crypto';
-import { open, rename, rm } from 'node:fs/promises';
+import type { FileHandle } from 'node:fs/promises';
+import { mkdir, open, rename, rm } from 'node:fs/promises';
 import { dirname } from 'node:path';
 
 /** Shares and file systems that cannot sync a directory say so with one of these. */
 const CANNOT_SYNC = new Set(['EPERM', 'ENOTSUP', 'EINVAL', 'ENOSYS']);
+/** So much may wait for the disk before whoever writes has to. */
+const MOST_WAITING_BYTES = 1024 * 1024;
 
 /**
  * The file is there whole or not at all, also after a power cut: temporary file, fsync, rename, fsync of the directory.
  * Readable by its owner only. Rejects with the system's own error, and leaves nothing behind.
  */
 export async function writeDurable(path: string, bytes: Buffer | string): Promise<void> {
-  const temporary = `${path}.${randomUUID()}.part`;
-  try {
-    const file = await open(temporary, 'wx', 0o600);
+  await using file = new DurableFile(`${path}.${randomUUID()}.part`);
+  void file.write(typeof bytes === 'string' ? Buffer.from(bytes) : bytes); // publish waits, and tells
+  await file.publish(path);
+  await syncDirectory(dirname(path));
+}
+
+/**
+ * A file that is written while its bytes arrive, and has its name only when it is whole and on the disk. Writing goes on
+ * beside whoever writes and never fails there: `settle` and `publish` tell. Disposing removes what was not published.
+ */
+export class DurableFile implements AsyncDisposable {
+  /** Where the bytes are until it is published. */
+  readonly path: string;
+  readonly #file: Promise<FileHandle>;
+  #waiting: Buffer[] = [];
+  #waitingBytes = 0;
+  #writing: Promise<void> | undefined;
+  #failure: unknown;
+  #isClosed = false;
+  #isPublished = false;
+
+  constructor(path: string) {
+    this.path = path;
+    this.#file = open(path, 'wx', 0o600);
+    this.#file.catch((error: unknown) => (this.#failure ??= error)); // told by settle
+  }
+
+  /** Undefined, or a promise that resolves when more may come. */
+  write(bytes: Buffer): Promise<void> | undefined {
+    if (this.#isClosed || this.#failure !== undefined) return undefined;
+    this.#waiting.push(bytes);
+    this.#waitingBytes += bytes.length;
+    this.#writing ??= this.#writeAll();
+    return this.#waitingBytes > MOST_WAITING_BYTES ? this.#writing : undefined;
+  }
+
+  /** Every byte is in the file: who opens `path` now reads all of them. Rejects with the system's own error. */
+  async written(): Promise<void> {
+    await this.#file;
+    while (this.#writing !== undefined) await this.#writing;
+    if (this.#failure !== undefined) throw this.#failure as Error; // what the system threw
+  }
+
+  /** And on the disk. */
+  async settle(): Promise<void> {
+    await this.written();
+    await (await this.#file).sync();
+  }
+
+  /** Gives it its name, in place of any file that had it; the directory is not synced. */
+  async publish(path: string): Promise<void> {
+    await this.settle();
+    await this.#close();
+    await rename(this.path, path);
+    this.#isPublished = true;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#close().catch(() => undefined); // nothing of it is wanted any more, or it is there whole
+    if (!this.#isPublished) await rm(this.path, { force: true });
+  }
+
+  async #writeAll(): Promise<void> {
     try {
-      await file.writeFile(bytes);
-      await file.sync();
+      const file = await this.#file;
+      while (this.#waiting.length > 0) {
+        const batch = this.#waiting;
+        this.#waiting = [];
+        this.#waitingBytes = 0;
+        await writeBatch(file, batch);
+      }
+    } catch (error) {
+      this.#failure ??= error;
+      this.#waiting = [];
+      this.#waitingBytes = 0;
     } finally {
-      await file.close();
+      this.#writing = undefined;
     }
-    await rename(temporary, path);
-    await syncDirectory(dirname(path));
-  } catch (error) {
-    await rm(temporary, { force: true });
-    throw error;
+  }
+
+  async #close(): Promise<void> {
+    if (this.#isClosed) return;
+    this.#isClosed = true;
+    await this.#writing;
+    await (await this.#file).close();
+  }
+}
+
+/** A file that is written by somebody else gets its name, once its bytes are on the disk; the directory is not synced. */
+export async function publishFile(from: string, path: string): Promise<void> {
+  const file = await open(from, 'r+');
+  try {
+    await file.sync();
+  } finally {
+    await file.close();
+  }
+  await rename(from, path);
+}
+
+/** All of them in their order, however little the system takes at a time. */
+async function writeBatch(file: FileHandle, batch: readonly Buffer[]): Promise<void> {
+  let left = [...batch];
+  while (left.length > 0) {
+    let { bytesWritten } = await file.writev(left);
+    while (left[0] !== undefined && bytesWritten >= left[0].length) {
+      bytesWritten -= left[0].length;
+      left = left.slice(1);
+    }
+    if (left[0] !== undefined && bytesWritten > 0) left[0] = left[0].subarray(bytesWritten);
+  }
+}
+
+/**
+ * Makes a directory, with those above it that are missing, so that it survives a power cut: a synced file in a directory
+ * whose own name was never synced may be gone.
+ */
+export async function makeDirectory(path: string, { mode }: { mode?: number } = {}): Promise<void> {
+  const first = await mkdir(path, { recursive: true, ...(mode !== undefined && { mode }) });
+  if (first === undefined) return; // it was there
+  for (let made = path; ; made = dirname(made)) {
+    await syncDirectory(dirname(made));
+    if (made === first || made === dirname(made)) return;
   }
 }
 

@@ -128,6 +128,8 @@ export const OfferedWork = z.object({
   class: JobClass,
   count: z.int().nonnegative(),
   workMs: z.number().nonnegative(),
+  /** How many bridges offer it. Absent from older agents. */
+  sessions: z.int().nonnegative().optional(),
 });
 export type OfferedWork = z.infer<typeof OfferedWork>;
 

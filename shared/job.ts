@@ -57,8 +57,19 @@ export type JobRequest = z.infer<typeof JobRequest>;
 export const JobClass = z.enum(['interactive', 'batch']);
 export type JobClass = z.infer<typeof JobClass>;
 
+/**
+ * Failures end a job after three, but hosts that come and go may lose it any number of times: at one take in 45 s of silence
+ * this is five days of that.
+ */
+export const MAX_ATTEMPT = 9_999;
+
 /** A job as it is taken: one take is one attempt. */
-export const Job = z.object({ jobId: Uuid, attempt: z.int().min(1).max(99), class: JobClass, request: JobRequest });
+export const Job = z.object({
+  jobId: Uuid,
+  attempt: z.int().min(1).max(MAX_ATTEMPT),
+  class: JobClass,
+  request: JobRequest,
+});
 export type Job = z.infer<typeof Job>;
 
 /** What came out: the final file as the agent stores it, text chunks included. Width and height are read from the bytes. */

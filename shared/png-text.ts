@@ -1,17 +1,24 @@
 import { crc32 } from 'node:zlib';
 
 export type TextChunk = { keyword: string; text: string };
+export type PngSize = { width: number; height: number };
 
 const SIGNATURE = Buffer.from('89504e470d0a1a0a', 'hex');
-const IHDR_END = SIGNATURE.length + 12 + 13;
+
+/** The signature and IHDR: all that comes before the first place for text. */
+export const PNG_HEAD_BYTES = SIGNATURE.length + 12 + 13;
+
+/** The size that the first `PNG_HEAD_BYTES` say; undefined where they are no PNG's. */
+export function pngSize(head: Buffer): PngSize | undefined {
+  return isPng(head) ? { width: head.readUInt32BE(16), height: head.readUInt32BE(20) } : undefined;
+}
 
 /**
- * The same picture with text chunks right behind IHDR, where a reader finds them without decoding the picture.
- * Latin-1 text becomes tEXt, which every viewer reads; any other text becomes iTXt.
+ * What stands right behind the head of a PNG, where a reader finds it without decoding the picture. Latin-1 text becomes
+ * tEXt, which every viewer reads; any other text becomes iTXt.
  */
-export function addTextChunks(png: Buffer, chunks: readonly TextChunk[]): Buffer {
-  if (!isPng(png)) throw new Error('addTextChunks needs a PNG');
-  return Buffer.concat([png.subarray(0, IHDR_END), ...chunks.map(encodeText), png.subarray(IHDR_END)]);
+export function encodeTextChunks(chunks: readonly TextChunk[]): Buffer {
+  return Buffer.concat(chunks.map(encodeText));
 }
 
 /** The tEXt and uncompressed iTXt chunks in their order; damaged ones and whatever follows a cut are left out. */
@@ -33,7 +40,9 @@ export function readTextChunks(png: Buffer): TextChunk[] {
 
 function isPng(bytes: Buffer): boolean {
   return (
-    bytes.length >= IHDR_END && bytes.subarray(0, 8).equals(SIGNATURE) && bytes.toString('latin1', 12, 16) === 'IHDR'
+    bytes.length >= PNG_HEAD_BYTES &&
+    bytes.subarray(0, 8).equals(SIGNATURE) &&
+    bytes.toString('latin1', 12, 16) === 'IHDR'
   );
 }
 

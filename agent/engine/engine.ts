@@ -4,7 +4,7 @@ import { openHttp, readBody } from '../../shared/http-client.ts';
 import type { HttpOptions } from '../../shared/http-client.ts';
 import type { JobRequest } from '../../shared/job.ts';
 import type { ConfiguredModel } from '../configured-model.ts';
-import { Base64Field } from './base64-field.ts';
+import type { ImageSink } from './image-answer.ts';
 
 /** What a server said about itself when it became ready. */
 export type ServerFacts = {
@@ -39,7 +39,8 @@ export type Engine = {
   /** Brings the weights onto the GPU where starting the server does not. */
   finishLoad(call: Call): Promise<void>;
   isHealthy(o: { url: string; signal: AbortSignal; deadlineMs: number }): Promise<boolean>;
-  run(request: JobRequest, inputs: readonly Buffer[], call: Call): Promise<{ image: Buffer; notes: string[] }>;
+  /** Sends one request and gives the picture to the sink. Resolves at its last byte. */
+  run(request: JobRequest, inputs: readonly Buffer[], call: Call & { sink: ImageSink }): Promise<{ notes: string[] }>;
   /** Why this model must not be offloaded, for a person; undefined where it may be. */
   whyNotOffload(model: ConfiguredModel): string | undefined;
   /** It works for somebody, as far as it tells. Offloading it now would break that work, or the server. */
@@ -80,8 +81,7 @@ export function keyWanted(url: string, { status }: EngineAnswer): AppError | und
 }
 
 export const HOST = '127.0.0.1';
-const SMALL_BODY_BYTES = 1024 * 1024;
-const IMAGE_BODY_BYTES = 256 * 1024 * 1024;
+export const SMALL_BODY_BYTES = 1024 * 1024;
 const CALL_MS = 5_000;
 
 export type EngineAnswer = { status: number; type: string; body: Buffer };
@@ -112,33 +112,6 @@ export async function answerOrUndefined(
     options.signal.throwIfAborted();
     return undefined; // refused, reset or silent: not up
   }
-}
-
-/** One call that answers an image: as bytes, or as base64 in `field` of a JSON object, decoded while it arrives. */
-export async function callForImage(
-  url: string,
-  { field, errorOf = engineError, ...options }: HttpOptions & { field: string; errorOf?: typeof engineError },
-): Promise<Buffer> {
-  const answer = await openHttp(url, options);
-  const type = answer.headers['content-type'] ?? '';
-  if (answer.status !== 200) {
-    const body = await readBody(answer, { maxBytes: SMALL_BODY_BYTES });
-    throw errorOf({ status: answer.status, type, body });
-  }
-  if (type.startsWith('image/')) return readBody(answer, { maxBytes: IMAGE_BODY_BYTES });
-  const image = new Base64Field(field);
-  let bytes = 0;
-  for await (const chunk of answer.body as AsyncIterable<Buffer>) {
-    bytes += chunk.length;
-    if (bytes > IMAGE_BODY_BYTES)
-      throw new AppError('RESULT_INVALID', `The engine's answer is larger than ${IMAGE_BODY_BYTES} bytes.`);
-    image.push(chunk);
-  }
-  const decoded = image.result();
-  if (decoded === undefined) {
-    throw new AppError('RESULT_INVALID', `The engine's answer of ${bytes} bytes has no complete "${field}".`);
-  }
-  return decoded;
 }
 
 /** Out of memory comes as a 500 with one of these in its text. A word of its own: prompts have rooms and zooms. */

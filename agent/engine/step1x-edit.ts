@@ -3,7 +3,9 @@ import type { JobRequest } from '../../shared/job.ts';
 import type { ConfiguredModel } from '../configured-model.ts';
 import type { Call, Engine, ServerFacts } from './engine.ts';
 import type { EngineAnswer } from './engine.ts';
-import { HOST, answerOrUndefined, callEngine, callForImage, engineError, errorText, isOutOfMemory } from './engine.ts';
+import { HOST, answerOrUndefined, callEngine, engineError, errorText, isOutOfMemory } from './engine.ts';
+import { NOWHERE, callForImage } from './image-answer.ts';
+import type { ImageSink } from './image-answer.ts';
 import { multipart } from './multipart.ts';
 import { SMALL_PICTURE } from './small-picture.ts';
 
@@ -107,14 +109,18 @@ async function isHealthy({ url, ...options }: Parameters<Engine['isHealthy']>[0]
 
 async function finishLoad(call: Call): Promise<void> {
   try {
-    await edit({ fields: FIRST_EDIT, input: SMALL_PICTURE, call });
+    await edit({ fields: FIRST_EDIT, input: SMALL_PICTURE, call: { ...call, sink: NOWHERE } });
   } catch (error) {
     if (call.facts.isLatin1Only !== true) throw error;
     // It has done the work and could only not say so: the weights are there.
   }
 }
 
-async function run(request: JobRequest, inputs: readonly Buffer[], call: Call): ReturnType<Engine['run']> {
+async function run(
+  request: JobRequest,
+  inputs: readonly Buffer[],
+  call: Call & { sink: ImageSink },
+): ReturnType<Engine['run']> {
   const [input] = inputs;
   if (request.kind !== 'edit' || input === undefined || inputs.length > 1) {
     throw new AppError(
@@ -134,18 +140,26 @@ async function run(request: JobRequest, inputs: readonly Buffer[], call: Call): 
     size_level: String(request.sizeLevel ?? 1024),
     seed: String(request.seed),
   };
-  const image = await edit({ fields, input, call });
+  await edit({ fields, input, call });
   const notes = request.negativePrompt === undefined ? [] : ['Step1X-Edit takes no negative prompt; it was ignored.'];
   if (fields.prompt !== request.prompt) notes.push('Line breaks in the prompt were sent as spaces.');
-  return { image, notes };
+  return { notes };
 }
 
-function edit({ fields, input, call }: { fields: Record<string, string>; input: Buffer; call: Call }): Promise<Buffer> {
+function edit({
+  fields,
+  input,
+  call,
+}: {
+  fields: Record<string, string>;
+  input: Buffer;
+  call: Call & { sink: ImageSink };
+}): Promise<void> {
   const form = multipart(fields, [{ name: 'file', fileName: 'input.png', bytes: input }]);
-  const { signal, deadlineMs } = call;
+  const { signal, deadlineMs, sink } = call;
   const errorOf = (answer: EngineAnswer): AppError => editError(answer, call.facts);
   // The unified server answers the picture itself, the other one JSON.
-  const options = { method: 'POST' as const, ...form, signal, deadlineMs, field: 'image_base64', errorOf };
+  const options = { method: 'POST' as const, ...form, signal, deadlineMs, sink, field: 'image_base64', errorOf };
   return callForImage(`${call.url}/api/edit`, options);
 }
 

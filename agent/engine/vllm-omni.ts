@@ -8,13 +8,14 @@ import {
   OtherModel,
   answerOrUndefined,
   callEngine,
-  callForImage,
   engineError,
   isHealthy,
   isOutOfMemory,
   keyWanted,
   parse,
 } from './engine.ts';
+import { callForImage } from './image-answer.ts';
+import type { ImageSink } from './image-answer.ts';
 import { multipart } from './multipart.ts';
 
 /** Pure diffusion models have one stage. Without `level` the engine takes 2, which destroys it. */
@@ -136,24 +137,27 @@ async function probe({
   return { servedName, ...(version?.success === true && { version: version.data.version }) };
 }
 
-async function run(request: JobRequest, inputs: readonly Buffer[], call: Call): ReturnType<Engine['run']> {
-  const { signal, deadlineMs } = call;
-  const common = { signal, deadlineMs, method: 'POST' as const, field: 'b64_json' };
-  const image =
-    request.kind === 'generate'
-      ? await callForImage(`${call.url}/v1/images/generations`, {
-          ...common,
-          headers: JSON_HEADERS,
-          body: JSON.stringify({ ...parameters(request, call), n: 1, seed: request.seed }),
-        })
-      : await callForImage(`${call.url}/v1/images/edits`, {
-          ...common,
-          ...multipart(
-            texts({ ...parameters(request, call), n: 1, seed: request.seed }),
-            inputs.map((bytes, at) => ({ name: 'image', fileName: `input-${at + 1}.png`, bytes })),
-          ),
-        });
-  return { image, notes: [] };
+async function run(
+  request: JobRequest,
+  inputs: readonly Buffer[],
+  call: Call & { sink: ImageSink },
+): ReturnType<Engine['run']> {
+  const { signal, deadlineMs, sink } = call;
+  const common = { signal, deadlineMs, sink, method: 'POST' as const, field: 'b64_json' };
+  await (request.kind === 'generate'
+    ? callForImage(`${call.url}/v1/images/generations`, {
+        ...common,
+        headers: JSON_HEADERS,
+        body: JSON.stringify({ ...parameters(request, call), n: 1, seed: request.seed }),
+      })
+    : callForImage(`${call.url}/v1/images/edits`, {
+        ...common,
+        ...multipart(
+          texts({ ...parameters(request, call), n: 1, seed: request.seed }),
+          inputs.map((bytes, at) => ({ name: 'image', fileName: `input-${at + 1}.png`, bytes })),
+        ),
+      }));
+  return { notes: [] };
 }
 
 /** All at the top level: the route ignores what is nested, and every key it does not know. */

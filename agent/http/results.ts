@@ -1,13 +1,15 @@
 import type { FileHandle } from 'node:fs/promises';
 import { open } from 'node:fs/promises';
 import type { IncomingMessage, OutgoingHttpHeaders, ServerResponse } from 'node:http';
-import { pipeline } from 'node:stream/promises';
 import { AppError } from '../../shared/errors.ts';
 import type { ImageFormat } from '../../shared/job.ts';
 import type { ResultStore } from '../job/result-store.ts';
 import { parseRange } from './http-range.ts';
 
 const CONTENT_TYPE: Record<ImageFormat, string> = { png: 'image/png', jpg: 'image/jpeg', webp: 'image/webp' };
+
+/** Large enough that the calls do not count, small enough that many at once do not. */
+const PIECE_BYTES = 256 * 1024;
 
 export type ResultRequest = { tokenId: string; jobId: string; part: 'image' | 'preview' };
 
@@ -37,7 +39,41 @@ export async function sendResult(
   const partial = range.kind === 'part' ? { 'content-range': `bytes ${start}-${end}/${size}` } : {};
   response.writeHead(range.kind === 'part' ? 206 : 200, { ...headers, ...partial, 'content-length': end - start + 1 });
   if (request.method === 'HEAD') return void response.end();
-  await pipeline(file.createReadStream({ start, end, autoClose: false }), response);
+  await send(file, response, { start, end });
+}
+
+/** Through one buffer, however large the file: the next piece is read when the last one is on its way. */
+async function send(
+  file: FileHandle,
+  response: ServerResponse,
+  { start, end }: { start: number; end: number },
+): Promise<void> {
+  const buffer = Buffer.allocUnsafeSlow(Math.min(PIECE_BYTES, end - start + 1));
+  for (let at = start; at <= end;) {
+    const { bytesRead } = await file.read(buffer, 0, Math.min(buffer.length, end - at + 1), at);
+    if (bytesRead === 0) throw new Error('a stored result is shorter than it was');
+    await sent(response, buffer.subarray(0, bytesRead));
+    at += bytesRead;
+  }
+  response.end();
+}
+
+/** Rejects when the other end has gone, which no write tells that never ends. */
+async function sent(response: ServerResponse, bytes: Buffer): Promise<void> {
+  let onClose = (): void => undefined;
+  const gone = new Promise<never>((_, reject) => {
+    onClose = () => reject(new Error('the connection was closed before the result was sent'));
+    response.once('close', onClose);
+  });
+  const written = new Promise<void>((resolve, reject) => {
+    if (response.destroyed) return void reject(new Error('the connection is closed'));
+    response.write(bytes, (error) => (error instanceof Error ? reject(error) : resolve()));
+  });
+  try {
+    await Promise.race([written, gone]);
+  } finally {
+    response.off('close', onClose);
+  }
 }
 
 /** A range of another version of the file would tear it: then the whole file is sent. */

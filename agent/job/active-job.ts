@@ -8,6 +8,8 @@ const PROGRESS_EVERY_MS = 250;
 
 type ActiveJobOptions = {
   tokenId: string;
+  /** Which bridge took it. */
+  sessionId: string;
   job: Job;
   gpus: readonly string[];
   grantedMs: number;
@@ -23,6 +25,7 @@ type ActiveJobOptions = {
 export class ActiveJob {
   readonly kind = 'job';
   readonly tokenId: string;
+  readonly sessionId: string;
   readonly job: Job;
   readonly gpus: readonly string[];
   readonly grantedMs: number;
@@ -49,9 +52,11 @@ export class ActiveJob {
   readonly #alarm = new Alarm();
   #progress = { step: 0, steps: 0, detail: '' };
   #sentMs = -Infinity;
+  #toldState: 'accepted' | 'running' = 'accepted';
 
   constructor(options: ActiveJobOptions) {
     this.tokenId = options.tokenId;
+    this.sessionId = options.sessionId;
     this.job = options.job;
     this.gpus = options.gpus;
     this.grantedMs = options.grantedMs;
@@ -84,11 +89,15 @@ export class ActiveJob {
     return Math.max(0, this.startedMs + this.expectedMs - performance.now());
   }
 
-  /** Tells every session of the token, at most four times a second; the latest always gets through. */
+  /**
+   * Tells every session of the token, at most four times a second; the latest always gets through. That it runs is told at
+   * once: if its server dies in the next moment, the bridge has to know that it died of this job.
+   */
   progress(change: Partial<{ step: number; steps: number; detail: string }>): void {
     if (this.end !== undefined) return;
     this.#progress = { ...this.#progress, ...change };
-    const waitMs = this.#sentMs + PROGRESS_EVERY_MS - performance.now();
+    const hasJustStarted = this.startedMs !== undefined && this.#toldState === 'accepted';
+    const waitMs = hasJustStarted ? 0 : this.#sentMs + PROGRESS_EVERY_MS - performance.now();
     if (waitMs > 0) this.#alarm.set(waitMs, () => this.progress({}));
     else this.#send();
   }
@@ -97,6 +106,7 @@ export class ActiveJob {
     this.#sentMs = performance.now();
     const { jobId, attempt } = this.job;
     const state = this.startedMs === undefined ? 'accepted' : 'running';
+    this.#toldState = state;
     this.#notify({ method: 'job.progress', params: { jobId, attempt, state, ...this.#progress } });
   }
 }

@@ -15,6 +15,8 @@ const TOLD_CHARS = 700_000;
 export class Attempts {
   readonly #journal: Journal;
   readonly #active = new Map<string, ActiveJob>();
+  /** Acknowledged, but the disk has not yet taken the line that says so. */
+  readonly #acked = new Set<string>();
 
   constructor(journal: Journal) {
     this.#journal = journal;
@@ -27,6 +29,17 @@ export class Attempts {
   /** Its end is on disk, or it was never accepted: the journal alone knows about it from now on. */
   remove(active: ActiveJob): void {
     this.#active.delete(keyOf(active.tokenId, active.job));
+  }
+
+  /** At once, whenever the line that says so is `kept`. */
+  acknowledge(tokenId: string, key: Key, kept: Promise<void>): void {
+    const id = keyOf(tokenId, key);
+    this.#acked.add(id);
+    // When the agent stops before it is kept, the bridge is asked again at the next start.
+    void kept.then(
+      () => this.#acked.delete(id),
+      () => undefined,
+    );
   }
 
   isActive(active: ActiveJob): boolean {
@@ -70,7 +83,9 @@ export class Attempts {
    * not told: its bridge takes the job again, and what was made of it is deleted when it is too old.
    */
   unacknowledged(tokenId: string): AgentJob[] {
-    const open = this.#journal.attempts(tokenId).filter((attempt) => !attempt.isAcked);
+    const open = this.#journal
+      .attempts(tokenId)
+      .filter(({ isAcked, job }) => !isAcked && !this.#acked.has(keyOf(tokenId, job)));
     const told: AgentJob[] = [];
     let chars = 0;
     for (const { job } of [...open].sort(byImportance)) {

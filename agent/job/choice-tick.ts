@@ -41,7 +41,6 @@ export function grant(
     slotId: slot.slotId,
     model: slot.model,
     class: line.class,
-    sessionId: line.sessionId,
     doesBatchWait,
   });
   tick.grants.push({ slotId: slot.slotId, line, gpus, evict, startsInMs, isDue, isLead });
@@ -81,23 +80,47 @@ export function linesFor(tick: Tick, slot: SlotView): LineView[] {
       line.count > tick.grants.filter((each) => each.line.lineId === line.lineId).length &&
       !(slot.isHeldAway && line.class === 'batch'),
   );
+  const fairness = byFairness(tick, lines);
   const first: JobClass = (tick.memory.streaks[slot.model] ?? 0) >= INTERACTIVE_IN_A_ROW ? 'batch' : 'interactive';
-  return lines.sort((a, b) => Number(b.class === first) - Number(a.class === first) || byFairness(tick)(a, b));
+  return lines.sort((a, b) => Number(b.class === first) - Number(a.class === first) || fairness(a, b));
 }
 
-/** 3. The token with the fewest served ms, its running jobs included; then its sessions in turn; then who waits longest. */
-export function byFairness(tick: Tick): (a: LineView, b: LineView) => number {
-  const servedMs = (tokenId: string): number => {
-    const running = tick.slots.flatMap((slot) => slot.work).filter((work) => work.tokenId === tokenId);
-    const granted = tick.grants.filter((each) => each.line.tokenId === tokenId);
-    return (
-      (tick.memory.servedMs[tokenId] ?? 0) +
-      running.reduce((sum, work) => sum + work.expectedMs, 0) +
-      granted.reduce((sum, each) => sum + each.line.workMs / each.line.count, 0)
-    );
-  };
-  const turn = (line: LineView): number => tick.memory.lastGrant[line.sessionId] ?? 0;
-  return (a, b) => servedMs(a.tokenId) - servedMs(b.tokenId) || turn(a) - turn(b) || b.waitingMs - a.waitingMs;
+/**
+ * 3. The token that has had the least run time, its jobs on the slots included; then the session; then by turns. Who is
+ * behind by less than half a job is level: only so can hosts, which know nothing of each other, differ in whom they
+ * serve first. If all began with the same one, it would be ahead by a job on each of them again and again.
+ */
+export function byFairness(tick: Tick, lines: readonly LineView[]): (a: LineView, b: LineView) => number {
+  const token = excessMs(tick, { lines, of: 'tokenId', served: tick.memory.servedMs });
+  const session = excessMs(tick, { lines, of: 'sessionId', served: tick.memory.sessionMs });
+  const turn = turnOf(lines);
+  return (a, b) => token(a) - token(b) || session(a) - session(b) || turn(a) - turn(b) || b.waitingMs - a.waitingMs;
+}
+
+/** How much more than half a job each has had than the one that has had the least. */
+function excessMs(
+  tick: Tick,
+  o: { lines: readonly LineView[]; of: 'tokenId' | 'sessionId'; served: Readonly<Record<string, number>> },
+): (line: LineView) => number {
+  const had = new Map(Object.entries(o.served));
+  const add = (id: string, ms: number): void => void had.set(id, (had.get(id) ?? 0) + ms);
+  for (const { work } of tick.slots) for (const each of work) add(each[o.of], each.expectedMs);
+  for (const { line } of tick.grants) add(line[o.of], jobMs(line));
+  const hadMs = (line: LineView): number => had.get(line[o.of]) ?? 0;
+  const leastMs = Math.min(...o.lines.map(hadMs));
+  const levelMs = o.lines.reduce((sum, line) => sum + jobMs(line), 0) / o.lines.length / 2;
+  return (line) => Math.max(0, hadMs(line) - leastMs - levelMs);
+}
+
+/** Bridges in one order on all hosts, but each host begins with another one: the first bridge's rank for it says with which. */
+function turnOf(lines: readonly LineView[]): (line: LineView) => number {
+  const bridges = [...new Set(lines.map(({ bridgeId }) => bridgeId))].sort();
+  const rank = lines.find(({ bridgeId }) => bridgeId === bridges[0])?.rank ?? 0;
+  return ({ bridgeId }) => (bridges.indexOf(bridgeId) + rank) % bridges.length;
+}
+
+function jobMs({ workMs, count }: LineView): number {
+  return count > 0 ? workMs / count : 0;
 }
 
 /** What the lines of a model weigh: work that other hosts are already busy with counts less. */

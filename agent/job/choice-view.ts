@@ -32,12 +32,14 @@ function offeredLines({ board, offers, residency, sessions }: Sources, nowMs: nu
   return offers
     .lines()
     .filter((line) => open.has(line.sessionId))
-    .map(({ lineId, sessionId, tokenId, offer, left, sinceMs, isDeclined }) => ({
+    .map(({ lineId, sessionId, tokenId, bridgeId, offer, left, sinceMs, isDeclined }) => ({
       lineId,
       sessionId,
       tokenId,
+      bridgeId,
       model: offer.model,
       class: offer.class,
+      rank: offer.rank ?? 0,
       count: left,
       workMs: (offer.workMs * Math.max(0, left)) / offer.count,
       inFlight: offer.inFlight,

@@ -19,8 +19,8 @@ export type SlotView = {
   gpus: readonly string[];
   /** Time to bring the model in: from its present state, or, while it is ready, from the state eviction leaves it in. */
   swapMs: number;
-  /** Tokens of the jobs it has, with the time each is expected to run. */
-  work: readonly { tokenId: string; expectedMs: number }[];
+  /** Whose the jobs are that it has, with the time each is expected to run. */
+  work: readonly { tokenId: string; sessionId: string; expectedMs: number }[];
   /** Expected time to the end of the running job; null where it is not known well enough to grant ahead of it. */
   endsInMs: number | null;
   /** One more job is already granted or accepted behind the running one. */
@@ -32,8 +32,12 @@ export type LineView = {
   lineId: string;
   sessionId: string;
   tokenId: string;
+  /** The same on every host. */
+  bridgeId: string;
   model: ModelId;
   class: JobClass;
+  /** Place of this host among those its bridge offers the line to. */
+  rank: number;
   /** Jobs left: those granted since the line was sent are subtracted. */
   count: number;
   workMs: number;

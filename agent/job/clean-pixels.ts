@@ -1,11 +1,13 @@
 import { open } from 'node:fs/promises';
 import { AppError } from '../../shared/errors.ts';
+import { toDiskError } from './disk-error.ts';
+import type { PictureProcess } from './picture-process.ts';
 
 /** Larger pictures are refused before a pixel is decoded: 50 megapixels are 150 MB in memory. */
 const MAX_PIXELS = 50e6;
 
-/** Only what sharp decodes from the three formats that every engine reads becomes an input. */
-export async function cleanPixels(path: string): Promise<Buffer> {
+/** Only what is decoded from the three formats that every engine reads becomes an input: a PNG of its pixels, at `to`. */
+export async function cleanPixels(pictures: PictureProcess, { path, to }: { path: string; to: string }): Promise<void> {
   const format = await formatOf(path);
   if (format !== 'PNG' && format !== 'JPEG' && format !== 'WebP') {
     throw new AppError(
@@ -14,13 +16,9 @@ export async function cleanPixels(path: string): Promise<Buffer> {
     );
   }
   try {
-    const { default: sharp } = await import('sharp');
-    return await sharp(path, { limitInputPixels: MAX_PIXELS, failOn: 'error' })
-      .autoOrient()
-      .toColourspace('srgb')
-      .png({ compressionLevel: 3 })
-      .toBuffer();
+    await pictures.clean(path, { to, maxPixels: MAX_PIXELS });
   } catch (error) {
+    if (error instanceof Error && 'code' in error) throw toDiskError(error, to);
     const isTooLarge = error instanceof Error && error.message.includes('exceeds pixel limit');
     const why = isTooLarge ? `has more than ${MAX_PIXELS / 1e6} megapixels` : 'cannot be decoded; it may be damaged';
     throw new AppError('INPUT_INVALID', `The ${format} input ${why}. Send another picture.`, { cause: error });

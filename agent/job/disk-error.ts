@@ -1,13 +1,15 @@
 import { dirname } from 'node:path';
 import { AppError } from '../../shared/errors.ts';
 
+const FULL = new Set(['ENOSPC', 'EDQUOT', 'EFBIG']);
+
 /** Full, read-only and failing disks are one kind of failure to whoever waits for the write: no job can be kept now. */
 export function toDiskError(error: unknown, path: string): AppError {
   if (error instanceof AppError) return error;
   const cause = error instanceof Error && 'code' in error ? String(error.code) : String(error);
-  return new AppError(
-    'DISK_FULL',
-    `The agent cannot write below ${dirname(path)} (${cause}). Free space on that disk or make it writable; the agent goes on by itself.`,
-    { cause: error },
-  );
+  const [what, next] = FULL.has(cause)
+    ? ['Disk full', 'Free space on that disk']
+    : [`Disk failure (${cause})`, 'Make it writable, or replace the disk'];
+  const message = `${what}: the agent cannot write below ${dirname(path)}. ${next}; the agent goes on by itself.`;
+  return new AppError('DISK_FULL', message, { cause: error });
 }

@@ -41,7 +41,8 @@ export class Grants {
       gpus,
       isDue,
       isLead,
-      bringsModelIn: isDue || startsInMs > 0,
+      // A grant ahead starts later too, but its model is there: it is no new turn.
+      bringsModelIn: isDue || (startsInMs > 0 && !isLead),
       grantedMs: performance.now(),
       expectedMs: line.workMs / Math.max(1, line.count),
       alarm: new Alarm(),

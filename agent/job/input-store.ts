@@ -1,21 +1,22 @@
 import { createHash, randomUUID } from 'node:crypto';
 import { EventEmitter, once } from 'node:events';
 import { mkdir, open, readFile, readdir, rm, stat } from 'node:fs/promises';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { performance } from 'node:perf_hooks';
 import type { Readable } from 'node:stream';
 import { Deadline } from '../../shared/abort.ts';
-import { writeDurable } from '../../shared/durable-file.ts';
+import { publishFile, syncDirectory } from '../../shared/durable-file.ts';
 import { AppError } from '../../shared/errors.ts';
 import type { Log } from '../../shared/log.ts';
 import { cleanPixels } from './clean-pixels.ts';
 import { toDiskError } from './disk-error.ts';
+import type { PictureProcess } from './picture-process.ts';
 
 const KEPT_MS = 3_600_000;
 
 type Input = { tokenId: string; sha256: string; bytes: number; lastUsedMs: number };
 
-type InputStoreOptions = { dir: string; quotaBytes: number; log: Log };
+type InputStoreOptions = { dir: string; quotaBytes: number; pictures: PictureProcess; log: Log };
 
 /**
  * Pictures to edit, below the id of the token that uploaded them and named by the hash of what was uploaded. What is kept
@@ -25,6 +26,7 @@ type InputStoreOptions = { dir: string; quotaBytes: number; log: Log };
 export class InputStore {
   readonly #dir: string;
   readonly #quotaBytes: number;
+  readonly #pictures: PictureProcess;
   readonly #log: Log;
   readonly #kept = new Map<string, Input>();
   readonly #holds = new Map<string, number>();
@@ -34,6 +36,7 @@ export class InputStore {
   private constructor(options: InputStoreOptions) {
     this.#dir = options.dir;
     this.#quotaBytes = options.quotaBytes;
+    this.#pictures = options.pictures;
     this.#log = options.log;
   }
 
@@ -89,17 +92,19 @@ export class InputStore {
       throw toDiskError(error, directory);
     });
     const upload = join(directory, `${sha256}.${randomUUID()}.part`);
+    const clean = `${upload}.clean`;
     try {
       await this.#receive(body, { upload, tokenId, sha256, maxBytes, signal });
-      const clean = await cleanPixels(upload);
+      await cleanPixels(this.#pictures, { path: upload, to: clean });
       const path = join(directory, `${sha256}.png`);
-      await writeDurable(path, clean).catch((error: unknown) => {
+      const bytes = await keepClean(clean, path).catch((error: unknown) => {
         throw toDiskError(error, path);
       });
-      this.#kept.set(keyOf(tokenId, sha256), { tokenId, sha256, bytes: clean.length, lastUsedMs: Date.now() });
+      this.#kept.set(keyOf(tokenId, sha256), { tokenId, sha256, bytes, lastUsedMs: Date.now() });
     } finally {
       this.#lastByteMs.delete(keyOf(tokenId, sha256));
       await rm(upload, { force: true });
+      await rm(clean, { force: true });
     }
   }
 
@@ -205,6 +210,14 @@ export class InputStore {
 }
 
 const TOKEN_ID = /^[\w-]{1,64}$/;
+
+/** On the disk under its name when it resolves, with its size. */
+async function keepClean(clean: string, path: string): Promise<number> {
+  const { size } = await stat(clean);
+  await publishFile(clean, path);
+  await syncDirectory(dirname(path));
+  return size;
+}
 
 function keyOf(tokenId: string, sha256: string): string {
   return `${tokenId}/${sha256}`;

@@ -30,7 +30,7 @@ export type JobDeskOptions = {
   notify: (tokenId: string, notification: Notification) => void;
   onStarted: (slotId: string, active: ActiveJob) => void;
   /** The engine was used for so long, whatever came of it. */
-  onServed: (tokenId: string, runMs: number) => void;
+  onServed: (active: ActiveJob, runMs: number) => void;
   /** The slot is free of the job. Comes once or more. */
   onLeft: (slotId: string, active: ActiveJob) => void;
   onChange: () => void;
@@ -123,7 +123,8 @@ export class JobDesk implements AsyncDisposable {
 
   /**
    * The bridge has what it wants of this attempt: once that is journaled, the result is deleted. Where the disk is too full
-   * for the line, the result goes first, which makes room for it.
+   * for the line, the result goes first, which makes room for it, and the line follows as soon as the disk takes it: the
+   * bridge does not say it twice while the link is up.
    */
   async ack(tokenId: string, { jobId, attempt, sha256 }: Params<'job.ack'>): Promise<void> {
     const { journal, results } = this.#options;
@@ -142,7 +143,10 @@ export class JobDesk implements AsyncDisposable {
       () => false,
     );
     await results.delete(tokenId, jobId, attempt);
-    if (!isKept) await journal.acked(tokenId, { jobId, attempt });
+    if (isKept) return;
+    const kept = this.#untilKept(() => journal.acked(tokenId, { jobId, attempt }));
+    this.#attempts.acknowledge(tokenId, { jobId, attempt }, kept);
+    this.#keep(kept.catch(() => undefined)); // only when the agent stops
   }
 
   /** Ends and deletes everything of a token. */
@@ -220,7 +224,7 @@ export class JobDesk implements AsyncDisposable {
       },
       step: (step, steps) => active.progress({ step, steps }),
       engineEnded: ({ runMs }) => {
-        this.#options.onServed(active.tokenId, runMs);
+        this.#options.onServed(active, runMs);
         this.#leave(slotId, active);
       },
     };
@@ -278,12 +282,15 @@ export class JobDesk implements AsyncDisposable {
     active.cancelKept.catch(() => undefined); // seen when the job leaves
   }
 
-  /** A full disk delays the line; it is not lost while the agent lives. */
   async #journalEnd({ tokenId, job }: ActiveJob, end: JobEnd): Promise<void> {
+    await this.#untilKept(() => this.#options.journal.ended(tokenId, job, end));
+  }
+
+  /** A full disk delays a line; it is not lost while the agent lives. */
+  async #untilKept(write: () => Promise<void>): Promise<void> {
     for (;;) {
       try {
-        await this.#options.journal.ended(tokenId, job, end);
-        return;
+        return await write();
       } catch (error) {
         if (this.#isStopping) throw error;
         this.#options.onChange();

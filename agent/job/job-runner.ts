@@ -4,7 +4,8 @@ import { AppError } from '../../shared/errors.ts';
 import type { Job, JobResult } from '../../shared/job.ts';
 import { megapixelsOf } from '../../shared/job.ts';
 import type { Lease } from '../model/lease.ts';
-import { makeFinalImage } from './final-image.ts';
+import { sizeNotes, textChunks } from './final-image.ts';
+import type { IncomingPicture } from './incoming-picture.ts';
 import type { InputStore } from './input-store.ts';
 import type { ResultStore } from './result-store.ts';
 import type { Servers } from './servers.ts';
@@ -53,42 +54,46 @@ export async function runJob(parts: JobParts, options: RunOptions): Promise<JobR
 
   await inputsArrived(parts, { tokenId, names, signal: waiting });
   const inputs = await Promise.all(names.map((sha256) => parts.inputs.read(tokenId, sha256)));
+  let gpu = '';
+  await using picture = await parts.results.incoming(tokenId, {
+    format: request.format,
+    textOf: (made) => textChunks({ job, hostname: parts.hostname, gpu, isSimulated: parts.isSimulated() }, made),
+  });
   await untilAborted(turn, waiting);
-  const ran = await runOnEngine(parts, options, { inputs, waiting });
+  const onAdmitted = (gpuNames: string): void => void (gpu = gpuNames);
+  const ran = await runOnEngine(parts, options, { inputs, waiting, picture, onAdmitted });
   if (options.isDropped()) return undefined;
 
-  const origin = { job, hostname: parts.hostname, gpu: ran.gpu, runMs: ran.runMs, isSimulated: parts.isSimulated() };
-  const final = await makeFinalImage(ran.image, origin);
+  const { sha256, bytes, width, height, format } = await parts.results.keep(tokenId, job.jobId, job.attempt, picture);
   if (ran.isSecondTry !== true) parts.servers.learn(slotId, { request, runMs: ran.runMs });
-  const stored = await parts.results.put(tokenId, job.jobId, job.attempt, final.image, final.preview);
-  return {
-    sha256: stored.sha256,
-    bytes: stored.bytes,
-    width: final.width,
-    height: final.height,
-    format: final.format,
-    runMs: ran.runMs,
-    gpu: ran.gpu,
-    notes: [...ran.notes, ...final.notes],
-  };
+  const notes = [...ran.notes, ...sizeNotes(job, { width, height })];
+  return { sha256, bytes, width, height, format, runMs: ran.runMs, gpu, notes };
 }
+
+type OnEngine = {
+  inputs: readonly Buffer[];
+  waiting: AbortSignal;
+  picture: IncomingPicture;
+  onAdmitted: (gpuNames: string) => void;
+};
 
 async function runOnEngine(
   { servers }: JobParts,
   { job, slotId, always, on }: RunOptions,
-  { inputs, waiting }: { inputs: readonly Buffer[]; waiting: AbortSignal },
-): Promise<Awaited<ReturnType<Lease['run']>> & { gpu: string }> {
+  { inputs, waiting, picture, onAdmitted }: OnEngine,
+): ReturnType<Lease['run']> {
   const megapixels = megapixelsOf(job.request);
   const lease = await servers.admit(slotId, { megapixels, signal: waiting, onDetail: on.detail });
   let startedMs: number | undefined;
   let isSuccess = false;
   try {
     waiting.throwIfAborted();
+    onAdmitted(lease.gpuNames.join(', '));
     on.started();
     startedMs = performance.now();
-    const ran = await lease.run(job.request, inputs, { signal: always, onStep: on.step });
+    const ran = await lease.run(job.request, inputs, { signal: always, onStep: on.step, sink: picture });
     isSuccess = true;
-    return { ...ran, gpu: lease.gpuNames.join(', ') };
+    return ran;
   } finally {
     lease[Symbol.dispose](); // before the slot is free: the next job is admitted at once
     on.engineEnded({ runMs: startedMs === undefined ? 0 : performance.now() - startedMs, isSuccess });

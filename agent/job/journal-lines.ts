@@ -1,4 +1,5 @@
 import { z } from 'zod';
+import { readCheckedLine, toCheckedLine } from '../../shared/checked-line.ts';
 import { Job, JobError, JobResult } from '../../shared/job.ts';
 
 const key = { at: z.number(), tokenId: z.string(), jobId: z.string(), attempt: z.int() };
@@ -39,7 +40,7 @@ export function idOf({ tokenId, jobId, attempt }: Line): string {
 /** undefined for what was damaged: it is counted, and the whole file is kept aside. */
 export function parseLine(text: string): Line | undefined {
   try {
-    const line = Line.parse(JSON.parse(text));
+    const line = Line.parse(readCheckedLine(text));
     const isTorn = line.event === 'taken' && keyOf(line.tokenId, line.job.jobId, line.job.attempt) !== idOf(line);
     return isTorn ? undefined : line;
   } catch {
@@ -63,5 +64,5 @@ export function linesOf({ tokenId, job, end, isAcked }: Attempt): string[] {
   if (end?.state === 'failed') lines.push({ event: 'failed', ...key, error: end.error });
   if (end?.state === 'cancelled') lines.push({ event: 'cancelled', ...key });
   if (isAcked) lines.push({ event: 'acked', ...key });
-  return lines.map((line) => `${JSON.stringify(line)}\n`);
+  return lines.map(toCheckedLine);
 }

@@ -1,8 +1,9 @@
 import type { FileHandle } from 'node:fs/promises';
 import { constants } from 'node:fs';
-import { copyFile, mkdir, open, readFile } from 'node:fs/promises';
+import { copyFile, open, readFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
-import { syncDirectory, writeDurable } from '../../shared/durable-file.ts';
+import { toCheckedLine } from '../../shared/checked-line.ts';
+import { makeDirectory, syncDirectory, writeDurable } from '../../shared/durable-file.ts';
 import type { AppError } from '../../shared/errors.ts';
 import type { Job } from '../../shared/job.ts';
 import type { Log } from '../../shared/log.ts';
@@ -46,7 +47,7 @@ export class Journal implements AsyncDisposable {
    * here although the line that says so is still missing. The next start would find the same.
    */
   static async open(options: JournalOptions): Promise<Journal> {
-    await mkdir(options.dir, { recursive: true, mode: 0o700 });
+    await makeDirectory(options.dir, { mode: 0o700 });
     const journal = new Journal(options);
     await journal.#read();
     journal.#interruptUnended();
@@ -130,7 +131,7 @@ export class Journal implements AsyncDisposable {
   }
 
   async #append(line: Line): Promise<void> {
-    await this.#write(`${JSON.stringify(line)}\n`, line);
+    await this.#write(toCheckedLine(line), line);
   }
 
   /** Lines that come while a write is under way share the next fsync. */

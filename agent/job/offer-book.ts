@@ -7,6 +7,7 @@ export type OpenLine = {
   readonly lineId: string;
   readonly sessionId: string;
   readonly tokenId: string;
+  readonly bridgeId: string;
   readonly offer: OfferLine;
   /** Jobs left after what was granted since the line was sent. */
   left: number;
@@ -14,6 +15,8 @@ export type OpenLine = {
   sinceMs: number;
   isDeclined: boolean;
 };
+
+type OfferingSession = { sessionId: string; tokenId: string; bridgeId: string };
 
 /** What all sessions offer now. A session's offer is always replaced whole. */
 export class OfferBook {
@@ -23,14 +26,15 @@ export class OfferBook {
     return [...this.#lines.values()];
   }
 
-  replace(session: { sessionId: string; tokenId: string }, offers: readonly OfferLine[], nowMs: number): void {
+  replace({ sessionId, tokenId, bridgeId }: OfferingSession, offers: readonly OfferLine[], nowMs: number): void {
     const before = new Map(this.#lines);
-    this.remove(session.sessionId);
+    this.remove(sessionId);
     for (const [index, offer] of offers.entries()) {
       const isTwin = offers.slice(0, index).some((each) => each.model === offer.model && each.class === offer.class);
-      const lineId = `${session.sessionId} ${offer.class} ${offer.model}${isTwin ? ` ${index}` : ''}`;
+      const lineId = `${sessionId} ${offer.class} ${offer.model}${isTwin ? ` ${index}` : ''}`;
       const sinceMs = before.get(lineId)?.sinceMs ?? nowMs;
-      this.#lines.set(lineId, { lineId, ...session, offer, left: offer.count, sinceMs, isDeclined: false });
+      const from = { sessionId, tokenId, bridgeId };
+      this.#lines.set(lineId, { lineId, ...from, offer, left: offer.count, sinceMs, isDeclined: false });
     }
   }
 
@@ -59,14 +63,19 @@ export class OfferBook {
 
   /** Counts only, over all sessions. */
   counts(): OfferedWork[] {
-    const sums = new Map<string, OfferedWork>();
+    const sums = new Map<string, OfferedWork & { sessions: number }>();
     for (const { offer, left } of this.lines()) {
+      if (left <= 0) continue;
       const key = `${offer.class} ${offer.model}`;
-      const sum = sums.get(key) ?? { model: offer.model, class: offer.class, count: 0, workMs: 0 };
-      const count = Math.max(0, left);
-      sums.set(key, { ...sum, count: sum.count + count, workMs: sum.workMs + (offer.workMs * count) / offer.count });
+      const sum = sums.get(key) ?? { model: offer.model, class: offer.class, count: 0, workMs: 0, sessions: 0 };
+      sums.set(key, {
+        ...sum,
+        count: sum.count + left,
+        workMs: sum.workMs + (offer.workMs * left) / offer.count,
+        sessions: sum.sessions + 1,
+      });
     }
-    return [...sums.values()].filter((sum) => sum.count > 0);
+    return [...sums.values()];
   }
 
   #change(lineId: string, change: (line: OpenLine) => OpenLine): void {

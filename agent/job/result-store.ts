@@ -1,11 +1,14 @@
-import { createHash } from 'node:crypto';
-import { mkdir, readdir, rm, stat } from 'node:fs/promises';
+import { createHash, randomUUID } from 'node:crypto';
+import { readdir, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
-import { writeDurable } from '../../shared/durable-file.ts';
-import type { AppError } from '../../shared/errors.ts';
+import { DurableFile, makeDirectory, publishFile, syncDirectory } from '../../shared/durable-file.ts';
+import { AppError } from '../../shared/errors.ts';
 import type { ImageFormat } from '../../shared/job.ts';
 import type { Log } from '../../shared/log.ts';
 import { toDiskError } from './disk-error.ts';
+import type { IncomingOptions, ReceivedPicture } from './incoming-picture.ts';
+import { IncomingPicture } from './incoming-picture.ts';
+import type { PictureProcess } from './picture-process.ts';
 
 export type StoredResult = {
   path: string;
@@ -18,13 +21,17 @@ export type StoredResult = {
 
 type Kept = StoredResult & { tokenId: string; jobId: string; storedAtMs: number };
 
-type ResultStoreOptions = { dir: string; quotaBytes: number; keptMs: number; log: Log };
+/** What is about to be kept; the files are still under other names. */
+type Stored = Pick<ReceivedPicture, 'file' | 'previewPath' | 'sha256' | 'bytes' | 'format'>;
+
+type ResultStoreOptions = { dir: string; quotaBytes: number; keptMs: number; pictures: PictureProcess; log: Log };
 
 /** Jobs, attempts and hashes are in the names, so that the store needs no index: `<jobId>.<attempt>.<sha256>.<format>`. */
-const NAME = /^([0-9a-f-]{36})\.(\d{1,2})\.([0-9a-f]{64})\.(png|jpg|webp)$/;
+const NAME = /^([0-9a-f-]{36})\.(\d{1,4})\.([0-9a-f]{64})\.(png|jpg|webp)$/;
 
 const TOKEN_ID = /^[\w-]{1,64}$/;
 const PROBE = 'probe';
+const PROBE_PIECE_BYTES = 1024 * 1024;
 
 /**
  * Finished images and their previews, below the id of the token that made them, until they are acknowledged or too old.
@@ -40,7 +47,7 @@ export class ResultStore {
   }
 
   static async open(options: ResultStoreOptions): Promise<ResultStore> {
-    await mkdir(options.dir, { recursive: true, mode: 0o700 });
+    await makeDirectory(options.dir, { mode: 0o700 });
     const store = new ResultStore(options);
     for (const entry of await readdir(options.dir, { withFileTypes: true })) {
       if (entry.isDirectory() && TOKEN_ID.test(entry.name)) await store.#readToken(entry.name);
@@ -49,7 +56,24 @@ export class ResultStore {
     return store;
   }
 
-  /** Stores the final bytes and the preview; both are on disk when it resolves. DISK_FULL when they cannot be. */
+  /** A place for a picture that will come. DISK_FULL where there is none. */
+  async incoming(tokenId: string, o: Pick<IncomingOptions, 'format' | 'textOf'>): Promise<IncomingPicture> {
+    const directory = await this.#makeDirectory(tokenId);
+    return new IncomingPicture({ directory, pictures: this.#options.pictures, ...o });
+  }
+
+  /** Stores a picture that came, with its preview; both are on disk when it resolves. RESULT_INVALID or DISK_FULL when not. */
+  async keep(tokenId: string, jobId: string, attempt: number, picture: IncomingPicture): Promise<ReceivedPicture> {
+    try {
+      const received = await picture.received();
+      await this.#keep({ tokenId, jobId, attempt }, received);
+      return received;
+    } catch (error) {
+      throw this.#failed(error, picture.bytes);
+    }
+  }
+
+  /** The same for bytes that are at hand and known to be good. */
   async put(
     tokenId: string,
     jobId: string,
@@ -57,25 +81,20 @@ export class ResultStore {
     image: Buffer,
     preview: Buffer,
   ): Promise<{ sha256: string; bytes: number }> {
+    const name = join(await this.#makeDirectory(tokenId), randomUUID());
     const sha256 = createHash('sha256').update(image).digest('hex');
-    const format = formatOf(image);
-    const directory = this.#directory(tokenId);
-    const path = join(directory, `${jobId}.${attempt}.${sha256}.${format}`);
-    const previewPath = join(directory, `${jobId}.${attempt}.preview.jpg`);
+    await using file = new DurableFile(`${name}.part`);
+    await using previewFile = new DurableFile(`${name}.preview.part`);
     try {
-      await mkdir(directory, { recursive: true, mode: 0o700 });
-      // The preview first: whoever finds the image finds its preview too.
-      await writeDurable(previewPath, preview);
-      await writeDurable(path, image);
+      void file.write(image); // keeping it waits, and tells
+      void previewFile.write(preview);
+      await previewFile.settle();
+      const stored = { file, previewPath: previewFile.path, sha256, bytes: image.length, format: formatOf(image) };
+      await this.#keep({ tokenId, jobId, attempt }, stored);
+      return { sha256, bytes: image.length };
     } catch (error) {
-      this.#refused = { error: toDiskError(error, path), bytes: image.length };
-      await rm(previewPath, { force: true }).catch(() => undefined); // the first failure is the one to tell
-      throw this.#refused.error;
+      throw this.#failed(error, image.length);
     }
-    this.#refused = undefined;
-    const kept = { tokenId, jobId, attempt, path, previewPath, sha256, format, bytes: image.length };
-    this.#kept.set(keyOf(tokenId, jobId, attempt), { ...kept, storedAtMs: Date.now() });
-    return { sha256, bytes: image.length };
   }
 
   /** Set while the last result could not be stored: the next would be made in vain. */
@@ -88,13 +107,15 @@ export class ResultStore {
     if (this.#refused === undefined) return;
     const { bytes } = this.#refused;
     const path = join(this.#options.dir, PROBE);
+    const piece = Buffer.alloc(Math.min(bytes, PROBE_PIECE_BYTES));
     try {
-      await writeDurable(path, Buffer.alloc(bytes));
+      await rm(path, { force: true });
+      await using file = new DurableFile(path);
+      for (let left = bytes; left > 0; left -= piece.length) await file.write(piece.subarray(0, left));
+      await file.settle();
       this.#refused = undefined;
     } catch (error) {
       this.#refused = { error: toDiskError(error, path), bytes };
-    } finally {
-      await rm(path, { force: true });
     }
   }
 
@@ -138,6 +159,44 @@ export class ResultStore {
       await this.delete(tokenId, jobId, attempt);
       this.#options.log.info({ event: 'result-swept', jobId, attempt });
     }
+  }
+
+  async #keep(
+    { tokenId, jobId, attempt }: { tokenId: string; jobId: string; attempt: number },
+    { file, previewPath: madePath, sha256, bytes, format }: Stored,
+  ): Promise<void> {
+    const directory = this.#directory(tokenId);
+    const path = join(directory, `${jobId}.${attempt}.${sha256}.${format}`);
+    const previewPath = join(directory, `${jobId}.${attempt}.preview.jpg`);
+    try {
+      // The preview first: whoever finds the image finds its preview too.
+      await publishFile(madePath, previewPath);
+      await file.publish(path);
+      await syncDirectory(directory);
+    } catch (error) {
+      await rm(previewPath, { force: true }).catch(() => undefined); // the first failure is the one to tell
+      throw toDiskError(error, path);
+    }
+    this.#refused = undefined;
+    const kept = { tokenId, jobId, attempt, path, previewPath, sha256, format, bytes };
+    this.#kept.set(keyOf(tokenId, jobId, attempt), { ...kept, storedAtMs: Date.now() });
+  }
+
+  async #makeDirectory(tokenId: string): Promise<string> {
+    const directory = this.#directory(tokenId);
+    try {
+      await makeDirectory(directory, { mode: 0o700 });
+    } catch (error) {
+      throw this.#failed(error, 0);
+    }
+    return directory;
+  }
+
+  /** Remembers what the disk refused; what is wrong with a picture is not the disk's. */
+  #failed(error: unknown, bytes: number): AppError {
+    if (error instanceof AppError && error.code !== 'DISK_FULL') return error;
+    this.#refused = { error: toDiskError(error, join(this.#options.dir, PROBE)), bytes };
+    return this.#refused.error;
   }
 
   #directory(tokenId: string): string {

@@ -111,7 +111,7 @@ export class SlotBoard {
       gpus: [...new Set([...facts.gpus, ...occupants.flatMap((each) => each.gpus)])],
       swapMs: swapMs(model, facts),
       work: occupants.flatMap((each) =>
-        each.kind === 'load' ? [] : [{ tokenId: each.tokenId, expectedMs: each.expectedMs }],
+        each.kind === 'load' ? [] : [{ tokenId: each.tokenId, sessionId: each.sessionId, expectedMs: each.expectedMs }],
       ),
       // A first guess is no ground to grant ahead.
       endsInMs:

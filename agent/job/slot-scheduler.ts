@@ -51,7 +51,7 @@ function byReadiness(tick: Tick, a: SlotView, b: SlotView): number {
   if (a.isReady !== b.isReady) return a.isReady ? -1 : 1;
   const [lineA, lineB] = [linesFor(tick, a)[0], linesFor(tick, b)[0]];
   if (lineA === undefined || lineB === undefined) return lineA === undefined ? 1 : -1;
-  return a.isReady ? byFairness(tick)(lineA, lineB) : demand(tick, b) - demand(tick, a);
+  return a.isReady ? byFairness(tick, [lineA, lineB])(lineA, lineB) : demand(tick, b) - demand(tick, a);
 }
 
 /** In the last `lead` ms of a running job its slot may have one more, unless someone else could use the GPU. */

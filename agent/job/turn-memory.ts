@@ -14,9 +14,8 @@ export type TurnMemory = {
   streaks: Readonly<Record<string, number>>;
   /** Run time each present token got. Loads are not charged: whoever comes first would pay for all. */
   servedMs: Readonly<Record<string, number>>;
-  /** Order number of the last grant of each session, so that the sessions of one token take turns. */
-  lastGrant: Readonly<Record<string, number>>;
-  grants: number;
+  /** The same for each present session, so that those of one token share its time. */
+  sessionMs: Readonly<Record<string, number>>;
 };
 
 export const EMPTY_MEMORY: TurnMemory = {
@@ -26,8 +25,7 @@ export const EMPTY_MEMORY: TurnMemory = {
   notDueUntilMs: {},
   streaks: {},
   servedMs: {},
-  lastGrant: {},
-  grants: 0,
+  sessionMs: {},
 };
 
 /** At most this many interactive grants in a row while batch work of the same model waits. */
@@ -35,37 +33,33 @@ export const INTERACTIVE_IN_A_ROW = 3;
 
 /**
  * Brings the memory up to the present: turns of slots that are ready, tokens and sessions that are there.
- * A token that comes (back) starts at the lowest of those present, so that neither a long absence nor a long past counts.
+ * One that comes (back) starts at the lowest of those present, so that neither a long absence nor a long past counts.
  */
 export function refreshMemory(
   memory: TurnMemory,
   now: { nowMs: number; ready: readonly string[]; tokens: ReadonlySet<string>; sessions: ReadonlySet<string> },
 ): TurnMemory {
-  const present = [...now.tokens].flatMap((token) => memory.servedMs[token] ?? []);
-  const lowest = present.length === 0 ? 0 : Math.min(...present);
   return {
     ...memory,
     turns: Object.fromEntries(now.ready.map((slotId) => [slotId, memory.turns[slotId] ?? now.nowMs])),
     notDueUntilMs: Object.fromEntries(
       Object.entries(memory.notDueUntilMs).filter(([, untilMs]) => untilMs > now.nowMs),
     ),
-    servedMs: Object.fromEntries([...now.tokens].map((token) => [token, memory.servedMs[token] ?? lowest])),
-    lastGrant: Object.fromEntries(Object.entries(memory.lastGrant).filter(([id]) => now.sessions.has(id))),
+    servedMs: levelled(memory.servedMs, now.tokens),
+    sessionMs: levelled(memory.sessionMs, now.sessions),
   };
 }
 
-/** After a grant: the streak of its model, and its session goes to the back. */
+/** After a grant: the streak of its model. */
 export function rememberGrant(
   memory: TurnMemory,
-  grant: { slotId: string; model: string; class: JobClass; sessionId: string; doesBatchWait: boolean },
+  grant: { slotId: string; model: string; class: JobClass; doesBatchWait: boolean },
 ): TurnMemory {
   const streak = grant.class === 'interactive' && grant.doesBatchWait ? (memory.streaks[grant.model] ?? 0) + 1 : 0;
   return {
     ...memory,
     due: memory.due.filter((due) => due.slotId !== grant.slotId),
     streaks: { ...memory.streaks, [grant.model]: streak },
-    lastGrant: { ...memory.lastGrant, [grant.sessionId]: memory.grants + 1 },
-    grants: memory.grants + 1,
   };
 }
 
@@ -79,9 +73,22 @@ export function rememberTurn(memory: TurnMemory, slotId: string, nowMs: number):
   return { ...memory, turns: { ...memory.turns, [slotId]: nowMs } };
 }
 
-/** A job ended: its token pays for what it got. */
-export function rememberRun(memory: TurnMemory, token: string, runMs: number): TurnMemory {
-  return { ...memory, servedMs: { ...memory.servedMs, [token]: (memory.servedMs[token] ?? 0) + runMs } };
+/** A job ended: its token and its session pay for what they got. */
+export function rememberRun(
+  memory: TurnMemory,
+  { tokenId, sessionId, runMs }: { tokenId: string; sessionId: string; runMs: number },
+): TurnMemory {
+  return {
+    ...memory,
+    servedMs: { ...memory.servedMs, [tokenId]: (memory.servedMs[tokenId] ?? 0) + runMs },
+    sessionMs: { ...memory.sessionMs, [sessionId]: (memory.sessionMs[sessionId] ?? 0) + runMs },
+  };
+}
+
+function levelled(served: Readonly<Record<string, number>>, present: ReadonlySet<string>): Record<string, number> {
+  const known = [...present].flatMap((id) => served[id] ?? []);
+  const lowest = known.length === 0 ? 0 : Math.min(...known);
+  return Object.fromEntries([...present].map((id) => [id, served[id] ?? lowest]));
 }
 
 /** The grant of a due model was declined or expired: the closed slots reopen, and it is not due again before `untilMs`. */

@@ -3,6 +3,7 @@ import type { JobRequest } from '../../shared/job.ts';
 import { megapixelsOf } from '../../shared/job.ts';
 import type { GpuSampler } from '../gpu/gpu-sampler.ts';
 import { OutOfStep } from '../engine/engine.ts';
+import type { ImageSink } from '../engine/image-answer.ts';
 import type { Evictor } from './evictor.ts';
 import { jobPeakMiB, loadedMiB, peakMiB } from './footprint.ts';
 import type { GpuLocks } from './gpu-locks.ts';
@@ -11,15 +12,17 @@ import { freeOn, watchPeak } from './peak-watch.ts';
 import type { Slot } from './slot.ts';
 import { isAttached } from './slot.ts';
 
-type RunOptions = { signal: AbortSignal; onStep: (step: number, steps: number) => void };
+/** Where the picture goes while it arrives; `begin` is told for how long the request had run by then. */
+export type PictureSink = Omit<ImageSink, 'begin'> & { begin: (runMs: number) => void };
+type RunOptions = { signal: AbortSignal; onStep: (step: number, steps: number) => void; sink: PictureSink };
 /** `isSecondTry`: the time says nothing about such a job. */
-type Made = { image: Buffer; runMs: number; notes: string[]; isSecondTry?: true };
+type Made = { runMs: number; notes: string[]; isSecondTry?: true };
 
 /** A server in use until disposed. */
 export type Lease = Disposable & {
   gpuNames: string[];
   /**
-   * Sends one request with one image. Throws ENGINE_FAILED, GPU_OUT_OF_MEMORY, RESULT_INVALID, INVALID_ARGUMENT, TIMEOUT,
+   * Sends one request with one image, which goes into the sink. Throws ENGINE_FAILED, GPU_OUT_OF_MEMORY, RESULT_INVALID, INVALID_ARGUMENT, TIMEOUT,
    * or MODEL_FAILED where the server died. Aborting the signal abandons the answer, not the work.
    */
   run(request: JobRequest, inputs: readonly Buffer[], o: RunOptions): Promise<Made>;
@@ -70,7 +73,7 @@ export function leaseOf(slot: Slot, { use, ...parts }: LeaseParts & { use: Dispo
 
 type Run = RunOptions & { request: JobRequest; inputs: readonly Buffer[]; parts: LeaseParts };
 
-async function run(slot: Slot, { request, inputs, parts, signal, onStep }: Run): Promise<Made> {
+async function run(slot: Slot, { request, inputs, parts, signal, onStep, sink: picture }: Run): Promise<Made> {
   const { server, model } = slot;
   const { sampler, learned, look, jobFloorMs } = parts;
   const { gpus } = server;
@@ -86,7 +89,12 @@ async function run(slot: Slot, { request, inputs, parts, signal, onStep }: Run):
   const startMs = performance.now();
   const megapixels = megapixelsOf(request);
   try {
-    const made = await server.run(request, inputs, { signal, onStep, deadlineMs, outOfMemoryMs: jobFloorMs / 2 });
+    const sink = {
+      begin: () => picture.begin(performance.now() - startMs),
+      write: (bytes: Buffer) => picture.write(bytes),
+    };
+    const limits = { deadlineMs, outOfMemoryMs: jobFloorMs / 2 };
+    const made = await server.run(request, inputs, { signal, onStep, sink, ...limits });
     const runMs = performance.now() - startMs;
     // The change of free memory is this job's only where nothing else moved on its GPUs.
     if (wasAlone && isAlone(slot, parts) && gpus.length > 0 && peak.isSeen()) {

@@ -152,11 +152,7 @@ export class ModelServer {
   }
 
   /** Sends one request; see `ServerJobs`. */
-  run(
-    request: JobRequest,
-    inputs: readonly Buffer[],
-    options: RunOptions,
-  ): Promise<{ image: Buffer; notes: string[] }> {
+  run(request: JobRequest, inputs: readonly Buffer[], options: RunOptions): Promise<{ notes: string[] }> {
     return this.#jobs.run(request, inputs, options);
   }
 

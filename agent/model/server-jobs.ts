@@ -3,6 +3,7 @@ import { AppError } from '../../shared/errors.ts';
 import type { JobRequest } from '../../shared/job.ts';
 import type { Call, Engine } from '../engine/engine.ts';
 import { OutOfStep, isShortOfMemory } from '../engine/engine.ts';
+import type { ImageSink } from '../engine/image-answer.ts';
 import { JobWatch } from './job-watch.ts';
 import { died, explainFailure, words } from '../server/server-failure.ts';
 import type { ServerLife } from './server-life.ts';
@@ -14,9 +15,10 @@ export type RunOptions = {
   /** An engine that ran out of memory says so within this time, or hangs. */
   outOfMemoryMs: number;
   onStep: (step: number, steps: number) => void;
+  sink: ImageSink;
 };
 
-type Made = { image: Buffer; notes: string[] };
+type Made = { notes: string[] };
 
 /** The exchange with the engine has no deadline of its own: the watch over the job ends it. */
 const NO_DEADLINE_MS = 2 ** 31 - 1;
@@ -100,17 +102,17 @@ export class ServerJobs {
   async #answer(request: JobRequest, inputs: readonly Buffer[], options: RunOptions): Promise<Made> {
     const { alias, engine, life } = this.#options;
     const { log } = life;
-    const from = (await log?.size()) ?? 0;
+    const from = log?.sizeNow() ?? 0;
     options.signal.throwIfAborted(); // abandoned before it was sent
     const { state, process } = life;
     if (state.kind !== 'ready') throw life.death ?? died(alias, 'is not ready any more');
     const isGone = (): boolean => !life.isStill(state.server);
     const { steps } = request;
-    const { deadlineMs, outOfMemoryMs, onStep } = options;
+    const { deadlineMs, outOfMemoryMs, onStep, sink } = options;
     using watch = new JobWatch({ log, from, steps, deadlineMs, outOfMemoryMs, onStep, signal: life.signal });
     const call = (): Call => ({ ...life.call(NO_DEADLINE_MS), signal: watch.signal });
     try {
-      const made = await this.#send(() => engine.run(request, inputs, call()), call);
+      const made = await this.#send(() => engine.run(request, inputs, { ...call(), sink }), call);
       this.#isFirst = false;
       return made;
     } catch (thrown) {

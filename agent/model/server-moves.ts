@@ -1,5 +1,6 @@
 import { pause } from '../../shared/abort.ts';
 import { AppError, toAppError } from '../../shared/errors.ts';
+import { NOWHERE } from '../engine/image-answer.ts';
 import type { VramMeasure } from '../gpu/vram-measure.ts';
 import { MoveSite } from './move-site.ts';
 import type { MoveOptions } from './move-site.ts';
@@ -158,7 +159,7 @@ export class ServerMoves {
     if (!model.warmsUp) return;
     const { request, inputs } = warmUpJob(model);
     try {
-      await engine.run(request, inputs, life.call(times.startDeadlineMs));
+      await engine.run(request, inputs, { ...life.call(times.startDeadlineMs), sink: NOWHERE });
     } catch (error) {
       life.signal.throwIfAborted();
       if (!(error instanceof AppError) && !isTimeout(error)) throw error; // cut: it died, and its death says more

@@ -8,6 +8,7 @@ import type { Exchange } from '../job/exchange.ts';
 import type { Session, TokenRef } from '../job/session.ts';
 import { cleaned, closeReason, errorFrame, parseFrame } from './frames.ts';
 import { LinkWatch } from './link-watch.ts';
+import type { LinkTimes } from './link-watch.ts';
 import type { BridgeContext } from './method-table.ts';
 import { BRIDGE_METHODS } from './method-table.ts';
 import { RequestDesk } from './request-desk.ts';
@@ -49,7 +50,7 @@ export class BridgeSession {
   }
 
   /** Called about once a second: pings, and ends a link that is silent or does not read. */
-  tick(times: { pingEveryMs: number; silenceMs: number }): void {
+  tick(times: LinkTimes): void {
     const defect = this.#watch.check(times);
     if (defect !== undefined) {
       this.#parts.log.warn({ tokenId: this.token.id, ...defect });

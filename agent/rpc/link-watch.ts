@@ -5,7 +5,8 @@ import { LIMITS } from '../../shared/protocol.ts';
 export type LinkDefect =
   { event: 'link-silent'; silentMs: number } | { event: 'link-too-slow'; bufferedBytes: number; undrainedMs: number };
 
-const UNDRAINED_MS = 30_000;
+/** Durations of a link: how often it is pinged, and for how long it may be silent or leave what was sent unread. */
+export type LinkTimes = { pingEveryMs: number; silenceMs: number; undrainedMs: number };
 
 /** Whether the other end of a link is still there and still reads. It owns nothing: its owner asks about once a second. */
 export class LinkWatch {
@@ -26,7 +27,7 @@ export class LinkWatch {
   }
 
   /** Sends the ping that is due. */
-  check({ pingEveryMs, silenceMs }: { pingEveryMs: number; silenceMs: number }): LinkDefect | undefined {
+  check({ pingEveryMs, silenceMs, undrainedMs }: LinkTimes): LinkDefect | undefined {
     const nowMs = performance.now();
     const silentMs = Math.round(nowMs - this.#lastSeenMs);
     if (silentMs > silenceMs) return { event: 'link-silent', silentMs };
@@ -34,14 +35,14 @@ export class LinkWatch {
       this.#lastPingMs = nowMs;
       this.#socket.ping();
     }
-    return this.#backlog(nowMs);
+    return this.#backlog(nowMs, undrainedMs);
   }
 
-  #backlog(nowMs: number): LinkDefect | undefined {
+  #backlog(nowMs: number, limitMs: number): LinkDefect | undefined {
     this.#fullSinceMs = this.isFull ? (this.#fullSinceMs ?? nowMs) : undefined;
     const undrainedMs = Math.round(nowMs - (this.#fullSinceMs ?? nowMs));
     const { bufferedAmount: bufferedBytes } = this.#socket;
-    if (bufferedBytes <= LIMITS.statusEndBytes.value && undrainedMs < UNDRAINED_MS) return undefined;
+    if (bufferedBytes <= LIMITS.statusEndBytes.value && undrainedMs < limitMs) return undefined;
     return { event: 'link-too-slow', bufferedBytes, undrainedMs };
   }
 }

@@ -12,6 +12,7 @@ import { LIMITS, SUBPROTOCOL, WS_PATH } from '../../shared/protocol.ts';
 import type { TokenRef } from '../job/session.ts';
 import type { SessionParts } from './bridge-session.ts';
 import { BridgeSession } from './bridge-session.ts';
+import type { LinkTimes } from './link-watch.ts';
 import type { Authenticate, Refusal } from './peer-check.ts';
 import { checkAddress, checkToken } from './peer-check.ts';
 
@@ -21,12 +22,12 @@ export type RpcListenerOptions = {
   /** Names a Host header may carry besides this machine's own. */
   names: readonly string[];
   authenticate: Authenticate;
-  /** Whether a token is still there with its role; asked about once a second for every open link. */
-  isStillValid: (token: TokenRef) => Promise<boolean>;
+  /** Reads which tokens there are with which roles, about once a second while there are links, for all of them. */
+  validTokens: () => Promise<(token: TokenRef) => boolean>;
   /** Answers a plain HTTP request from a known address; it asks for the token where it needs one. */
   onRequest: (request: IncomingMessage, response: ServerResponse, token: () => Promise<TokenRef>) => Promise<void>;
   session: SessionParts;
-  times: { pingEveryMs: number; silenceMs: number };
+  times: LinkTimes;
   log: Log;
 };
 
@@ -152,25 +153,27 @@ export class RpcListener implements AsyncDisposable {
 
   /** One tick for all links; it stands still while there are none. */
   async #watch(signal: AbortSignal): Promise<void> {
-    const { pingEveryMs, silenceMs } = this.#options.times;
-    const tickMs = Math.min(TICK_MS, pingEveryMs / 2);
+    const { times } = this.#options;
+    const tickMs = Math.min(TICK_MS, times.pingEveryMs / 2);
     while (!signal.aborted) {
       if (this.#sessions.size === 0) await once(this.#events, 'session', { signal }).catch(() => undefined); // only aborts
       await pause(tickMs, signal);
+      if (signal.aborted) return;
+      const mayStay = await this.#validTokens();
       for (const session of this.#sessions) {
-        session.tick({ pingEveryMs, silenceMs });
-        if (!(await this.#mayStay(session))) session.close('AUTH_REVOKED');
+        session.tick(times);
+        if (!mayStay(session.token)) session.close('AUTH_REVOKED');
       }
     }
   }
 
-  async #mayStay(session: BridgeSession): Promise<boolean> {
+  async #validTokens(): Promise<(token: TokenRef) => boolean> {
     try {
-      return await this.#options.isStillValid(session.token);
+      return await this.#options.validTokens();
     } catch (error) {
       // A file that cannot be read for a moment ends no link; new ones are refused meanwhile.
       this.#options.log.error({ event: 'tokens-unreadable', err: error });
-      return true;
+      return () => true;
     }
   }
 }

@@ -1,4 +1,4 @@
-import { constants } from 'node:fs';
+import { constants, statSync } from 'node:fs';
 import { mkdir, open, readdir, realpath, rename, rm, stat, truncate } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { pause } from '../../shared/abort.ts';
@@ -86,6 +86,11 @@ export class ServerLog {
     } catch {
       return 0; // removed by someone: then there is nothing to read
     }
+  }
+
+  /** As `size`, without leaving this tick: the request of a job does not wait behind pictures for a free thread of the pool. */
+  sizeNow(): number {
+    return statSync(this.path, { throwIfNoEntry: false })?.size ?? 0;
   }
 
   /** The last lines, fit for an error message: without those about our own questions, which say nothing of a death. */

@@ -139,6 +139,8 @@ export class AgentLink implements AsyncDisposable {
       this.#hasSettled = true;
       this.#enter({ kind: 'down', error: ended.error, retryInMs });
       log.info({ event: 'link-down', host: this.name, code: ended.error.code, why: ended.error.message, retryInMs });
+      // Transfers of a host that is not there would hang on until their own, longer time is over.
+      if (ended.isSilent) this.transfers.giveUp(ended.error);
       if (wasUp) this.#options.listener.onDown();
       await pause(retryInMs, signal);
     }

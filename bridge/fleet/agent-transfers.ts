@@ -15,6 +15,7 @@ export class AgentTransfers {
   readonly #host: HostConfig;
   readonly #url: string;
   #usualMs = 0;
+  #gone = new AbortController();
 
   constructor(host: HostConfig) {
     this.#host = host;
@@ -31,13 +32,33 @@ export class AgentTransfers {
     this.#usualMs = this.#usualMs === 0 ? ms : this.#usualMs * 0.8 + ms * 0.2;
   }
 
-  /** The stored image. The caller reads or destroys the body. */
-  async openResult(jobId: string, o: { bytes: number; signal: AbortSignal }): Promise<HttpAnswer> {
+  /** Ends what is under way, because the host is silent. The next ones start as ever. */
+  giveUp(error: AppError): void {
+    this.#gone.abort(error);
+    this.#gone = new AbortController();
+  }
+
+  /**
+   * The stored image with that hash, or what of it comes after `from` bytes. The caller reads or destroys the body.
+   * SAVE_FAILED where the host has another image by now: the two must not be put together.
+   */
+  async openResult(
+    jobId: string,
+    o: { sha256: string; bytes: number; from: number; signal: AbortSignal },
+  ): Promise<HttpAnswer> {
+    const etag = `"${o.sha256}"`;
+    const rest = o.from > 0 ? { range: `bytes=${o.from}-`, 'if-range': etag } : {};
     const answer = await openHttp(`${this.#url}/v1/results/${jobId}`, {
-      ...this.#options(o.signal, o.bytes),
+      ...this.#options(o.signal, o.bytes - o.from),
+      headers: { ...this.#authorization(), ...rest },
     }).catch((error: unknown) => this.#throw(error, o.signal));
-    if (answer.status !== 200) throw await this.#refusal(answer);
-    return answer;
+    if (answer.status !== 200 && answer.status !== 206) throw await this.#refusal(answer);
+    const isSame = answer.headers.etag === etag || (answer.headers.etag === undefined && o.from === 0);
+    const begins = answer.status === 200 ? 0 : Number(/^bytes (\d+)-/.exec(answer.headers['content-range'] ?? '')?.[1]);
+    if (isSame && begins === o.from) return answer;
+    answer.body.destroy();
+    const message = `${this.#host.name} has another image for this job than the one it announced, or sent another part of it.`;
+    throw new AppError('SAVE_FAILED', `${message} Nothing was saved; it is fetched again.`);
   }
 
   async fetchPreview(jobId: string, signal: AbortSignal): Promise<Buffer> {
@@ -72,11 +93,13 @@ export class AgentTransfers {
   #options(signal: AbortSignal, bytes: number) {
     const { tls } = this.#host;
     const deadlineMs = 30_000 + (bytes / SLOWEST_BYTES_PER_S) * 1000;
-    return { headers: this.#authorization(), signal, deadlineMs, ...(tls !== undefined && { tls }) };
+    // Neither is a time-out, which Node 20 would forget at a garbage collection.
+    const ends = AbortSignal.any([signal, this.#gone.signal]);
+    return { headers: this.#authorization(), signal: ends, deadlineMs, ...(tls !== undefined && { tls }) };
   }
 
   #throw(error: unknown, signal: AbortSignal): never {
-    if (signal.aborted) throw error;
+    if (signal.aborted || error instanceof AppError) throw error; // of the host's silence
     throw new AppError('AGENT_UNREACHABLE', `A transfer with ${this.#host.name} failed: ${textOf(error)}.`, {
       cause: error,
     });

@@ -1,6 +1,5 @@
 import { setMaxListeners } from 'node:events';
 import { performance } from 'node:perf_hooks';
-import { pause } from '../../shared/abort.ts';
 import { AppError, toAppError } from '../../shared/errors.ts';
 import type { Log } from '../../shared/log.ts';
 import type { AgentLink } from './agent-link.ts';
@@ -14,9 +13,10 @@ import type { Holding, JobRecord } from './job-record.ts';
 import { isOver, placeOf } from './job-state.ts';
 import type { JobState } from './job-state.ts';
 import { JobTable } from './job-table.ts';
-import type { ManifestHeader, ManifestLine } from './manifest-lines.ts';
+import type { ManifestHeader, ManifestLine, ManifestRepair } from './manifest-lines.ts';
 import type { Manifest } from './manifest.ts';
 import type { CapableHost } from './retry-policy.ts';
+import { RoomWatch } from './room-watch.ts';
 
 /** A job and where it may go. */
 export type PlannedJob = { job: JobRecord; rules: PlanRules };
@@ -41,9 +41,6 @@ export type FleetSide = {
   heldOff: (host: string) => AppError | undefined;
 };
 
-/** After the disk refused, the next try to save or to take work comes at the latest after this. */
-const PAUSE_MS = 30_000;
-
 /**
  * The jobs of one batch with what makes their changes durable and known: the manifest, the lock, and the work that
  * runs for them. Only here is the kind of a state changed.
@@ -52,11 +49,13 @@ export class BatchBook implements AsyncDisposable {
   readonly header: ManifestHeader;
   readonly directory: string;
   readonly table: JobTable;
+  /** What happened to its manifest before this process had it. */
+  readonly repairs: readonly ManifestRepair[];
   readonly side: FleetSide;
   readonly rules: PlanRules;
   readonly lock: BatchLock;
-  /** What a person should know about this batch. */
-  readonly warnings: readonly string[];
+  /** Whether its images can still be saved. */
+  readonly room: RoomWatch;
   /** What ends a job whose work failed in a way nobody foresaw. */
   onBroken: (job: JobRecord, error: AppError) => Promise<void> = () => Promise.resolve();
   readonly #manifest: Manifest;
@@ -64,6 +63,8 @@ export class BatchBook implements AsyncDisposable {
   readonly #life = new AbortController();
   readonly #work = new Set<Promise<void>>();
   #pausedBy: AppError | undefined;
+  /** Lines that the disk refused, and that are still true. */
+  #owed: readonly ManifestLine[] = [];
   #closing: Promise<void> | undefined;
 
   constructor(o: {
@@ -74,17 +75,19 @@ export class BatchBook implements AsyncDisposable {
     lock: BatchLock;
     side: FleetSide;
     ageMs: number;
-    warnings: readonly string[];
+    isNew: boolean;
+    repairs?: readonly ManifestRepair[];
   }) {
     this.header = o.header;
     this.directory = o.directory;
     this.table = new JobTable(o.jobs, o.header.order);
+    this.repairs = o.repairs ?? [];
     this.side = o.side;
     this.rules = { only: o.header.host ?? undefined, avoid: [], spread: o.header.maxConcurrent ?? undefined };
     this.lock = o.lock;
-    this.warnings = o.warnings;
     this.#manifest = o.manifest;
     this.#startedMs = performance.now() - o.ageMs;
+    this.room = new RoomWatch(this, o);
     setMaxListeners(0, this.#life.signal); // one for each result that waits to be fetched: many are no leak
   }
 
@@ -144,14 +147,24 @@ export class BatchBook implements AsyncDisposable {
     });
   }
 
-  /** Resolves when the lines are on the disk. */
+  /** Resolves when the lines are on the disk, and with them what it refused before. */
   async append(lines: readonly ManifestLine[]): Promise<void> {
-    await this.#manifest.append(lines);
+    const owed = this.#owed;
+    this.#owed = [];
+    try {
+      await this.#manifest.append([...owed, ...lines]);
+    } catch (error) {
+      this.#owed = [...owed, ...this.#owed];
+      throw error;
+    }
   }
 
-  /** As `append`, for what is repeated by itself if it is not written: a failure is logged. */
+  /** As `append`, for what is so already: a full disk only delays the lines, they go before the next ones. */
   async record(lines: readonly ManifestLine[]): Promise<void> {
-    await this.#manifest.append(lines).catch((error: unknown) => this.warn('manifest-not-written', error));
+    await this.append(lines).catch((error: unknown) => {
+      this.#owed = [...this.#owed, ...lines];
+      this.warn('manifest-not-written', error);
+    });
   }
 
   /** Tells other processes, in the background. */
@@ -162,16 +175,10 @@ export class BatchBook implements AsyncDisposable {
     );
   }
 
-  /** No new work until something can be written again; at the latest after a while one more try decides. */
+  /** No new work until `room` finds that something can be written again. */
   pauseBy(error: AppError): void {
     this.#pausedBy = error;
     this.changed();
-    this.own(
-      undefined,
-      pause(PAUSE_MS, this.life).then(() => {
-        if (this.#pausedBy === error) this.goOn();
-      }),
-    );
   }
 
   goOn(): void {
@@ -223,6 +230,7 @@ export class BatchBook implements AsyncDisposable {
 
   async #close(): Promise<void> {
     await this.#idle();
+    if (this.#owed.length > 0) await this.record([]);
     await this.#manifest[Symbol.asyncDispose]();
     await this.lock[Symbol.asyncDispose]();
   }

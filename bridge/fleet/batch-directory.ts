@@ -1,6 +1,7 @@
 import { randomUUID } from 'node:crypto';
-import { mkdir, readdir, readFile, rm, stat } from 'node:fs/promises';
-import { join } from 'node:path';
+import { readdir, readFile, rm, stat } from 'node:fs/promises';
+import { basename, join } from 'node:path';
+import { makeDirectory } from '../../shared/durable-file.ts';
 import { AppError, toAppError } from '../../shared/errors.ts';
 import { BatchBook } from './batch-book.ts';
 import type { FleetSide } from './batch-book.ts';
@@ -9,8 +10,8 @@ import type { LockHolder } from './batch-lock.ts';
 import type { BatchOrder } from './batch-order.ts';
 import { newRecord } from './job-record.ts';
 import type { JobRecord } from './job-record.ts';
+import { ManifestState } from './manifest-lines.ts';
 import type { ManifestHeader, ManifestLine } from './manifest-lines.ts';
-import { mendNote } from './manifest-mend.ts';
 import { Manifest } from './manifest.ts';
 
 /** The directory of a new batch: lock and manifest. When this resolves it survives this process and a power cut. */
@@ -22,7 +23,7 @@ export async function createBook(
   const directory = join(root, header.batchId);
   const jobs = order.jobs.map((job) => newRecord({ ...job, jobId: randomUUID(), inputFiles: job.inputFiles ?? [] }));
   try {
-    await mkdir(directory, { recursive: true, mode: 0o700 });
+    await makeDirectory(directory, { mode: 0o700 });
     const lock = await BatchLock.acquire(directory, { pid: process.pid, client: order.client });
     if (!(lock instanceof BatchLock)) throw new Error(`the lock of the new batch ${header.batchId} is taken`);
     const lines = [header, ...jobs.map(jobLine)];
@@ -30,7 +31,7 @@ export async function createBook(
       await lock[Symbol.asyncDispose]();
       throw error;
     });
-    return new BatchBook({ directory, header, jobs, manifest, lock, side, ageMs: 0, warnings: [] });
+    return new BatchBook({ directory, header, jobs, manifest, lock, side, ageMs: 0, isNew: true });
   } catch (error) {
     throw notWritten(directory, error);
   }
@@ -57,13 +58,17 @@ async function readBook(
   directory: string,
   { side, lock }: { side: FleetSide; lock: BatchLock },
 ): Promise<BatchBook | undefined> {
-  const resumed = await Manifest.resume(join(directory, 'manifest.jsonl'));
+  const batchId = basename(directory);
+  const resumed = await Manifest.resume(join(directory, 'manifest.jsonl'), { batchId });
   if (resumed === undefined) {
-    side.log.error({ event: 'manifest-unreadable', directory });
+    side.log.warn({ event: 'manifest-unreadable', batchId });
     return undefined;
   }
-  const { manifest, state } = resumed;
-  const { header, jobs, mends } = state;
+  const { manifest, lines, damaged } = resumed;
+  if (damaged > 0) side.log.warn({ event: 'manifest-damaged', batchId, lines: damaged });
+  const state = new ManifestState();
+  for (const line of lines) state.apply(line);
+  const { header, jobs, repairs } = state;
   if (header === undefined || state.ended !== undefined || !state.isWhole) {
     // A process that died before its call was answered: nobody knows the batch, and nothing was sent.
     if (header !== undefined && state.ended === undefined) await manifest.append([UNANSWERED]);
@@ -71,10 +76,9 @@ async function readBook(
     if (header === undefined) await rm(join(directory, 'manifest.jsonl'));
     return undefined;
   }
-  for (const one of mends) side.log.warn({ event: 'manifest-damaged', batchId: header.batchId, why: mendNote(one) });
   await removeParts(directory);
   const ageMs = Math.max(0, Date.now() - Date.parse(header.createdAt));
-  return new BatchBook({ directory, header, jobs, manifest, lock, side, ageMs, warnings: mends.map(mendNote) });
+  return new BatchBook({ directory, header, jobs, manifest, lock, side, ageMs, isNew: false, repairs });
 }
 
 const UNANSWERED: ManifestLine = { type: 'ended', state: 'cancelled', elapsedMs: 0, quality: null };

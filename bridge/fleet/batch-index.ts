@@ -1,5 +1,6 @@
 import { closeSync, fstatSync, openSync, readdirSync, readFileSync, readSync, statSync } from 'node:fs';
 import { join } from 'node:path';
+import { readCheckedLine } from '../../shared/checked-line.ts';
 import { ManifestState, readLines } from './manifest-lines.ts';
 
 export type Indexed = { batchId: string; state: ManifestState };
@@ -11,6 +12,8 @@ type Entry = {
   size: number;
   changedMs: number;
   isEnded: boolean;
+  /** Some of its lines cannot be read: whoever gets its lock makes it whole again. */
+  isDamaged: boolean;
   state: ManifestState | undefined;
 };
 
@@ -40,9 +43,16 @@ export class BatchIndex {
     return [...this.#entries.values()].reduce((sum, { state }) => sum + (state?.jobs.length ?? 0), 0);
   }
 
-  /** Ids of batches that are not ended, as of now; the call of one may not be answered yet. */
-  unfinished(): string[] {
-    return this.#ids().filter((id) => this.#refresh(id)?.isEnded === false);
+  /**
+   * Ids of batches that are not ended, as of now, and of those whose manifest is seen to be damaged: in its last lines, or
+   * anywhere once somebody asked for the batch. The call of one may not be answered yet. Those in `but` are not looked at.
+   */
+  unfinished({ but }: { but?: { has: (id: string) => boolean } } = {}): string[] {
+    return this.#ids().filter((id) => {
+      if (but?.has(id) === true) return false;
+      const entry = this.#refresh(id);
+      return entry !== undefined && entry.size > 0 && (entry.isDamaged || !entry.isEnded);
+    });
   }
 
   /** Whole batches, those whose manifests changed last first. */
@@ -125,6 +135,8 @@ export class BatchIndex {
         size: from + read,
         changedMs: mtimeMs,
         isEnded: known === undefined ? hasEnd(text.toString('utf8')) : follow(known.state, text),
+        isDamaged:
+          this.#isKnownDamaged(id, ino) || (known === undefined ? hasBadLine(text, from) : known.state.damaged > 0),
         state: known?.state,
       };
       this.#entries.set(id, entry);
@@ -133,6 +145,12 @@ export class BatchIndex {
     } finally {
       closeSync(file);
     }
+  }
+
+  /** A batch of which only the end is read again. */
+  #isKnownDamaged(id: string, inode: number): boolean {
+    const before = this.#entries.get(id);
+    return before?.inode === inode && before.isDamaged;
   }
 
   /** This one was asked for last; the jobs of those asked for longest ago are dropped when there are too many. */
@@ -162,6 +180,12 @@ export class BatchIndex {
 /** At the start of a line: inside of one, a prompt that says the same has its quotes escaped. */
 export function hasEnd(text: string): boolean {
   return /^\{"type":"ended".*\}\n/m.test(text);
+}
+
+/** `text` begins at this byte of the manifest: the first line is not whole unless that is 0. */
+function hasBadLine(text: Buffer, from: number): boolean {
+  const lines = text.toString('utf8').split('\n');
+  return lines.slice(from === 0 ? 0 : 1).some((line) => line !== '' && readCheckedLine(line) === undefined);
 }
 
 /** True once the batch is over. */

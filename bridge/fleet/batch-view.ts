@@ -4,8 +4,7 @@ import type { BatchQuality } from './batch-quality.ts';
 import type { Attempt, JobRecord } from './job-record.ts';
 import { isOver } from './job-state.ts';
 import type { JobStateKind } from './job-state.ts';
-import type { ManifestState } from './manifest-lines.ts';
-import { damageNotes, mendNote } from './manifest-mend.ts';
+import type { ManifestRepair, ManifestState } from './manifest-lines.ts';
 
 export type JobView = {
   jobId: string;
@@ -52,8 +51,8 @@ export type BatchView = {
   pausedBy?: string;
   elapsedMs: number;
   quality?: BatchQuality;
-  /** What a person should know: parts of the batch's record that were damaged. */
-  warnings: readonly string[];
+  /** What a person should know about it: damage to its record. */
+  notes: readonly string[];
   isOurs: boolean;
 };
 
@@ -78,7 +77,7 @@ export function countEnds(jobs: readonly JobRecord[]): EndCounts {
 }
 
 /** A batch of another process, or of an earlier one, as its manifest tells. */
-export function manifestView({ header, ended, jobs, mends, damaged }: ManifestState): BatchView | undefined {
+export function manifestView({ header, ended, jobs, repairs, damaged }: ManifestState): BatchView | undefined {
   if (header === undefined) return undefined;
   return {
     batchId: header.batchId,
@@ -91,9 +90,33 @@ export function manifestView({ header, ended, jobs, mends, damaged }: ManifestSt
     etaMs: ended === undefined ? null : 0,
     elapsedMs: ended?.elapsedMs ?? Math.max(0, Date.now() - Date.parse(header.createdAt)),
     ...(ended?.quality && { quality: ended.quality }),
-    warnings: [...mends.map(mendNote), ...damageNotes(damaged)],
+    notes: [...repairNotes(repairs), ...damageNotes(damaged)],
     isOurs: false,
   };
+}
+
+/** For each time that its manifest was damaged. */
+export function repairNotes(repairs: readonly ManifestRepair[]): string[] {
+  return repairs.map(({ damaged, lost, keptAs }) => {
+    const images = lost === 1 ? 'one image' : `${lost} images`;
+    const loss =
+      lost === 0
+        ? 'No image is lost by it.'
+        : `Of ${images} it is not known any more what was asked for: ask again for what is not there.`;
+    return `${linesOf(damaged)} of the record of this batch could not be read. ${loss} The damaged file is kept as ${keptAs}.`;
+  });
+}
+
+/** For lines that are still in it: nobody has had its lock since. */
+function damageNotes(damaged: number): string[] {
+  if (damaged === 0) return [];
+  return [
+    `${linesOf(damaged)} of the record of this batch could not be read, so what is said here may lack something.`,
+  ];
+}
+
+function linesOf(count: number): string {
+  return count === 1 ? 'One line' : `${count} lines`;
 }
 
 /** What only the process that works on a job knows of it. `detail` says why a waiting job waits. */

@@ -7,11 +7,12 @@ import type { BatchBook, FleetSide, PlannedJob } from './batch-book.ts';
 import { createBook, readWishes, resumeBook } from './batch-directory.ts';
 import type { LockHolder } from './batch-lock.ts';
 import type { BatchOrder } from './batch-order.ts';
+import { HORIZON_JOBS, mayGo } from './batch-plan.ts';
 import type { PlanJob } from './batch-plan.ts';
 import { batchQuality } from './batch-quality.ts';
 import type { BatchQuality } from './batch-quality.ts';
 import { explainer, lastEndMs, outlooks, qualityHosts, stillRunningOn } from './batch-report.ts';
-import { batchState, jobView } from './batch-view.ts';
+import { batchState, jobView, repairNotes } from './batch-view.ts';
 import type { BatchView, EndCounts } from './batch-view.ts';
 import type { JobRecord } from './job-record.ts';
 import { isOver } from './job-state.ts';
@@ -23,7 +24,7 @@ import { HopelessJobs, jobRules } from './job-rules.ts';
 import { groupWaiting } from './offers.ts';
 import type { OfferGroup } from './offers.ts';
 
-/** A timer this late means that the laptop slept: silences are counted anew. */
+/** A timer this late means that the laptop slept, and so does half of a silence that is set shorter. */
 const SLEPT_MS = 20_000;
 const LOOK_MS = 1_000;
 
@@ -40,6 +41,8 @@ export class Batch implements AsyncDisposable {
   #end: { elapsedMs: number; quality: BatchQuality | undefined } | undefined;
   #isLost = false;
   #lastTickMs = performance.now();
+  /** Since when this machine has not slept, as far as its timers tell. */
+  #awakeSinceMs = performance.now();
   #lastLookMs = 0;
 
   private constructor(book: BatchBook) {
@@ -163,9 +166,22 @@ export class Batch implements AsyncDisposable {
     return (this.header.maxConcurrent ?? Number.POSITIVE_INFINITY) - this.inFlight.size;
   }
 
-  markDeclined(jobId: string): void {
-    const job = this.#book.job(jobId);
-    if (job !== undefined) job.declinedSinceMs ??= performance.now();
+  /** A slot for this model was declined there. Jobs over max_concurrent could not have had it: they do not wait for it. */
+  markDeclined(model: string, host: string): void {
+    const { table } = this.#book;
+    const free = this.#free;
+    if (free <= 0) return;
+    const isShort = free < table.count('waiting');
+    const jobs = isShort
+      ? table
+          .waiting()
+          .slice(0, free)
+          .filter(({ request }) => request.model === model)
+      : table.waitingFor(model);
+    const rulesOf = jobRules(this.#book);
+    for (const job of jobs.slice(0, HORIZON_JOBS)) {
+      if (mayGo(rulesOf.job(job), host)) job.declinedSinceMs ??= performance.now();
+    }
   }
 
   take(jobId: string, taking: Taking): void {
@@ -195,9 +211,10 @@ export class Batch implements AsyncDisposable {
   /** Called a few times a second while the batch is not over. */
   tick(): void {
     const nowMs = performance.now();
-    const hasSlept = nowMs - this.#lastTickMs > SLEPT_MS;
+    const sleptMs = Math.min(SLEPT_MS, this.#book.side.times.silenceMs / 2);
+    if (nowMs - this.#lastTickMs > sleptMs) this.#awakeSinceMs = nowMs;
     this.#lastTickMs = nowMs;
-    this.#tracker.tick({ nowMs, hasSlept });
+    this.#tracker.tick({ nowMs, awakeSinceMs: this.#awakeSinceMs });
     if (nowMs - this.#lastLookMs < LOOK_MS || this.isEnded) return;
     this.#lastLookMs = nowMs;
     this.#book.own(undefined, this.#look());
@@ -221,7 +238,7 @@ export class Batch implements AsyncDisposable {
       ...(book.pausedBy !== undefined && !this.isEnded && { pausedBy: book.pausedBy.message }),
       elapsedMs: this.#end?.elapsedMs ?? book.inMs(),
       ...(this.#end?.quality !== undefined && { quality: this.#end.quality }),
-      warnings: book.warnings,
+      notes: repairNotes(book.repairs),
       isOurs: true,
     };
   }
@@ -267,6 +284,7 @@ export class Batch implements AsyncDisposable {
       return;
     }
     for (const { job, error } of this.#hopeless.find()) this.#book.own(job, this.#tracker.fail(job, error));
+    await this.#book.room.look();
     const wishes = await readWishes(directory);
     if (wishes === 'cancel all') await this.cancel();
     else if (wishes.some((id) => this.has(id))) await this.cancel(wishes);

@@ -1,7 +1,9 @@
+import { existsSync, readdirSync } from 'node:fs';
 import { appendFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { performance } from 'node:perf_hooks';
 import { AppError } from '../../shared/errors.ts';
+import { Uuid } from '../../shared/job.ts';
 import type { FleetSide } from './batch-book.ts';
 import { BatchIndex } from './batch-index.ts';
 import { sweepDeadLocks } from './batch-lock.ts';
@@ -68,6 +70,7 @@ export class Batches {
     const own = this.batch(id);
     if (own !== undefined) return own.view();
     const found = this.#index.find(id);
+    if (found === undefined) refuseUnreadable(this.#options.root, id);
     return found && manifestView(found.state);
   }
 
@@ -136,7 +139,7 @@ export class Batches {
       if (removed > 0) side.log.info({ event: 'old-batches-removed', count: removed });
       await sweepDeadLocks({ nowMs: Date.now() });
     }
-    for (const batchId of this.#index.unfinished()) {
+    for (const batchId of this.#index.unfinished({ but: this.#own })) {
       if (this.#own.has(batchId) || signal.aborted) continue;
       const holder = { pid: process.pid, client: clientName() };
       const batch = await Batch.resume(join(root, batchId), { side, holder }).catch((error: unknown) => {
@@ -161,4 +164,17 @@ export class Batches {
       this.#own.delete(oldest.id);
     }
   }
+}
+
+/** Of a batch whose manifest cannot be read at all something is left: what its file was moved to. */
+function refuseUnreadable(root: string, id: string): void {
+  if (!Uuid.safeParse(id).success) return;
+  const directory = join(root, id);
+  const kept = existsSync(directory) ? readdirSync(directory).find((name) => name.includes('.corrupt-')) : undefined;
+  if (kept === undefined || existsSync(join(directory, 'manifest.jsonl'))) return;
+  const what = `The record of the batch ${id} was damaged so that nothing of it can be read; it is kept as ${join(directory, kept)}.`;
+  throw new AppError(
+    'JOB_NOT_FOUND',
+    `${what} Images that were finished are where they were saved. Ask for the others again.`,
+  );
 }

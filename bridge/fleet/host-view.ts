@@ -12,6 +12,8 @@ export type BridgeTimes = {
   offerEveryMs: number;
   reconnectFirstMs: number;
   reconnectMaxMs: number;
+  /** How often room for the images is looked at, and at the latest looked at again after there was none. */
+  diskCheckMs: number;
 };
 
 export type LinkState =

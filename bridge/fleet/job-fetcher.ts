@@ -2,8 +2,10 @@ import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { pause } from '../../shared/abort.ts';
 import { backoffMs } from '../../shared/backoff.ts';
+import { syncDirectory } from '../../shared/durable-file.ts';
 import { AppError, toAppError } from '../../shared/errors.ts';
 import type { JobResult } from '../../shared/job.ts';
+import { roomProblem } from '../output/disk-room.ts';
 import type { AgentLink } from './agent-link.ts';
 import type { BatchBook } from './batch-book.ts';
 import type { JobRecord } from './job-record.ts';
@@ -24,12 +26,19 @@ type FetcherEvents = {
   onDamaged: (job: JobRecord, o: { place: Place; error: AppError }) => void;
 };
 
-/** Waits between tries, while a directory cannot be written or a transfer breaks. */
+/** Waits between tries, while a transfer breaks or a directory cannot be written. */
 const RETRY = { firstMs: 500, maxMs: 30_000 };
 const MAX_DAMAGED = 3;
 const AT_A_TIME = 4;
-/** A transfer that broke, as opposed to a directory that cannot be written. */
-const NETWORK_CODES = new Set(['ECONNRESET', 'EPIPE', 'ECONNREFUSED', 'ETIMEDOUT', 'ERR_STREAM_PREMATURE_CLOSE']);
+/** A transfer that broke or was given up, as opposed to a directory that cannot be written. */
+const NETWORK_CODES = new Set([
+  'ABORT_ERR',
+  'ECONNRESET',
+  'EPIPE',
+  'ECONNREFUSED',
+  'ETIMEDOUT',
+  'ERR_STREAM_PREMATURE_CLOSE',
+]);
 
 /** Brings results to their files: GET, part, `saving` on the disk, link, `saved` on the disk. Never two files for one job. */
 export class JobFetcher {
@@ -37,6 +46,8 @@ export class JobFetcher {
   readonly #events: FetcherEvents;
   readonly #permits = new Permits(AT_A_TIME);
   readonly #running = new Map<string, AbortController>();
+  /** The transfers under way. */
+  readonly #transfers = new Map<string, AbortController>();
 
   constructor(book: BatchBook, events: FetcherEvents) {
     this.#book = book;
@@ -54,11 +65,21 @@ export class JobFetcher {
     this.#running.get(job.jobId)?.abort(new AppError('INTERRUPTED', 'The job was cancelled.'));
   }
 
+  /** The link to this host is gone: a transfer that got stuck is not waited for. What is being saved is here already. */
+  breakOff(host: string): void {
+    for (const [jobId, transfer] of this.#transfers) {
+      const state = this.#book.job(jobId)?.state;
+      if (state?.kind !== 'fetching' || state.at.host !== host) continue;
+      transfer.abort(new AppError('AGENT_UNREACHABLE', `The link to ${host} is lost.`));
+    }
+  }
+
   /** A file with the name and content of a `saving` line is saved, even if the line that says so was never written. */
   async findSaved(job: JobRecord): Promise<Fetched | undefined> {
     for (const { name, result, host, attempt } of job.savings) {
       const path = join(job.directory, name);
       if (!(await hasContent(path, result.sha256))) continue;
+      await syncDirectory(job.directory); // whoever linked it may have died before that
       const preview = previewPathOf(this.#book.directory, job.jobId);
       const previewPath = (await stat(preview).catch(() => undefined)) && preview;
       return { place: { host, attempt }, result, path, previewPath };
@@ -72,7 +93,7 @@ export class JobFetcher {
     const endedInMs = this.#book.inMs();
     await this.#book.append([{ type: 'saved', jobId: job.jobId, ...place, path, previewPath, result, endedInMs }]);
     job.endedInMs = endedInMs;
-    this.#book.goOn();
+    if (this.#book.pausedBy !== undefined) await this.#book.room.check();
     await this.#events.onSaved(job, fetched);
   }
 
@@ -107,11 +128,22 @@ export class JobFetcher {
         const kind = kindOf(failure);
         if (kind === 'damaged') damaged += 1;
         if (damaged >= MAX_DAMAGED) return this.#events.onDamaged(job, { place, error: failure });
-        if (kind === 'disk') this.#book.pauseBy(failure);
-        else if (!link.isUp) return this.#events.onUnsure(job, place);
+        if (kind !== 'disk' && !link.isUp) return this.#events.onUnsure(job, place);
         job.progress = { ...job.progress, detail: failure.message };
-        await pause(backoffMs(tries, { ...RETRY, random: Math.random() }), signal);
+        if (kind === 'disk') {
+          this.#book.pauseBy(failure);
+          await this.#untilRoom(job, o);
+        } else await pause(backoffMs(tries, { ...RETRY, random: Math.random() }), signal);
       }
+    }
+  }
+
+  /** The image stays on its host, and is not sent for again before there is room for it. */
+  async #untilRoom(job: JobRecord, { result, signal }: { result: JobResult; signal: AbortSignal }): Promise<void> {
+    const maxMs = this.#book.side.times.diskCheckMs;
+    for (let tries = 1; !signal.aborted; tries += 1) {
+      await pause(backoffMs(tries, { firstMs: RETRY.firstMs, maxMs, random: Math.random() }), signal);
+      if ((await roomProblem(job.directory, result.bytes)) === undefined) return;
     }
   }
 
@@ -119,7 +151,11 @@ export class JobFetcher {
     job: JobRecord,
     o: { place: Place; result: JobResult; link: AgentLink; signal: AbortSignal },
   ): Promise<Fetched> {
-    const { place, result, link, signal } = o;
+    const { place, result, link } = o;
+    const transfer = new AbortController();
+    const { signal } = transfer;
+    const onAbort = (): void => transfer.abort(o.signal.reason);
+    o.signal.addEventListener('abort', onAbort, { once: true });
     const onSaving = async (name: string): Promise<void> => {
       signal.throwIfAborted();
       if (job.state.kind === 'fetching') this.#book.enter(job, { kind: 'saving', at: place, result });
@@ -127,7 +163,13 @@ export class JobFetcher {
       await this.#book.append([{ type: 'saving', jobId: job.jobId, ...place, name, sha256: result.sha256, result }]);
     };
     const options = { link, record: job, result, batchDirectory: this.#book.directory, onSaving, signal };
-    return { place, result, ...(await this.#permits.use(() => fetchResult(options))) };
+    this.#transfers.set(job.jobId, transfer);
+    try {
+      return { place, result, ...(await this.#permits.use(() => fetchResult(options))) };
+    } finally {
+      o.signal.removeEventListener('abort', onAbort);
+      if (this.#transfers.get(job.jobId) === transfer) this.#transfers.delete(job.jobId);
+    }
   }
 }
 

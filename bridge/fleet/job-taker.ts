@@ -131,7 +131,9 @@ export class JobTaker {
   #giveBack(job: JobRecord, { state, place }: { state: JobState; place: Place }): void {
     const attempt = findAttempt(job, place);
     if (attempt !== undefined) attempt.end ??= { kind: 'refused' };
-    if (job.state !== state) return;
+    // Where the link was lost meanwhile: nobody has it, and no hello would ever say so.
+    const isUnsure = job.state.kind === 'unsure' && isAt(job.state, place);
+    if (job.state !== state && !isUnsure) return;
     this.#book.enter(job, { kind: 'waiting' });
     job.progress = { step: 0, steps: 0, detail: '' };
   }

@@ -76,7 +76,8 @@ export class JobTracker {
       this.#book.restore(job, { kind: 'saving', at: saved.place, result: saved.result });
       return await this.#fetcher.finish(job, saved);
     }
-    const sinceMs = performance.now();
+    // The host's silence began when this process last heard it, not when it took up the batch.
+    const sinceMs = (place && this.#book.side.link(place.host)?.lastHeardMs) ?? performance.now();
     this.#book.restore(job, place === undefined ? { kind: 'waiting' } : { kind: 'unsure', at: place, sinceMs });
     job.missingInputs = job.request.kind === 'edit' ? job.request.inputs : [];
   }
@@ -139,9 +140,10 @@ export class JobTracker {
       const isThere = state.kind === 'taking' || state.kind === 'accepted' || state.kind === 'running';
       if (isThere && state.at.host === host) this.#unsure.enter(job, state.at);
     }
+    this.#fetcher.breakOff(host);
   }
 
-  tick(now: { nowMs: number; hasSlept: boolean }): void {
+  tick(now: { nowMs: number; awakeSinceMs: number }): void {
     for (const job of [...this.#book.table.inFlight]) if (job.state.kind === 'unsure') this.#unsure.tick(job, now);
   }
 
@@ -163,8 +165,8 @@ export class JobTracker {
     const attempt = findAttempt(job, place);
     if (attempt === undefined) throw new Error(`job ${job.jobId} has no attempt ${place.attempt} on ${place.host}`);
     const isCurrent = isAt(job.state, place);
-    // Without a step done, the server died while it was started, and not by this job.
-    const serverDied = error.code === 'MODEL_FAILED' && isCurrent && job.progress.steps > 0;
+    // Before the job ran, the server died while it was started, and not by this job.
+    const serverDied = error.code === 'MODEL_FAILED' && isCurrent && job.state.kind === 'running';
     attempt.end = { kind: 'failed', error, serverDied };
     this.#book.side.log.info({ event: 'attempt-failed', jobId: job.jobId, ...place, code: error.code, serverDied });
     const lines: ManifestLine[] = [{ type: 'attempt-failed', jobId: job.jobId, ...place, error, serverDied }];

@@ -40,8 +40,17 @@ export type SessionOptions = {
   onNotification: (notification: Notification) => void;
 };
 
-/** Why and after how long a session ended. `isAtOnce`: nothing is wrong with the host, so connect again at once. */
-export type SessionEnd = { error: AppError; upMs: number; isAtOnce: boolean; isInvalidFrame: boolean };
+/**
+ * Why and after how long a session ended. `isAtOnce`: nothing is wrong with the host, so connect again at once. `isSilent`:
+ * nothing at all came from it any more.
+ */
+export type SessionEnd = {
+  error: AppError;
+  upMs: number;
+  isAtOnce: boolean;
+  isInvalidFrame: boolean;
+  isSilent: boolean;
+};
 
 /** One WebSocket connection, from connect to its end. */
 export class LinkSession {
@@ -83,9 +92,13 @@ export class LinkSession {
   }
 
   /** The first reason stays. */
-  end(error: AppError, o: { isAtOnce?: boolean; isInvalidFrame?: boolean; closeCode?: number } = {}): void {
+  end(
+    error: AppError,
+    o: { isAtOnce?: boolean; isInvalidFrame?: boolean; isSilent?: boolean; closeCode?: number } = {},
+  ): void {
     if (this.#why !== undefined) return;
-    this.#why = { error, isAtOnce: o.isAtOnce ?? true, isInvalidFrame: o.isInvalidFrame ?? false };
+    const { isAtOnce = true, isInvalidFrame = false, isSilent = false } = o;
+    this.#why = { error, isAtOnce, isInvalidFrame, isSilent };
     this.#pending.end(error);
     this.#life.abort();
     if (this.#socket.readyState === WebSocket.OPEN) this.#socket.close(o.closeCode ?? 1000);
@@ -111,7 +124,7 @@ export class LinkSession {
     };
     silence.signal.addEventListener('abort', () => {
       if (!silence.isExpired) return;
-      this.end(unreachable(host, `it was silent for ${times.silenceMs} ms`), { isAtOnce: false });
+      this.end(unreachable(host, `it was silent for ${times.silenceMs} ms`), { isAtOnce: false, isSilent: true });
       this.#socket.terminate(); // a dead peer answers no closing handshake
     });
     this.#socket.on('message', (data, isBinary) => {
@@ -130,7 +143,8 @@ export class LinkSession {
     patience.signal.addEventListener('abort', () => this.#socket.terminate(), { once: true });
     await closed;
     await beating;
-    const why = this.#why ?? { error: unreachable(host, 'it ended'), isAtOnce: true, isInvalidFrame: false };
+    const ended = { error: unreachable(host, 'it ended'), isAtOnce: true, isInvalidFrame: false, isSilent: false };
+    const why = this.#why ?? ended;
     return { ...why, upMs: this.#upAtMs === undefined ? 0 : performance.now() - this.#upAtMs };
   }
 
@@ -169,7 +183,7 @@ export class LinkSession {
       if (lateMs < SLEPT_MS) continue;
       await pause(AWAKE_ANSWER_MS, signal);
       if (!signal.aborted && !heardPong) {
-        this.end(unreachable(host, 'this machine slept, and the link did not survive it'));
+        this.end(unreachable(host, 'this machine slept, and the link did not survive it'), { isSilent: true });
         this.#socket.terminate();
       }
     }

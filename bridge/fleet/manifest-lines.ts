@@ -1,5 +1,5 @@
-import { crc32 } from 'node:zlib';
 import { z } from 'zod';
+import { readCheckedLine } from '../../shared/checked-line.ts';
 import { JobClass, JobError, JobRequest, JobResult, Uuid } from '../../shared/job.ts';
 import type { BatchSequence } from './batch-order.ts';
 import type { BatchState } from './batch-view.ts';
@@ -70,7 +70,8 @@ export const ManifestLine = z.discriminatedUnion('type', [
   }),
   z.object({ type: z.literal('failed'), jobId: Uuid, error: JobError, endedInMs: z.number() }),
   z.object({ type: z.literal('cancelled'), jobId: Uuid, endedInMs: z.number() }),
-  z.object({ type: z.literal('mended'), damagedLines: z.int(), lostJobs: z.int(), keptAs: z.string() }),
+  /** Some lines could not be read any more: how many, how many images went with them, and where the damaged file is. */
+  z.object({ type: z.literal('repaired'), damaged: z.int(), lost: z.int(), keptAs: z.string() }),
   z.object({
     type: z.literal('ended'),
     state: z.enum(['success', 'partial', 'failed', 'cancelled']),
@@ -82,14 +83,7 @@ export type ManifestLine = z.infer<typeof ManifestLine>;
 
 export type ManifestHeader = Extract<ManifestLine, { type: 'batch' }>;
 export type ManifestEnd = Extract<ManifestLine, { type: 'ended' }>;
-/** Damaged lines were taken out; the manifest as it was is kept beside it. */
-export type ManifestMend = Extract<ManifestLine, { type: 'mended' }>;
-
-/** One line of JSON whose last field is a checksum of all before it, so that a flipped bit in a text is noticed too. */
-export function toText(line: ManifestLine): string {
-  const body = JSON.stringify(line).slice(0, -1);
-  return `${body},"crc":"${checksum(body)}"}\n`;
-}
+export type ManifestRepair = Extract<ManifestLine, { type: 'repaired' }>;
 
 /** Complete lines of a manifest. A torn last line is not yet written; any other that cannot be read is `damaged`. */
 export function readLines(text: string): { lines: ManifestLine[]; damaged: number; readTo: number } {
@@ -109,7 +103,8 @@ export function readLines(text: string): { lines: ManifestLine[]; damaged: numbe
 export class ManifestState {
   header: ManifestHeader | undefined;
   ended: ManifestEnd | undefined;
-  readonly mends: ManifestMend[] = [];
+  /** Each time it was damaged and made whole again. */
+  readonly repairs: ManifestRepair[] = [];
   /** Lines that could not be read and are still in it. */
   damaged = 0;
   readonly jobs: JobRecord[] = [];
@@ -118,7 +113,7 @@ export class ManifestState {
   /** Once all jobs are in it, as far as they can be read: before, its call has not been answered. */
   get isWhole(): boolean {
     if (this.header === undefined) return false;
-    return this.jobs.length >= this.header.total || this.damaged > 0 || this.mends.length > 0;
+    return this.jobs.length >= this.header.total || this.damaged > 0;
   }
 
   get order(): BatchSequence {
@@ -137,7 +132,7 @@ export class ManifestState {
   apply(line: ManifestLine): void {
     if (line.type === 'batch') this.header = line;
     else if (line.type === 'ended') this.ended = line;
-    else if (line.type === 'mended') this.mends.push(line);
+    else if (line.type === 'repaired') this.repairs.push(line);
     else if (line.type === 'job') {
       if (this.#byId.has(line.jobId)) return;
       const record = newRecord({ ...line, name: line.name ?? undefined });
@@ -150,7 +145,7 @@ export class ManifestState {
   }
 }
 
-type JobLine = Exclude<ManifestLine, { type: 'batch' | 'ended' | 'job' | 'mended' }>;
+type JobLine = Exclude<ManifestLine, { type: 'batch' | 'ended' | 'job' | 'repaired' }>;
 
 function applyToJob(record: JobRecord, line: JobLine): void {
   if (isOver(record.state)) return;
@@ -218,19 +213,6 @@ function placeIn({ host, attempt }: Place): Place {
   return { host, attempt };
 }
 
-/** A line without a checksum is one of an older release. */
 function parseLine(line: string): ManifestLine | undefined {
-  const [, body, crc] = CHECKED.exec(line) ?? [];
-  if (body !== undefined && crc !== checksum(body)) return undefined;
-  try {
-    return ManifestLine.safeParse(JSON.parse(line)).data;
-  } catch {
-    return undefined; // not JSON: counted as damaged
-  }
-}
-
-const CHECKED = /^(.*),"crc":"([0-9a-f]{8})"\}$/s;
-
-function checksum(text: string): string {
-  return crc32(text).toString(16).padStart(8, '0');
+  return ManifestLine.safeParse(readCheckedLine(line)).data;
 }

@@ -1,11 +1,17 @@
-import { copyFile, open, readFile, rename } from 'node:fs/promises';
+import { randomUUID } from 'node:crypto';
+import { copyFile, open, readFile, rename, stat } from 'node:fs/promises';
 import type { FileHandle } from 'node:fs/promises';
-import { basename, dirname } from 'node:path';
+import { dirname } from 'node:path';
 import { setImmediate } from 'node:timers/promises';
+import { toCheckedLine } from '../../shared/checked-line.ts';
 import { syncDirectory, writeDurable } from '../../shared/durable-file.ts';
 import type { ManifestLine } from './manifest-lines.ts';
-import { ManifestState, readLines, toText } from './manifest-lines.ts';
-import { mend } from './manifest-mend.ts';
+import { readLines } from './manifest-lines.ts';
+import { repairManifest } from './manifest-repair.ts';
+
+const NEWLINE = 10;
+/** So many lines take about 10 ms: then it is the turn of others. */
+const LINES_AT_ONCE = 500;
 
 /**
  * The durable record of one batch: append-only JSONL with one writer, the holder of the batch's lock. Other processes read
@@ -15,14 +21,18 @@ export class Manifest implements AsyncDisposable {
   readonly #file: FileHandle;
   #waiting: { text: string; isSynced: boolean; resolve: () => void; reject: (error: unknown) => void }[] = [];
   #writing: Promise<void> | undefined;
+  /** Length of what was promised to somebody; what a failed write left behind it goes before the next one. */
+  #goodBytes: number;
+  #isTorn = false;
 
-  private constructor(file: FileHandle) {
+  private constructor(file: FileHandle, goodBytes: number) {
     this.#file = file;
+    this.#goodBytes = goodBytes;
   }
 
   /** A new manifest. When this resolves, the lines and the file's name survive a power cut. */
   static async create(path: string, lines: readonly ManifestLine[]): Promise<Manifest> {
-    const manifest = new Manifest(await open(path, 'ax', 0o600));
+    const manifest = new Manifest(await open(path, 'ax', 0o600), 0);
     await manifest.append(lines);
     await syncDirectory(dirname(path));
     await syncDirectory(dirname(dirname(path)));
@@ -30,26 +40,33 @@ export class Manifest implements AsyncDisposable {
   }
 
   /**
-   * An existing one, to go on with. A torn last line is ended; one with damaged lines is kept aside, and cleaned of them.
-   * Undefined when nothing of use can be read: then it is only kept aside.
+   * An existing one, to go on with. A torn last line is cut off: nobody was answered for it. A damaged file is kept aside, and
+   * what can be read of it is made whole again. Undefined where nothing can: then it was moved aside.
    */
-  static async resume(path: string): Promise<{ manifest: Manifest; state: ManifestState } | undefined> {
-    const text = await readFile(path, 'utf8');
-    const { lines, damaged } = await readAll(text);
-    if (damaged > 0) {
-      const keptAs = `${path}.corrupt-${Date.now()}`;
-      const mended = mend(lines, { damaged, keptAs, batchId: basename(dirname(path)), nowMs: Date.now() });
-      if (mended === undefined) {
-        await rename(path, keptAs);
-        return undefined;
-      }
-      await copyFile(path, keptAs);
-      await writeDurable(path, mended.map(toText).join(''));
-      return { manifest: new Manifest(await open(path, 'a', 0o600)), state: stateOf(mended) };
+  static async resume(
+    path: string,
+    { batchId }: { batchId: string },
+  ): Promise<{ manifest: Manifest; lines: ManifestLine[]; damaged: number } | undefined> {
+    const bytes = await readFile(path);
+    const { lines, damaged } = await readAll(bytes.toString('utf8'));
+    if (damaged === 0) {
+      const file = await open(path, 'a', 0o600);
+      const wholeBytes = bytes.lastIndexOf(NEWLINE) + 1;
+      if (wholeBytes < bytes.length) await file.truncate(wholeBytes);
+      await file.datasync(); // what the dead process wrote is acted on from now on, and it may have died before its own sync
+      return { manifest: new Manifest(file, wholeBytes), lines, damaged };
     }
-    const manifest = new Manifest(await open(path, 'a', 0o600));
-    if (text !== '' && !text.endsWith('\n')) await manifest.#file.appendFile('\n');
-    return { manifest, state: stateOf(lines) };
+    const keptAs = `${path}.corrupt-${Date.now()}`;
+    const createdAt = (await stat(path)).mtime.toISOString();
+    const repaired = repairManifest(lines, { batchId, keptAs, damaged, createdAt, newId: randomUUID });
+    if (repaired === undefined) {
+      await rename(path, keptAs);
+      return undefined;
+    }
+    await copyFile(path, keptAs);
+    await writeDurable(path, repaired.map(toCheckedLine).join(''));
+    const file = await open(path, 'a', 0o600);
+    return { manifest: new Manifest(file, (await file.stat()).size), lines: repaired, damaged };
   }
 
   /** Resolves when the lines are on the disk. */
@@ -68,7 +85,7 @@ export class Manifest implements AsyncDisposable {
   }
 
   #enqueue(lines: readonly ManifestLine[], isSynced: boolean): Promise<void> {
-    const text = lines.map(toText).join('');
+    const text = lines.map(toCheckedLine).join('');
     return new Promise((resolve, reject) => {
       this.#waiting.push({ text, isSynced, resolve, reject });
       this.#writing ??= this.#writeAll();
@@ -81,20 +98,27 @@ export class Manifest implements AsyncDisposable {
       const batch = this.#waiting;
       this.#waiting = [];
       try {
-        await this.#file.appendFile(batch.map(({ text }) => text).join(''));
+        if (this.#isTorn) await this.#mend();
+        const bytes = Buffer.from(batch.map(({ text }) => text).join(''));
+        await this.#file.appendFile(bytes);
         if (batch.some(({ isSynced }) => isSynced)) await this.#file.datasync();
+        this.#goodBytes += bytes.length;
         for (const { resolve } of batch) resolve();
       } catch (error) {
+        this.#isTorn = true;
         for (const { reject } of batch) reject(error);
       }
     }
     // In the same tick as the last look at the queue: later, a line that came in between would wait for nobody.
     this.#writing = undefined;
   }
-}
 
-/** So many lines take about 10 ms: then it is the turn of others. */
-const LINES_AT_ONCE = 500;
+  /** A full disk takes part of a line before it refuses: the next one must not be written behind it. */
+  async #mend(): Promise<void> {
+    await this.#file.truncate(this.#goodBytes);
+    this.#isTorn = false;
+  }
+}
 
 /** As `readLines`; a large manifest takes a second or more, in which this process answers its hosts and its client. */
 async function readAll(text: string): Promise<{ lines: ManifestLine[]; damaged: number }> {
@@ -108,10 +132,4 @@ async function readAll(text: string): Promise<{ lines: ManifestLine[]; damaged: 
     await setImmediate();
   }
   return { lines: all, damaged };
-}
-
-function stateOf(lines: readonly ManifestLine[]): ManifestState {
-  const state = new ManifestState();
-  for (const line of lines) state.apply(line);
-  return state;
 }

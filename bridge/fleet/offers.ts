@@ -4,6 +4,8 @@ import type { OfferLine } from '../../shared/protocol.ts';
 import { workUnits } from '../../shared/service-time.ts';
 import type { ServiceTime } from '../../shared/service-time.ts';
 import type { PlanRules } from './batch-plan.ts';
+import { serviceOn } from './host-forecast.ts';
+import type { HostView } from './host-view.ts';
 
 export type OfferedJob = { class: JobClass; request: JobRequest; rules: PlanRules };
 
@@ -18,6 +20,9 @@ export type OfferGroup = {
   maxMegapixels: number;
 };
 
+/** 28 steps at one megapixel. */
+const USUAL_UNITS = 28;
+const SAME_SPEED = 1.3;
 /** The longest offer a frame may carry. */
 const MAX_LINES = 200;
 
@@ -44,6 +49,23 @@ export function groupWaiting(waiting: readonly OfferedJob[]): OfferGroup[] {
 }
 
 /**
+ * Each host's place among those that have the model, slowest first. Bridges that share hosts take turns on each of them,
+ * and the place says who begins: so of two hosts of one speed each serves another bridge first. Learned times vary, so
+ * hosts of about one speed are in the order of their agents, which is the same for every bridge.
+ */
+export function ranksOf(model: string, hosts: readonly HostView[]): Map<string, number> {
+  const placed = hosts.flatMap((host) => {
+    const service = serviceOn(host, { model, hosts });
+    if (service === undefined || host.link.kind !== 'up') return [];
+    const usualMs = service.fixedMs + service.unitMs * USUAL_UNITS;
+    return [{ host, slowness: Math.round(Math.log(usualMs) / Math.log(SAME_SPEED)) }];
+  });
+  const agentOf = (host: HostView): string => host.snapshot?.agentId ?? host.name;
+  placed.sort((a, b) => b.slowness - a.slowness || (agentOf(a.host) < agentOf(b.host) ? -1 : 1));
+  return new Map(placed.map(({ host }, rank) => [host.name, rank]));
+}
+
+/**
  * The offer for one host: a line for each model and class with waiting work. `groups` is the work this host may get,
  * `inFlight` all of this bridge's jobs on all hosts; a model that the host has not is left out.
  */
@@ -51,6 +73,7 @@ export function offerLines(o: {
   groups: readonly OfferGroup[];
   inFlight: readonly { class: JobClass; model: string }[];
   serviceOf: (model: string) => ServiceTime | undefined;
+  rankOf: (model: string) => number;
 }): OfferLine[] {
   const lines = new Map<string, OfferLine>();
   for (const group of o.groups) {
@@ -65,6 +88,7 @@ export function offerLines(o: {
       longestMs: Math.round(Math.max(line?.longestMs ?? 0, service.fixedMs + service.unitMs * group.longestUnits)),
       maxMegapixels: Math.max(line?.maxMegapixels ?? 0, group.maxMegapixels),
       inFlight: 0,
+      rank: o.rankOf(group.model),
     });
   }
   for (const job of o.inFlight) {

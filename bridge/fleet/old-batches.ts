@@ -60,7 +60,10 @@ async function look(root: string, id: string): Promise<Found> {
   const manifest = await open(join(directory, 'manifest.jsonl'), 'r').catch(() => undefined);
   if (manifest === undefined) {
     const changedMs = (await stat(directory).catch(() => undefined))?.mtimeMs ?? Number.POSITIVE_INFINITY;
-    return { id, kind: 'unanswered', changedMs, size: 0 };
+    const names = await readdir(directory).catch(() => []); // removed meanwhile
+    // Somebody may ask for a batch whose manifest was moved aside, because nothing of it could be read.
+    const isKept = names.some((name) => name.includes('.corrupt-'));
+    return { id, kind: isKept ? 'ended' : 'unanswered', changedMs, size: 0 };
   }
   try {
     const { size, mtimeMs } = await manifest.stat();
@@ -68,6 +71,7 @@ async function look(root: string, id: string): Promise<Found> {
       buffer: Buffer.alloc(Math.min(size, TAIL_BYTES)),
       position: Math.max(0, size - TAIL_BYTES),
     });
+    if (size === 0) return { id, kind: 'unanswered', changedMs: mtimeMs, size };
     const isEnded = hasEnd(buffer.toString('utf8', 0, bytesRead));
     return { id, kind: isEnded ? 'ended' : 'unfinished', changedMs: mtimeMs, size };
   } finally {

@@ -9,6 +9,7 @@ import { imageName } from '../output/file-names.ts';
 import { saveImage } from '../output/image-file.ts';
 import type { AgentLink } from './agent-link.ts';
 import type { JobRecord } from './job-record.ts';
+import { resultBytes } from './result-bytes.ts';
 
 /**
  * Brings a result to its final file, and the preview into the batch's directory. The preview is best effort: an image
@@ -25,21 +26,17 @@ export async function fetchResult(o: {
   const { link, record, result, signal } = o;
   const startedMs = performance.now();
   const preview = fetchPreview(o).catch(() => undefined);
-  const answer = await link.transfers.openResult(record.jobId, { bytes: result.bytes, signal });
-  try {
-    const { path } = await saveImage({
-      body: answer.body as AsyncIterable<Buffer>, // no encoding is set, so its chunks are Buffers
-      expected: { sha256: result.sha256, bytes: result.bytes },
-      directory: record.directory,
-      name: record.name ?? nameFor(record, result),
-      onSaving: o.onSaving,
-      signal,
-    });
-    link.transfers.note(performance.now() - startedMs);
-    return { path, previewPath: await preview };
-  } finally {
-    answer.body.destroy();
-  }
+  const { sha256, bytes } = result;
+  const { path } = await saveImage({
+    body: resultBytes(link.transfers, { jobId: record.jobId, sha256, bytes, signal }),
+    expected: { sha256, bytes },
+    directory: record.directory,
+    name: record.name ?? nameFor(record, result),
+    onSaving: o.onSaving,
+    signal,
+  });
+  link.transfers.note(performance.now() - startedMs);
+  return { path, previewPath: await preview };
 }
 
 /** True when the file is there and has exactly these bytes. */

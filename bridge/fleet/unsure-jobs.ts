@@ -26,14 +26,14 @@ export class UnsureJobs {
   }
 
   /** After the silence the job may be taken elsewhere; the attempt stays open, because its host may still come back with it. */
-  tick(job: JobRecord, { nowMs, hasSlept }: { nowMs: number; hasSlept: boolean }): void {
+  tick(job: JobRecord, { nowMs, awakeSinceMs }: { nowMs: number; awakeSinceMs: number }): void {
     const { state } = job;
     if (state.kind !== 'unsure') return;
     const link = this.#book.side.link(state.at.host);
     if (link?.isUp) return this.ask(job, state.at);
-    // Nobody could be heard while this machine slept, so the clock of the silence starts anew.
-    if (hasSlept) job.state = { ...state, sinceMs: nowMs };
-    else if (nowMs - Math.max(state.sinceMs, link?.lastHeardMs ?? 0) >= this.#book.side.times.silenceMs) {
+    // Nobody could be heard while this machine slept, so the clock of the silence starts anew when it wakes.
+    const silentSinceMs = Math.max(state.sinceMs, link?.lastHeardMs ?? 0, awakeSinceMs);
+    if (nowMs - silentSinceMs >= this.#book.side.times.silenceMs) {
       this.#book.enter(job, { kind: 'waiting' });
       job.progress = { step: 0, steps: 0, detail: '' };
     }

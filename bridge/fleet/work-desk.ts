@@ -2,6 +2,7 @@ import { performance } from 'node:perf_hooks';
 import { pause } from '../../shared/abort.ts';
 import { toAppError } from '../../shared/errors.ts';
 import type { AppError } from '../../shared/errors.ts';
+import type { JobClass } from '../../shared/job.ts';
 import type { Log } from '../../shared/log.ts';
 import type { Notification, OfferLine } from '../../shared/protocol.ts';
 import type { AgentLink } from './agent-link.ts';
@@ -13,10 +14,11 @@ import { serviceOn } from './host-forecast.ts';
 import type { HostView } from './host-view.ts';
 import { remainingMs } from './job-record.ts';
 import type { Holding } from './job-record.ts';
-import { isOtherOffer, offerLines } from './offers.ts';
+import { isOtherOffer, offerLines, ranksOf } from './offers.ts';
 import { expectedFinishes } from './placement.ts';
 import type { OwnWork } from './placement.ts';
 import { planSlots } from './plan-slots.ts';
+import type { OwnWaiting } from './plan-slots.ts';
 import { routingText } from './routing.ts';
 
 export type Grant = Extract<Notification, { method: 'slot.grant' }>['params'];
@@ -45,6 +47,8 @@ export class WorkDesk {
   readonly #holdOffs = new Map<string, HoldOff>();
   readonly #work = new Set<Promise<void>>();
   #isFlushDue = false;
+  /** When the last change was told. */
+  #changedMs = Number.NEGATIVE_INFINITY;
 
   constructor(options: DeskOptions) {
     this.#options = options;
@@ -55,9 +59,12 @@ export class WorkDesk {
     const { signal } = this.#options;
     if (this.#isFlushDue || signal.aborted) return;
     this.#isFlushDue = true;
+    // After a quiet time it is a new batch, for which every host stands idle.
+    const isFirst = performance.now() - this.#changedMs > OFFER_COUNTS_MS;
     this.#own(
-      pause(OFFER_SOON_MS, signal).then(() => {
+      pause(isFirst ? 1 : OFFER_SOON_MS, signal).then(() => {
         this.#isFlushDue = false;
+        this.#changedMs = performance.now();
         this.flush({ isAfterChange: true });
       }),
     );
@@ -74,13 +81,14 @@ export class WorkDesk {
     const hosts = this.#options.hosts();
     const granted = { host, slotId: grant.slotId, startsInMs: grant.startsInMs };
     const jobs = planOrder(
-      [...batches.values()].map((batch) => ({ order: batch.header.order, jobs: batch.planJobs(grant.model) })),
+      [...batches.values()].map((batch) => ({ class: batch.header.class, jobs: batch.planJobs(grant.model) })),
     );
-    const slots = planSlots(grant, { hosts, holdings: this.holdings(), nowMs: performance.now(), granted });
+    const waiting = waitingOf(jobs, grant.class);
+    const slots = planSlots(grant, { hosts, holdings: this.holdings(), nowMs: performance.now(), granted, waiting });
     const answer = signal.aborted
       ? ({ kind: 'decline', why: 'this bridge ends' } as const)
       : answerGrant({ ...granted, class: grant.class }, jobs, slots);
-    if (answer.kind === 'decline') return this.#decline(host, { grant, why: answer.why, jobs });
+    if (answer.kind === 'decline') return this.#decline(host, { grant, why: answer.why });
     const { jobId, endsInMs } = answer;
     const batch = this.#batchOf(jobId);
     const request = batch?.requestOf(jobId);
@@ -100,12 +108,15 @@ export class WorkDesk {
     );
     const groups = batches.flatMap((batch) => batch.offerGroups());
     const hosts = this.#options.hosts();
+    const models = new Set(groups.map(({ model }) => model));
+    const ranks = new Map([...models].map((model) => [model, ranksOf(model, hosts)]));
     for (const view of hosts) {
       const link = links.get(view.name);
       if (link?.isUp !== true) continue;
       const mine = this.heldOff(view.name) ? [] : groups.filter(({ rules }) => mayGo(rules, view.name));
       const serviceOf = (model: string) => serviceOn(view, { model, hosts });
-      const lines = offerLines({ groups: mine, inFlight, serviceOf });
+      const rankOf = (model: string) => ranks.get(model)?.get(view.name) ?? 0;
+      const lines = offerLines({ groups: mine, inFlight, serviceOf, rankOf });
       if (!this.#isDue(view.name, { lines, isAfterChange })) continue;
       this.#offers.set(view.name, { lines, sentAtMs: performance.now(), hasDeclined: false });
       this.#own(this.#send(link, lines));
@@ -185,12 +196,11 @@ export class WorkDesk {
     return ageMs >= OFFER_COUNTS_MS && JSON.stringify(lines) !== JSON.stringify(last.lines);
   }
 
-  #decline(host: string, o: { grant: Grant; why: string; jobs: readonly PlanJob[] }): void {
-    const { grant } = o;
+  #decline(host: string, { grant, why }: { grant: Grant; why: string }): void {
     const { log, links, signal } = this.#options;
-    log.debug({ event: 'grant-declined', host, model: grant.model, why: o.why });
-    for (const job of o.jobs) {
-      if (job.class === grant.class && mayGo(job.rules, host)) this.#batchOf(job.jobId)?.markDeclined(job.jobId);
+    log.debug({ event: 'grant-declined', host, model: grant.model, why });
+    for (const batch of this.#options.batches.values()) {
+      if (batch.header.class === grant.class) batch.markDeclined(grant.model, host);
     }
     const offer = this.#offers.get(host);
     if (offer !== undefined) offer.hasDeclined = true;
@@ -221,4 +231,14 @@ export class WorkDesk {
       .finally(() => this.#work.delete(owned));
     this.#work.add(owned);
   }
+}
+
+function waitingOf(jobs: readonly PlanJob[], jobClass: JobClass): OwnWaiting {
+  const waiting = { count: 0, units: 0 };
+  for (const job of jobs) {
+    if (job.class !== jobClass) continue;
+    waiting.count += 1;
+    waiting.units += job.units;
+  }
+  return waiting;
 }

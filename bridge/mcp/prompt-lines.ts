@@ -22,7 +22,7 @@ const NAMES = Object.keys(OwnArguments.shape);
 const NUMBERS = new Set(['width', 'height', 'num_inference_steps', 'guidance_scale', 'seed']);
 
 /**
- * PURE. Checks what the lines say. A key that looks like a misspelt argument is refused with the number of its prompt;
+ * Checks what the lines say. A key that looks like a misspelt argument is refused with the number of its prompt;
  * others, which such files often carry for their owner, are ignored with a note.
  */
 export function ownArguments(lines: readonly PromptLine[]): { own: OwnArguments[]; notes: string[] } {

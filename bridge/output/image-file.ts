@@ -1,11 +1,12 @@
 import { createHash, randomBytes } from 'node:crypto';
 import { lstatSync, renameSync } from 'node:fs';
 import type { FileHandle } from 'node:fs/promises';
-import { link, lstat, mkdir, open, readdir, unlink } from 'node:fs/promises';
+import { link, lstat, open, readdir, unlink } from 'node:fs/promises';
 import { join } from 'node:path';
 import { pause, untilAborted } from '../../shared/abort.ts';
-import { syncDirectory } from '../../shared/durable-file.ts';
+import { makeDirectory, syncDirectory } from '../../shared/durable-file.ts';
 import { AppError, toAppError } from '../../shared/errors.ts';
+import { noSpaceLeft } from './disk-room.ts';
 import { numbered } from './file-names.ts';
 import { HEAD_BYTES, imageKind } from './image-bytes.ts';
 
@@ -36,7 +37,7 @@ export async function saveImage(options: SaveOptions): Promise<{ path: string }>
   const part = partPath(directory);
   try {
     signal.throwIfAborted();
-    await mkdir(directory, { recursive: true });
+    await makeDirectory(directory);
     await writePart(part, options);
     signal.throwIfAborted();
     const path = await publish(part, options);
@@ -45,7 +46,7 @@ export async function saveImage(options: SaveOptions): Promise<{ path: string }>
     return { path };
   } catch (error) {
     await removePart(part);
-    throw signal.aborted ? error : toSaveError(error, directory);
+    throw signal.aborted ? error : await toSaveError(error, options);
   }
 }
 
@@ -131,7 +132,7 @@ async function* untilAbortedEach(body: AsyncIterable<Buffer>, signal: AbortSigna
   try {
     while (true) {
       const next = await untilAborted(chunks.next(), signal).catch((error: unknown) => {
-        throw signal.aborted ? error : broken(error);
+        throw signal.aborted || error instanceof AppError ? error : broken(error);
       });
       isEnded = next.done === true;
       if (next.done === true) return;
@@ -192,14 +193,12 @@ function damaged(why: string): AppError {
   );
 }
 
-function toSaveError(error: unknown, directory: string): AppError {
+async function toSaveError(error: unknown, { directory, expected }: SaveOptions): Promise<AppError> {
   const code = codeOf(error);
   if (NO_SPACE.has(code)) {
-    return new AppError(
-      'DISK_FULL',
-      `No space is left in ${directory}. The host keeps the result. Free some space, or choose another output_dir.`,
-      { cause: error },
-    );
+    const what = await noSpaceLeft(directory, expected.bytes);
+    const next = 'The host keeps the result. Free some space, or choose another output_dir.';
+    return new AppError('DISK_FULL', `${what} ${next}`, { cause: error });
   }
   if (code === '') return toAppError(error, 'SAVE_FAILED');
   return new AppError(

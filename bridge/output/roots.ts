@@ -1,8 +1,7 @@
-import { mkdir, open, realpath, statfs, unlink } from 'node:fs/promises';
+import { realpath } from 'node:fs/promises';
 import { basename, dirname, isAbsolute, join, parse, relative, resolve, sep } from 'node:path';
 import { AppError } from '../../shared/errors.ts';
 import { isDeviceName } from './file-names.ts';
-import { partPath } from './image-file.ts';
 
 /** Where tools may read pictures and write images: real paths, and what relative paths and `~` mean. */
 export type Roots = { home: string; cwd: string; allowed: readonly string[] };
@@ -63,35 +62,6 @@ export async function outputDirectory(o: {
   roots: Roots;
 }): Promise<string> {
   return allowedPath(o.asked ?? o.configured ?? defaultDirectory(o.roots), o.roots);
-}
-
-/** Room that is left free beside the images: other programs need the disk too. */
-const SPARE_BYTES = 200 * 1024 ** 2;
-
-/** Proves that images can be saved here, before a GPU works for them: makes the directory and a file in it, looks at the space. */
-export async function checkWritable(directory: string, { needBytes }: { needBytes: number }): Promise<void> {
-  const probe = partPath(directory);
-  try {
-    await mkdir(directory, { recursive: true });
-    await (await open(probe, 'wx')).close();
-    await unlink(probe);
-  } catch (error) {
-    const code = error instanceof Error && 'code' in error ? String(error.code) : String(error);
-    if (code === 'ENOSPC' || code === 'EDQUOT') throw diskFull(directory, 'none', error);
-    throw new AppError(
-      'PATH_DENIED',
-      `${directory} cannot be written (${code}). Choose another output_dir, or change its permissions.`,
-      { cause: error },
-    );
-  }
-  const { bavail, bsize } = await statfs(directory);
-  const free = bavail * bsize;
-  if (free < 3 * needBytes + SPARE_BYTES) throw diskFull(directory, `${Math.floor(free / 1024 ** 2)} MiB`);
-}
-
-function diskFull(directory: string, free: string, cause?: unknown): AppError {
-  const next = 'Nothing was generated. Free some space, ask for fewer images, or choose another output_dir.';
-  return new AppError('DISK_FULL', `Too little space is left in ${directory} (${free}). ${next}`, { cause });
 }
 
 /** `./generated_images` where the working directory is a project of the user's, else the pictures folder. */

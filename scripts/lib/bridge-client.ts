@@ -25,11 +25,18 @@ export class BridgeClient implements AsyncDisposable {
     this.transport = transport;
   }
 
-  static async start(o: { config: string; home: string; clientName?: string; stderr?: 'inherit' | 'ignore' }) {
+  static async start(o: {
+    config: string;
+    home: string;
+    clientName?: string;
+    stderr?: 'inherit' | 'ignore';
+    /** More environment for the bridge. */
+    env?: Readonly<Record<string, string>>;
+  }) {
     const transport = new StdioClientTransport({
       command: process.execPath,
       args: [resolve('dist/gantry.cjs'), 'bridge', '--config', o.config],
-      env: { PATH: process.env['PATH'] ?? '', HOME: o.home, XDG_STATE_HOME: `${o.home}/.local/state` },
+      env: { PATH: process.env['PATH'] ?? '', HOME: o.home, XDG_STATE_HOME: `${o.home}/.local/state`, ...o.env },
       cwd: o.home,
       stderr: o.stderr ?? 'inherit',
     });

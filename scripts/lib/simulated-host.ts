@@ -25,6 +25,8 @@ export type SimulatedHostOptions = {
   models: Readonly<Record<string, SimulatedModel>>;
   /** Other keys of agent.yaml. */
   config?: Readonly<Record<string, unknown>>;
+  /** More environment for the agent; its servers get none of it. */
+  env?: Readonly<Record<string, string>>;
 };
 
 /** One line of the agent's log: its fixed name, the time, and what else it says. */
@@ -63,15 +65,7 @@ export class SimulatedHost implements AsyncDisposable {
     const gpus = options.gpus.map((gpu, index) => ({ uuid: `GPU-${options.name}-${index}`, ...gpu, index }));
     await writeFile(join(ledger, 'gpus.json'), JSON.stringify(gpus));
     await writeConfig(options, 0);
-    const added = await execa('node', [
-      join(DIST, 'gantry-agent.mjs'),
-      'tokens',
-      'add',
-      'simulation',
-      '--config',
-      configPath(options),
-    ]);
-    const host = new SimulatedHost(options, added.stdout.trim());
+    const host = new SimulatedHost(options, await newToken(options, 'simulation'));
     await host.startAgent();
     return host;
   }
@@ -84,6 +78,11 @@ export class SimulatedHost implements AsyncDisposable {
     const pid = this.#agent?.pid;
     if (pid === undefined) throw new Error(`the agent of ${this.name} does not run`);
     return pid;
+  }
+
+  /** Of the agent as it is started the next time. */
+  set env(env: Readonly<Record<string, string>>) {
+    this.#options = { ...this.#options, env };
   }
 
   get isRunning(): boolean {
@@ -104,6 +103,11 @@ export class SimulatedHost implements AsyncDisposable {
     if (fault === undefined) return await rm(path, { force: true });
     await writeFile(`${path}.tmp`, JSON.stringify(fault));
     await rename(`${path}.tmp`, path);
+  }
+
+  /** A token for one more laptop; the running agent knows it at once. */
+  async addToken(name: string): Promise<string> {
+    return await newToken(this.#options, name);
   }
 
   /** Restarts the agent with other models, and other keys in place of those it had. */
@@ -169,14 +173,20 @@ export class SimulatedHost implements AsyncDisposable {
   }
 }
 
+async function newToken(options: SimulatedHostOptions, name: string): Promise<string> {
+  const command = [join(DIST, 'gantry-agent.mjs'), 'tokens', 'add', name, '--config', configPath(options)];
+  return (await execa('node', command)).stdout.trim();
+}
+
 function spawnAgent(options: SimulatedHostOptions, ledger: string) {
-  return execa('node', [join(DIST, 'gantry-agent.mjs'), 'run', '--config', configPath(options)], {
-    env: { GANTRY_SIM_LEDGER: ledger, PATH: `${join(DIST, 'sim')}:${process.env['PATH'] ?? ''}` },
+  return execa(join(DIST, 'gantry-agent.mjs'), ['run', '--config', configPath(options)], {
+    env: { ...options.env, GANTRY_SIM_LEDGER: ledger, PATH: `${join(DIST, 'sim')}:${process.env['PATH'] ?? ''}` },
     stdin: 'ignore',
     stdout: 'pipe',
     stderr: 'inherit',
     buffer: false,
     reject: false,
+    forceKillAfterDelay: false, // after SIGTERM its jobs and servers have their grace, as under systemd
   });
 }
 

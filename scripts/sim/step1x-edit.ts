@@ -40,6 +40,7 @@ async function main(): Promise<void> {
       say(`${peer} - "${request.method} ${path} HTTP/1.1" ${status}`);
       if (path.startsWith('/api/edit') && engine.edits === options.exitAfter) process.exit(options.exitCode);
     },
+    { log: options.requestLog },
   );
   endOnSignal({
     ...options,

@@ -47,6 +47,7 @@ async function main(): Promise<void> {
       if (path.startsWith('/v1/images/') && engine.counts.finished === options.exitAfter)
         process.exit(options.exitCode);
     },
+    { log: options.requestLog },
   );
   endOnSignal({
     ...options,

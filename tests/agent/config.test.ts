@@ -80,6 +80,7 @@ describe('a good file', () => {
       turnMs: 30_000,
       pingEveryMs: 15_000,
       silenceMs: 45_000,
+      undrainedMs: 30_000,
       retryFirstMs: 2_000,
     });
   });

@@ -12,8 +12,11 @@ const GPU: GpuStatus = {
 const DEGRADED = { ...GPU, isDegraded: true, degraded: '8000 MiB of pid 7 did not come back.' };
 
 /** What is known of a host with one model of its own. */
-function facts(gpus: readonly GpuStatus[], more: { refusal?: string; reason?: string; foreign?: string } = {}): Facts {
-  const { refusal, reason, foreign } = more;
+function facts(
+  gpus: readonly GpuStatus[],
+  more: { refusal?: string; reason?: string; foreign?: string; damaged?: string } = {},
+): Facts {
+  const { refusal, reason, foreign, damaged } = more;
   return {
     exchange: { refusal },
     sampler: {
@@ -25,6 +28,7 @@ function facts(gpus: readonly GpuStatus[], more: { refusal?: string; reason?: st
       gpuStatus: () => [...gpus],
       problems: () => (foreign === undefined ? [] : [foreign]),
     },
+    damaged: { sentences: () => (damaged === undefined ? [] : [damaged]) },
   };
 }
 
@@ -45,6 +49,7 @@ describe('the problems of a host', () => {
       facts([{ ...GPU, health: 'lost', note: 'GPU 0 is lost. Reboot.' }], { reason: 'GPU 0 is lost. Reboot.' }),
       ['No GPU can be read: GPU 0 is lost. Reboot.'],
     ],
+    ['a damaged file', facts([GPU], { damaged: 'learned.json was damaged.' }), ['learned.json was damaged.']],
     ['what other programs cost', facts([GPU], { foreign: 'python3 holds 20 GiB.' }), ['python3 holds 20 GiB.']],
   ])('%s', (_, known, problems) => {
     expect(hostProblems(known)).toEqual(problems);

@@ -123,3 +123,31 @@ test('a token that was revoked while another one is used is noticed, whichever r
   await daemon.refresh();
   expect(revoked).toEqual([phone?.id]);
 });
+
+test.each<[string, (text: string) => string]>([
+  ['cut short', (text) => text.slice(0, -40)],
+  ['with a bad byte', (text) => text.replace('"tokens"', '"tok\u0000ns"')],
+])('a file %s is moved aside, and the tokens that are left in it go on', async (_, damage) => {
+  const made = new TokenStore({ stateDir });
+  const text = await made.add({ name: 'laptop', role: 'operator' });
+  await made.add({ name: 'desk', role: 'viewer' });
+  await made[Symbol.asyncDispose]();
+  await writeFile(file(), damage(await readFile(file(), 'utf8')));
+
+  await using daemon = new TokenStore({ stateDir });
+  expect(await daemon.check(text)).toMatchObject({ role: 'operator' });
+  await using command = new TokenStore({ stateDir });
+  expect((await command.list()).map(({ name }) => name)).toContain('laptop');
+  expect((await readdir(stateDir)).filter((name) => name.startsWith('tokens.json.corrupt-'))).toHaveLength(1);
+});
+
+test('a file that is damaged while the daemon runs revokes nobody', async () => {
+  const revoked: string[] = [];
+  await using daemon = new TokenStore({ stateDir, onRevoked: (id) => revoked.push(id) });
+  const text = await daemon.add({ name: 'laptop', role: 'operator' });
+  await writeFile(file(), 'garbage');
+  expect(await daemon.check(text)).toMatchObject({ role: 'operator' });
+  expect(revoked).toEqual([]);
+  await using command = new TokenStore({ stateDir });
+  expect((await command.list()).map(({ name }) => name)).toEqual(['laptop']);
+});

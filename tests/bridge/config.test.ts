@@ -45,6 +45,7 @@ test('flags win over the environment, that over the file, that over defaults', a
       offerEveryMs: 2_000,
       reconnectFirstMs: 500,
       reconnectMaxMs: 30_000,
+      diskCheckMs: 30_000,
     },
     stateDir: '/state/gantry',
   });

@@ -51,7 +51,12 @@ export async function untilRunning(host: SimulatedHost, alias = 'klein'): Promis
   });
 }
 
-export async function startBatch(bridge: BridgeClient, images = 10, more: { host?: string } = {}): Promise<string> {
+/** So many prompts, 20 at most, each of them `images_per_prompt` times. */
+export async function startBatch(
+  bridge: BridgeClient,
+  images = 10,
+  more: Record<string, unknown> = {},
+): Promise<string> {
   const prompts = Array.from({ length: images }, (_, index) => `picture ${index}`);
   const answer = await bridge.ask('batch_generate', { ...SMALL, prompts, wait_seconds: 0, ...more });
   return String(answer['batch_id']);

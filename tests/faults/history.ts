@@ -14,15 +14,22 @@ export type SeenFile = { path: string; sha256: string; size?: { width: number; h
 
 /**
  * What a batch's manifest and the files on disk say against the promises: no job lost, one file for each, every file
- * whole. PURE. Empty where all of them hold.
+ * whole. `failed` are the indices of jobs that nobody can do. PURE. Empty where all of them hold.
  */
-export function historyProblems(lines: readonly ManifestLine[], files: readonly SeenFile[]): string[] {
+export function historyProblems(
+  lines: readonly ManifestLine[],
+  files: readonly SeenFile[],
+  failed: readonly number[] = [],
+): string[] {
   const jobs = lines.flatMap((line) => (line.type === 'job' ? [line] : []));
   const saved = lines.flatMap((line) => (line.type === 'saved' ? [line] : []));
   const problems: string[] = [];
   for (const { jobId, index, request } of jobs) {
     const mine = saved.filter((line) => line.jobId === jobId);
-    if (mine.length !== 1) problems.push(`job ${index} was saved ${mine.length} times`);
+    const times = failed.includes(index) ? 0 : 1;
+    if (mine.length !== times) problems.push(`job ${index} was saved ${mine.length} times`);
+    const isFailed = lines.some((line) => line.type === 'failed' && line.jobId === jobId);
+    if (isFailed !== failed.includes(index)) problems.push(`job ${index} ${isFailed ? 'failed' : 'did not fail'}`);
     if (attemptsOf(lines, jobId) > MAX_ATTEMPTS) problems.push(`job ${index} had more than ${MAX_ATTEMPTS} attempts`);
     for (const { path, result } of mine) {
       const file = files.find((candidate) => candidate.path === path);
@@ -62,18 +69,24 @@ export async function manifestOf(fleet: TestFleet, batchId: string): Promise<Man
 }
 
 /**
- * The promises about jobs, checked against what is on disk on both sides. For every fault that has jobs; `batchIds` are all
- * batches that wrote into the output directory.
+ * The promises about jobs, checked against what is on disk on both sides. For every fault that has jobs; `batches` are all
+ * batches that wrote into the output directory, by their ids, where jobs had to fail with the indices of those.
  */
-export async function expectHistory(fleet: TestFleet, ...batchIds: readonly string[]): Promise<void> {
-  const histories = await Promise.all(batchIds.map((id) => manifestOf(fleet, id)));
-  const files = await Promise.all((await fleet.outputFiles()).map((name) => look(join(fleet.output, name))));
+export async function expectHistory(
+  fleet: TestFleet,
+  ...batches: readonly (string | { id: string; failed: readonly number[] })[]
+): Promise<void> {
+  const expected = batches.map((batch) => (typeof batch === 'string' ? { id: batch, failed: [] } : batch));
+  const histories = await Promise.all(expected.map(({ id }) => manifestOf(fleet, id)));
+  const lists = expected.map(({ id }) => `batch_${id}.jsonl`); // the results file of a large one is no image
+  const names = (await fleet.outputFiles()).filter((name) => !lists.includes(name));
+  const files = await Promise.all(names.map((name) => look(join(fleet.output, name))));
   const named = new Set(histories.flat().flatMap((line) => (line.type === 'saved' ? [line.path] : [])));
-  for (const lines of histories) {
+  for (const [index, lines] of histories.entries()) {
     const own = new Set(lines.flatMap((line) => (line.type === 'saved' ? [line.path] : [])));
     expect(lines.filter(({ type }) => type === 'job').length, 'jobs in the manifest').toBeGreaterThan(0);
     const notOfOthers = files.filter(({ path }) => own.has(path) || !named.has(path));
-    expect(historyProblems(lines, notOfOthers)).toEqual([]);
+    expect(historyProblems(lines, notOfOthers, expected[index]?.failed)).toEqual([]);
   }
   for (const host of fleet.hosts.filter(({ isRunning }) => isRunning)) {
     await eventually(`every result of ${host.name} is acknowledged`, async () => {

@@ -36,6 +36,7 @@ export function bridgeConfig(): { times: Record<string, string> } {
       offer_every: scaled(LIMITS.offerEveryMs.value),
       reconnect_first: scaled(500),
       reconnect_max: scaled(30_000),
+      disk_check: scaled(30_000),
     },
   };
 }

@@ -34,7 +34,8 @@ export async function teardown(): Promise<void> {
 }
 
 function table(lines: readonly FaultLine[]): string {
-  const sorted = [...lines].sort((a, b) => a.id.localeCompare(b.id));
+  // Rows that ran beside each other wrote in turns.
+  const sorted = [...lines].sort((a, b) => a.id.localeCompare(b.id) || a.fault.localeCompare(b.fault));
   const rows = [
     ['id', 'fault', 'outcome', 'seen after', 'bound'],
     ...sorted.map(({ id, fault, outcome, seenMs, boundMs }, index) => {

@@ -50,7 +50,11 @@ export class TestFleet implements AsyncDisposable {
   }
 
   /** A bridge with a home of its own, connected to all hosts. `config` adds keys to its bridge.yaml. */
-  async bridge(config: Record<string, unknown> = {}, home = `laptop-${this.#bridges.length}`): Promise<BridgeClient> {
+  async bridge(
+    config: Record<string, unknown> = {},
+    home = `laptop-${this.#bridges.length}`,
+    env: Readonly<Record<string, string>> = {},
+  ): Promise<BridgeClient> {
     const directory = join(this.directory, home);
     await mkdir(directory, { recursive: true });
     const path = join(directory, 'bridge.yaml');
@@ -58,7 +62,7 @@ export class TestFleet implements AsyncDisposable {
     await writeFile(path, stringify({ hosts, output_dir: this.output, roots: [this.directory], ...config }), {
       mode: 0o600,
     });
-    const bridge = await BridgeClient.start({ config: path, home: directory, clientName: 'gantry-test' });
+    const bridge = await BridgeClient.start({ config: path, home: directory, clientName: 'gantry-test', env });
     this.#bridges.push(bridge);
     return bridge;
   }

@@ -46,3 +46,14 @@ test('a deadline tells its own end from that of its parent', async () => {
   using late = new Deadline({ ms: 60_000, signal: parent.signal });
   expect(late.signal.aborted).toBe(true);
 });
+
+test('work that fails after its signal aborted fails unseen, also where nobody had waited yet', async () => {
+  const seen: unknown[] = [];
+  const onUnhandled = (reason: unknown): void => void seen.push(reason);
+  process.on('unhandledRejection', onUnhandled);
+  const work = new Promise<never>((_, fail) => setImmediate(() => fail(new Error('later'))));
+  await expect(untilAborted(work, AbortSignal.abort(new Error('enough')))).rejects.toThrow('enough');
+  for (let turn = 0; turn < 3; turn += 1) await new Promise((end) => setImmediate(end));
+  process.off('unhandledRejection', onUnhandled);
+  expect(seen).toEqual([]);
+});

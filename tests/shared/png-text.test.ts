@@ -1,7 +1,8 @@
 import fc from 'fast-check';
 import sharp from 'sharp';
 import { beforeAll, describe, expect, test } from 'vitest';
-import { addTextChunks, readTextChunks } from '../../shared/png-text.ts';
+import type { TextChunk } from '../../shared/png-text.ts';
+import { PNG_HEAD_BYTES, encodeTextChunks, pngSize, readTextChunks } from '../../shared/png-text.ts';
 
 let png: Buffer;
 beforeAll(async () => {
@@ -10,7 +11,27 @@ beforeAll(async () => {
     .toBuffer();
 });
 
-describe('addTextChunks', () => {
+/** As the agent does it while the picture comes. */
+function addTextChunks(picture: Buffer, chunks: readonly TextChunk[]): Buffer {
+  const head = picture.subarray(0, PNG_HEAD_BYTES);
+  return Buffer.concat([head, encodeTextChunks(chunks), picture.subarray(PNG_HEAD_BYTES)]);
+}
+
+describe('pngSize', () => {
+  test('is read from the head alone', () => {
+    expect(pngSize(png.subarray(0, PNG_HEAD_BYTES))).toEqual({ width: 8, height: 4 });
+  });
+
+  test.each([
+    ['a shorter start', () => png.subarray(0, PNG_HEAD_BYTES - 1)],
+    ['bytes that are no PNG', () => Buffer.alloc(PNG_HEAD_BYTES, 'GIF89a')],
+    ['a PNG without a head', () => Buffer.concat([png.subarray(0, 12), Buffer.alloc(30)])],
+  ])('%s has none', (_, start) => {
+    expect(pngSize(start())).toBeUndefined();
+  });
+});
+
+describe('encodeTextChunks', () => {
   test('latin-1 text becomes tEXt right behind IHDR', () => {
     const marked = addTextChunks(png, [{ keyword: 'parameters', text: 'a café\nSteps: 4' }]);
     expect(marked.subarray(0, 33)).toEqual(png.subarray(0, 33));
@@ -38,7 +59,6 @@ describe('addTextChunks', () => {
   });
 
   test.each([
-    ['bytes that are no PNG', () => addTextChunks(Buffer.from('GIF89a'), [])],
     ['an empty keyword', () => addTextChunks(png, [{ keyword: '', text: '' }])],
     ['a keyword of 80 characters', () => addTextChunks(png, [{ keyword: 'k'.repeat(80), text: '' }])],
     ['a NUL in the text', () => addTextChunks(png, [{ keyword: 'k', text: 'a\0b' }])],

@@ -1,5 +1,8 @@
-import { connect } from 'node:net';
 import { once } from 'node:events';
+import { existsSync } from 'node:fs';
+import { readFile } from 'node:fs/promises';
+import { connect } from 'node:net';
+import { join } from 'node:path';
 import { expect, test } from 'vitest';
 import { entryOf, eventually, isAlive, isOpenAfter, kill, SimHost, SimServer } from './sim-server.ts';
 
@@ -40,6 +43,28 @@ test('--exit-delay-ms: the port is free at once, the memory only at the end', as
   await server.exited;
   expect(host.usedMiB()).toBe(0);
 });
+
+test('--request-log has when each request came and when its last byte went out', async () => {
+  await using host = await SimHost.create();
+  const file = join(host.dir, 'requests.jsonl');
+  await using server = await SimServer.omni(host, ['--generate-ms', '150', '--request-log', file]);
+  const beforeMs = Date.now();
+  await server.generate();
+  await eventually('it is noted', async () => (await loggedImages(file)).length === 1);
+  const [first] = await loggedImages(file);
+  expect(first).toMatchObject({ method: 'POST', path: '/v1/images/generations', status: 200 });
+  expect(Number(first?.arrivedMs)).toBeGreaterThan(beforeMs - 50);
+  expect(Number(first?.answeredMs) - Number(first?.arrivedMs)).toBeGreaterThan(140);
+  expect(Number(first?.answeredMs)).toBeLessThan(Date.now() + 50);
+  await using edits = await SimServer.step1x(host, ['--request-log', join(host.dir, 'edits.jsonl')]);
+  await edits.get('/health');
+  await eventually('Step1X-Edit notes them too', () => existsSync(join(host.dir, 'edits.jsonl')));
+});
+
+async function loggedImages(file: string): Promise<Record<string, unknown>[]> {
+  const lines = (await readFile(file, 'utf8')).split('\n').filter((line) => line.includes('/v1/images/'));
+  return lines.map((line) => JSON.parse(line) as Record<string, unknown>);
+}
 
 test('--exit-after N --exit-code C, and 0 during the start', async () => {
   await using host = await SimHost.create();

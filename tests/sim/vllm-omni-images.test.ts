@@ -1,3 +1,4 @@
+import { readFile } from 'node:fs/promises';
 import sharp from 'sharp';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { eventually, imageOf, SimHost, SimServer } from './sim-server.ts';
@@ -54,6 +55,18 @@ describe('generations', () => {
     expect(zip.headers).toMatchObject({ 'content-type': 'application/zip' });
     expect(zip.body.readUInt32LE(0)).toBe(0x04034b50);
     expect(zip.body.readUInt16LE(zip.body.length - 12)).toBe(2);
+  });
+
+  test('--answer-file: its bytes for every prompt and size, as JSON, as a file and as an edit', async () => {
+    await using server = await SimServer.omni(host, ['--answer-file', 'tests/agent/model/input.png']);
+    const picture = await readFile('tests/agent/model/input.png');
+    const first = await server.generate();
+    expect(imageOf(first).equals(picture)).toBe(true);
+    expect((await server.generate({ prompt: 'another', size: '256x256' })).text).toBe(first.text);
+    expect((await server.generate({ response_format: 'file' })).body.equals(picture)).toBe(true);
+    expect(imageOf(await server.postForm('/v1/images/edits', { image: input, prompt: 'x' })).equals(picture)).toBe(
+      true,
+    );
   });
 
   test('refusals travel in one envelope', async () => {

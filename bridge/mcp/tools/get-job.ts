@@ -66,7 +66,7 @@ async function run(args: z.output<typeof input>, context: ToolContext): Promise<
       results: resultsJson(shown),
       ...file.json,
       ...(job === undefined ? qualityJson(view) : { routing: job.routing }),
-      notes: [...(job?.result?.notes ?? []), ...view.warnings, ...file.notes, ...notes],
+      notes: [...(job?.result?.notes ?? []), ...view.notes, ...file.notes, ...notes],
     },
     previews,
   };

@@ -1,5 +1,6 @@
 import { once } from 'node:events';
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
+import { nowMs, requestLog } from './request-log.ts';
 
 export type Answer = { status: number; headers?: Record<string, string>; body: Buffer | string };
 
@@ -11,9 +12,12 @@ export function answeringServer(
   answer: (asked: Asked) => Promise<Answer>,
   /** Called when the last byte is sent, or the client is known to have gone. */
   onAnswered: (asked: Asked, answer: Answer) => void,
+  { log }: { log?: string | undefined } = {},
 ): Server {
+  const note = requestLog(log);
   // requestTimeout 0: an engine may take minutes to read and to answer.
   return createServer({ requestTimeout: 0, keepAliveTimeout: 5_000 }, (request, response) => {
+    const arrivedMs = nowMs();
     const leaving = new AbortController();
     response.on('close', () => leaving.abort(new Error('the client has gone')));
     response.on('error', () => undefined); // the same, seen by a write
@@ -22,8 +26,12 @@ export function answeringServer(
     const asked = { request, path, peer, left: leaving.signal };
     // Nothing in it fails: `answer` turns every failure into an answer.
     void answer(asked).then(async (result) => {
+      let answeredMs: number | undefined;
+      response.once('finish', () => (answeredMs = nowMs()));
       write(response, result);
       if (!response.closed) await once(response, 'close');
+      answeredMs ??= nowMs();
+      note?.({ method: request.method ?? '', path, status: result.status, arrivedMs, answeredMs });
       onAnswered(asked, result);
     });
   });

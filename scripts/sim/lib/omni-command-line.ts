@@ -87,6 +87,7 @@ export const SIM_VALUES = [
   'metrics-prefix',
   'size-field',
   'force-size',
+  'answer-file',
   'response-shape',
   'oom',
   'oom-at',

@@ -1,3 +1,4 @@
+import { readFileSync } from 'node:fs';
 import { performance } from 'node:perf_hooks';
 import { untilAborted } from '../../../shared/abort.ts';
 import { engineDead, EngineFailure } from './engine-failure.ts';
@@ -31,6 +32,7 @@ export class OmniEngine {
   readonly #workers: Workers;
   readonly #sleep: OmniSleep;
   readonly #death = new AbortController();
+  readonly #given: Buffer | undefined;
   #queue: Promise<unknown> = Promise.resolve();
   /** What every later request gets, whatever it asks for. */
   #poison: EngineFailure | undefined;
@@ -45,6 +47,8 @@ export class OmniEngine {
     this.#log = o.log;
     this.#workers = o.workers;
     this.#sleep = new OmniSleep(o);
+    const { answerFile } = o.options;
+    this.#given = answerFile === undefined ? undefined : readFileSync(answerFile);
   }
 
   /** Aborts when the engine dies. */
@@ -168,6 +172,7 @@ export class OmniEngine {
   #draw({ facts, count, size, input, format }: Order): Promise<Buffer[]> {
     const drawings = Array.from({ length: count }, (_, index) => {
       const each = { ...facts, seed: facts.seed + index };
+      if (this.#given !== undefined) return Promise.resolve(this.#given);
       if (this.#sleep.lacksWeights) return drawNoise(each, { size, format });
       return input ? drawEdit(input, each, { size, format }) : drawPicture(each, { ...size, format });
     });

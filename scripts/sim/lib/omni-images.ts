@@ -9,7 +9,15 @@ import { pictureSize, type PictureFormat, type Size } from './picture.ts';
 import { zipped } from './zip.ts';
 
 /** What the image routes need to know of the server around them. */
-export type ImageContext = { engine: OmniEngine; options: OmniOptions; log: EngineLog; host: string; gpu: string };
+export type ImageContext = {
+  engine: OmniEngine;
+  options: OmniOptions;
+  log: EngineLog;
+  host: string;
+  gpu: string;
+  /** With `--answer-file`: the answer to the first generation, which is that to every later one. */
+  given?: Answer;
+};
 
 /** What the pipelines take when a request does not say: 50 steps, whatever the model was distilled to. */
 const PIPELINE_STEPS = 50;
@@ -37,7 +45,15 @@ export async function generations({ request, left }: Asked, context: ImageContex
     stage_durations: { stage_0_gen_ms: Math.round(made.genMs * 10) / 10 },
     peak_memory_mb: made.peakMiB,
   };
-  return json(200, imageObject(made, { order, asked, metrics, options }));
+  const answer = (): Answer => json(200, imageObject(made, { order, asked, metrics, options }));
+  if (options.answerFile === undefined) return answer();
+  context.given ??= inBytes(answer());
+  return context.given;
+}
+
+/** Encoded once, so that nothing but the sending is left to do for the next one. */
+function inBytes(answer: Answer): Answer {
+  return { ...answer, body: Buffer.from(answer.body as string) }; // JSON is text
 }
 
 /** POST /v1/images/edits. Unlike the route above it does not notice that its client left. */

@@ -33,6 +33,8 @@ export type OmniOptions = Behaviour & {
   acceptsAnyModel: boolean;
   sizeField: 'echo' | 'real';
   forcedSize: { width: number; height: number } | undefined;
+  /** Every picture is this file. */
+  answerFile: string | undefined;
   responseShape: 'new' | 'no-metrics' | 'minimal';
   hangsOnSeveral: boolean;
   editsFirstImageOnly: boolean;
@@ -99,6 +101,7 @@ export function omniOptions(argv: string[], environment: NodeJS.ProcessEnv): Omn
     acceptsAnyModel: options.has('accept-any-model'),
     sizeField: options.choice('size-field', ['echo', 'real']) ?? 'echo',
     forcedSize: forcedSize(options),
+    answerFile: options.text('answer-file'),
     responseShape: options.choice('response-shape', ['new', 'no-metrics', 'minimal']) ?? 'new',
     hangsOnSeveral: options.has('hang-on-n'),
     editsFirstImageOnly: options.has('first-image-only'),

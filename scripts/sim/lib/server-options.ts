@@ -21,6 +21,7 @@ export const COMMON_VALUES = [
   'vram-linger-ms',
   'join-ms',
   'log-flood',
+  'request-log',
 ] as const;
 
 /** How a simulated engine behaves, whichever engine it is. */
@@ -45,6 +46,8 @@ export type Behaviour = {
   truncate: number | undefined;
   /** Megabytes of log per second. */
   logFlood: number | undefined;
+  /** The file that gets a line for each request. */
+  requestLog: string | undefined;
   worker: WorkerPlan | undefined;
   noticesWorkerDeath: boolean;
 };
@@ -85,6 +88,7 @@ export function behaviourOf(
     garbage: options.integer('garbage'),
     truncate: options.integer('truncate'),
     logFlood: options.integer('log-flood'),
+    requestLog: options.text('request-log'),
     worker: hasWorker ? worker : undefined,
     noticesWorkerDeath: !options.has('worker-death-unnoticed'),
   };

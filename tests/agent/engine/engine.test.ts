@@ -1,6 +1,4 @@
-import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { Base64Field } from '../../../agent/engine/base64-field.ts';
 import { OutOfStep, engineError, errorText, isOutOfMemory } from '../../../agent/engine/engine.ts';
 import { step1xEdit } from '../../../agent/engine/step1x-edit.ts';
 import { vllmOmni } from '../../../agent/engine/vllm-omni.ts';
@@ -56,39 +54,6 @@ describe('an error answer', () => {
     ['CUDA error: an illegal memory access', true],
   ])('%s is out of memory: %s', (text, is) => {
     expect(isOutOfMemory(text)).toBe(is);
-  });
-});
-
-describe('an image in JSON', () => {
-  test('is decoded whole, however the answer was cut on its way', () => {
-    fc.assert(
-      fc.property(fc.uint8Array({ maxLength: 200 }), fc.array(fc.integer({ min: 1, max: 40 })), (bytes, cuts) => {
-        const image = Buffer.from(bytes);
-        const text = Buffer.from(
-          `{"created":1,"data":[{"b64_json" : "${image.toString('base64')}","url":null}],"x":"y"}`,
-        );
-        const field = new Base64Field('b64_json');
-        let at = 0;
-        for (const length of cuts) {
-          field.push(text.subarray(at, at + length));
-          at += length;
-        }
-        field.push(text.subarray(at));
-        expect(field.result()).toEqual(image);
-      }),
-    );
-  });
-
-  test.each(['{"data":[{"b64_json":"iVBORw0K', '{"data":[]}', '{"b64_json":null}', ''])('is missing in %s', (text) => {
-    const field = new Base64Field('b64_json');
-    field.push(Buffer.from(text));
-    expect(field.result()).toBeUndefined();
-  });
-
-  test('is found after a value of the same name', () => {
-    const field = new Base64Field('b64_json');
-    field.push(Buffer.from('{"format":"b64_json","b64_json":"AAAA"}'));
-    expect(field.result()).toEqual(Buffer.alloc(3));
   });
 });
 

@@ -11,6 +11,7 @@ import sharp from 'sharp';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { ROUTES, route } from '../../../agent/http/routes.ts';
 import { InputStore } from '../../../agent/job/input-store.ts';
+import { PictureProcess } from '../../../agent/job/picture-process.ts';
 import { ResultStore } from '../../../agent/job/result-store.ts';
 import { AppError } from '../../../shared/errors.ts';
 import { fetchBody } from '../../../shared/http-client.ts';
@@ -27,6 +28,7 @@ const png = await sharp({ create: { width: 8, height: 8, channels: 3, background
 const preview = await sharp(png).jpeg().toBuffer();
 
 let dir: string;
+let pictures: PictureProcess;
 let server: Server;
 let base: string;
 let results: ResultStore;
@@ -36,8 +38,9 @@ let arrived: string[];
 
 beforeEach(async () => {
   dir = await mkdtemp(join(tmpdir(), 'gantry-http-'));
-  results = await ResultStore.open({ dir: join(dir, 'results'), quotaBytes: 1e9, keptMs: 1e9, log });
-  inputs = await InputStore.open({ dir: join(dir, 'inputs'), quotaBytes: 1e9, log });
+  pictures = new PictureProcess();
+  results = await ResultStore.open({ dir: join(dir, 'results'), quotaBytes: 1e9, keptMs: 1e9, pictures, log });
+  inputs = await InputStore.open({ dir: join(dir, 'inputs'), quotaBytes: 1e9, pictures, log });
   reasons = [];
   arrived = [];
   const parts = {
@@ -65,6 +68,7 @@ afterEach(async () => {
   server.closeAllConnections();
   server.close();
   await once(server, 'close');
+  await pictures[Symbol.asyncDispose]();
   await rm(dir, { recursive: true, force: true });
 });
 

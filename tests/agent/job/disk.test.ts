@@ -5,14 +5,18 @@ import { join } from 'node:path';
 import { Readable } from 'node:stream';
 import { pino } from 'pino';
 import sharp from 'sharp';
-import { afterEach, describe, expect, test } from 'vitest';
+import { afterAll, afterEach, describe, expect, test } from 'vitest';
 import { InputStore } from '../../../agent/job/input-store.ts';
 import { Journal } from '../../../agent/job/journal.ts';
+import { PictureProcess } from '../../../agent/job/picture-process.ts';
 import { ResultStore } from '../../../agent/job/result-store.ts';
-import type { Job, JobResult } from '../../../shared/job.ts';
+import type { JobResult } from '../../../shared/job.ts';
+import { Job, MAX_ATTEMPT } from '../../../shared/job.ts';
 
 const log = pino({ level: 'silent' });
 const dirs: string[] = [];
+const pictures = new PictureProcess();
+afterAll(() => pictures[Symbol.asyncDispose]());
 
 async function tempDir(): Promise<string> {
   const dir = await mkdtemp(join(tmpdir(), 'gantry-job-'));
@@ -189,8 +193,18 @@ async function png(width = 64, height = 64): Promise<Buffer> {
 
 describe('the result store', () => {
   async function open(dir: string, change: { quotaBytes?: number; keptMs?: number } = {}): Promise<ResultStore> {
-    return await ResultStore.open({ dir, quotaBytes: 1e6, keptMs: 1e6, log, ...change });
+    return await ResultStore.open({ dir, quotaBytes: 1e6, keptMs: 1e6, pictures, log, ...change });
   }
+
+  test.each([9, 10, 99, 100, MAX_ATTEMPT])('attempt %d is as good as the first', async (attempt) => {
+    const dir = await tempDir();
+    const { jobId, ...rest } = job();
+    expect(Job.parse({ jobId, ...rest, attempt }).attempt).toBe(attempt);
+    const image = await png();
+    await (await open(dir)).put('t', jobId, attempt - 1, image, image);
+    await (await open(dir)).put('t', jobId, attempt, image, image);
+    expect((await open(dir)).find('t', jobId)?.attempt).toBe(attempt);
+  });
 
   test('finds the latest attempt again after a restart, under its token only', async () => {
     const dir = await tempDir();
@@ -262,7 +276,7 @@ describe('the input store', () => {
   }
 
   test('keeps the pixels and nothing else: upright, PNG, no metadata', async () => {
-    const store = await InputStore.open({ dir: await tempDir(), quotaBytes: 1e9, log });
+    const store = await InputStore.open({ dir: await tempDir(), quotaBytes: 1e9, pictures, log });
     const photo = await sharp({ create: { width: 60, height: 40, channels: 3, background: '#aa0000' } })
       .withMetadata({ orientation: 6 })
       .withExifMerge({ IFD0: { Copyright: 'somebody' } })
@@ -277,10 +291,10 @@ describe('the input store', () => {
 
   test('is found again after a restart, by its token only', async () => {
     const dir = await tempDir();
-    const store = await InputStore.open({ dir, quotaBytes: 1e9, log });
+    const store = await InputStore.open({ dir, quotaBytes: 1e9, pictures, log });
     const name = await put(store, await png());
     await writeFile(join(dir, 't', `${name}.xyz.part`), 'half');
-    const again = await InputStore.open({ dir, quotaBytes: 1e9, log });
+    const again = await InputStore.open({ dir, quotaBytes: 1e9, pictures, log });
     expect([again.has('t', name), again.has('other', name)]).toEqual([true, false]);
     await expect(again.read('other', name)).rejects.toMatchObject({ code: 'INPUT_MISSING' });
     expect(await readdir(join(dir, 't'))).toEqual([`${name}.png`]);
@@ -316,7 +330,7 @@ describe('the input store', () => {
     ['of an unknown format', async () => Buffer.from('just some text that is no picture')],
   ])('refuses what is %s, by name', async (format, make) => {
     const dir = await tempDir();
-    const store = await InputStore.open({ dir, quotaBytes: 1e9, log });
+    const store = await InputStore.open({ dir, quotaBytes: 1e9, pictures, log });
     const bytes = await make();
     const refused = { code: 'INPUT_INVALID', message: expect.stringContaining(`The input is ${format}`) as string };
     await expect(put(store, bytes)).rejects.toMatchObject(refused);
@@ -326,7 +340,7 @@ describe('the input store', () => {
 
   test('refuses a truncated picture, a bomb, a wrong hash and too many bytes', async () => {
     const dir = await tempDir();
-    const store = await InputStore.open({ dir, quotaBytes: 1e9, log });
+    const store = await InputStore.open({ dir, quotaBytes: 1e9, pictures, log });
     const noise = await sharp({
       create: {
         width: 300,
@@ -353,8 +367,8 @@ describe('the input store', () => {
 
   test('no token has more than its share of the disk, also after a restart', async () => {
     const dir = await tempDir();
-    await put(await InputStore.open({ dir, quotaBytes: 1e9, log }), await png());
-    const store = await InputStore.open({ dir, quotaBytes: 10, log });
+    await put(await InputStore.open({ dir, quotaBytes: 1e9, pictures, log }), await png());
+    const store = await InputStore.open({ dir, quotaBytes: 10, pictures, log });
     await expect(put(store, await png(32, 32))).rejects.toMatchObject({ code: 'QUOTA_EXCEEDED' });
     const other = await png(16, 16);
     await store.put('other', sha(other), Readable.from([other]), limits);
@@ -363,7 +377,7 @@ describe('the input store', () => {
 
   test('an upload that is ended leaves nothing', async () => {
     const dir = await tempDir();
-    const store = await InputStore.open({ dir, quotaBytes: 1e9, log });
+    const store = await InputStore.open({ dir, quotaBytes: 1e9, pictures, log });
     const stop = new AbortController();
     const body = new Readable({ read: () => undefined });
     body.push(Buffer.alloc(100));
@@ -376,17 +390,17 @@ describe('the input store', () => {
 
   test('is deleted one hour after the last job that names it, not before', async () => {
     const dir = await tempDir();
-    const name = await put(await InputStore.open({ dir, quotaBytes: 1e9, log }), await png());
+    const name = await put(await InputStore.open({ dir, quotaBytes: 1e9, pictures, log }), await png());
     const longAgo = new Date(Date.now() - 3_700_000);
     await utimes(join(dir, 't', `${name}.png`), longAgo, longAgo);
-    const store = await InputStore.open({ dir, quotaBytes: 1e9, log });
+    const store = await InputStore.open({ dir, quotaBytes: 1e9, pictures, log });
     const held = store.hold('t', [name]);
     await store.sweep();
     expect(store.has('t', name)).toBe(true);
     held[Symbol.dispose](); // the hour begins now
     await store.sweep();
     expect(store.has('t', name)).toBe(true);
-    await (await InputStore.open({ dir, quotaBytes: 1e9, log })).sweep();
+    await (await InputStore.open({ dir, quotaBytes: 1e9, pictures, log })).sweep();
     expect(await readdir(join(dir, 't'))).toEqual([]);
   });
 });

@@ -8,6 +8,7 @@ import { Drain } from '../../../agent/job/drain.ts';
 import { Exchange } from '../../../agent/job/exchange.ts';
 import { InputStore } from '../../../agent/job/input-store.ts';
 import { Journal } from '../../../agent/job/journal.ts';
+import { PictureProcess } from '../../../agent/job/picture-process.ts';
 import { ResultStore } from '../../../agent/job/result-store.ts';
 import type { Servers } from '../../../agent/job/servers.ts';
 import { pause } from '../../../shared/abort.ts';
@@ -36,11 +37,12 @@ export class ExchangeHost implements AsyncDisposable {
   readonly journal: Journal;
   readonly results: ResultStore;
   readonly inputs: InputStore;
+  readonly pictures: PictureProcess;
   readonly #isOwner: boolean;
   readonly #bridges: TestBridge[] = [];
 
   private constructor(
-    o: Pick<ExchangeHost, 'directory' | 'exchange' | 'journal' | 'results' | 'inputs'>,
+    o: Pick<ExchangeHost, 'directory' | 'exchange' | 'journal' | 'results' | 'inputs' | 'pictures'>,
     isOwner: boolean,
   ) {
     this.directory = o.directory;
@@ -48,15 +50,17 @@ export class ExchangeHost implements AsyncDisposable {
     this.journal = o.journal;
     this.results = o.results;
     this.inputs = o.inputs;
+    this.pictures = o.pictures;
     this.#isOwner = isOwner;
   }
 
   static async start(residency: Servers, options: ExchangeOverrides = {}): Promise<ExchangeHost> {
     const directory = options.directory ?? (await mkdtemp(join(tmpdir(), 'gantry-exchange-')));
     const journal = await Journal.open({ dir: directory, log });
-    const stores = { quotaBytes: options.quotaBytes ?? 1e9, keptMs: 1e9, log };
+    const pictures = new PictureProcess();
+    const stores = { quotaBytes: options.quotaBytes ?? 1e9, keptMs: 1e9, pictures, log };
     const results = await ResultStore.open({ dir: join(directory, 'results'), ...stores });
-    const inputs = await InputStore.open({ dir: join(directory, 'inputs'), quotaBytes: 1e9, log });
+    const inputs = await InputStore.open({ dir: join(directory, 'inputs'), quotaBytes: 1e9, pictures, log });
     const times = { ...TIMES, ...options.times };
     const rest = {
       times,
@@ -68,7 +72,8 @@ export class ExchangeHost implements AsyncDisposable {
     const drain = await Drain.open({ stateDir: directory, log });
     if (options.isDraining === true) await drain.set(true);
     const exchange = new Exchange({ residency, journal, results, inputs, drain, ...rest });
-    return new ExchangeHost({ directory, exchange, journal, results, inputs }, options.directory === undefined);
+    const parts = { directory, exchange, journal, results, inputs, pictures };
+    return new ExchangeHost(parts, options.directory === undefined);
   }
 
   bridge(tokenId = 'token-a', bridgeId = randomUUID()): TestBridge {
@@ -85,6 +90,7 @@ export class ExchangeHost implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.exchange[Symbol.asyncDispose]();
     await this.journal[Symbol.asyncDispose]();
+    await this.pictures[Symbol.asyncDispose]();
     if (this.#isOwner) await rm(this.directory, { recursive: true, force: true });
   }
 }

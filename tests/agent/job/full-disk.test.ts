@@ -6,9 +6,11 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { DiskWatch } from '../../../agent/job/disk-watch.ts';
 import { Journal } from '../../../agent/job/journal.ts';
+import { PictureProcess } from '../../../agent/job/picture-process.ts';
 import { ResultStore } from '../../../agent/job/result-store.ts';
 import { jobOf, log } from './exchange-host.ts';
 
+const pictures = new PictureProcess(); // none is started: nothing is decoded here
 let dir: string;
 beforeEach(async () => {
   dir = await mkdtemp(join(tmpdir(), 'gantry-full-'));
@@ -58,7 +60,7 @@ describe.skipIf(!canLimit())('a disk that is full', () => {
   });
 
   test('is known to the result store until as much as was refused can be written', async () => {
-    const store = await ResultStore.open({ dir, quotaBytes: 1e9, keptMs: 1e9, log });
+    const store = await ResultStore.open({ dir, quotaBytes: 1e9, keptMs: 1e9, pictures, log });
     const image = Buffer.concat([Buffer.from('\x89PNG', 'latin1'), Buffer.alloc(50_000)]);
     using full = limitFileSize(10_000);
     await expect(store.put('t', randomUUID(), 1, image, Buffer.alloc(10))).rejects.toMatchObject({ code: 'DISK_FULL' });
@@ -72,7 +74,7 @@ describe.skipIf(!canLimit())('a disk that is full', () => {
   });
 
   test('is tried again at its own pace, however often somebody asks why there are no grants', async () => {
-    const store = await ResultStore.open({ dir, quotaBytes: 1e9, keptMs: 1e9, log });
+    const store = await ResultStore.open({ dir, quotaBytes: 1e9, keptMs: 1e9, pictures, log });
     let writable = 0;
     await using watch = new DiskWatch({ stores: [store], everyMs: 100, onWritable: () => (writable += 1) });
     const image = Buffer.concat([Buffer.from('\x89PNG', 'latin1'), Buffer.alloc(50_000)]);

@@ -75,10 +75,12 @@ function view(o: {
       lineId: `${at}`,
       sessionId: `s${at}`,
       tokenId: `t${at}`,
+      bridgeId: `b${at}`,
       class: 'batch' as const,
       count: 10,
       workMs: 80_000,
       inFlight: 0,
+      rank: 0,
       waitingMs: 0,
       isDeclined: false,
       wants: slots
@@ -367,14 +369,20 @@ const rows: Row[] = [
   {
     rule: '3: the token with the fewest served ms',
     view: view({ slots: [readyA], lines: [{ model: 'A' }, { model: 'A' }] }),
-    memory: since(0, { servedMs: { t0: 2_000, t1: 1_000 } }),
+    memory: since(0, { servedMs: { t0: 6_000, t1: 1_000 } }),
     grants: ['A:1'],
   },
   {
     rule: '3: what runs now counts as served',
     view: view({
       slots: [
-        { slotId: 'A', model: 'M', isReady: true, phase: 'running', work: [{ tokenId: 't1', expectedMs: 8_000 }] },
+        {
+          slotId: 'A',
+          model: 'M',
+          isReady: true,
+          phase: 'running',
+          work: [{ tokenId: 't1', sessionId: 's1', expectedMs: 8_000 }],
+        },
         { slotId: 'A2', model: 'M', isReady: true, gpus: ['g1'] },
       ],
       lines: [{ model: 'M' }, { model: 'M' }],
@@ -393,11 +401,29 @@ const rows: Row[] = [
         { model: 'A', tokenId: 'high' },
       ],
     }),
-    memory: since(0, { servedMs: { low: 5_000, high: 9_000 }, lastGrant: { s0: 2, s1: 1 }, grants: 2 }),
-    grants: ['A:1'], // equal to 'low', whose session had its grant before
+    memory: since(0, { servedMs: { low: 5_000, high: 19_000 }, sessionMs: { s0: 9_000, s1: 1_000 } }),
+    grants: ['A:1'], // equal to 'low', whose session has had less
   },
   {
-    rule: '3: the sessions of a token in turn',
+    rule: '3: behind by less than half a job is level: the bridges in order',
+    view: view({ slots: [readyA], lines: [{ model: 'A' }, { model: 'A' }] }),
+    memory: since(0, { servedMs: { t0: 4_900, t1: 1_000 } }),
+    grants: ['A:0'],
+  },
+  {
+    rule: '3: and on the next host, as the rank says, beginning with another one',
+    view: view({
+      slots: [readyA],
+      lines: [
+        { model: 'A', rank: 1 },
+        { model: 'A', rank: 7 },
+      ],
+    }),
+    memory: since(0, { servedMs: { t0: 1_000, t1: 4_900 } }),
+    grants: ['A:1'],
+  },
+  {
+    rule: '3: of a token the session that has had the least',
     view: view({
       slots: [readyA],
       lines: [
@@ -405,7 +431,7 @@ const rows: Row[] = [
         { model: 'A', tokenId: 't' },
       ],
     }),
-    memory: since(0, { lastGrant: { s0: 7, s1: 3 }, grants: 7 }),
+    memory: since(0, { servedMs: { t: 10_000 }, sessionMs: { s0: 7_000, s1: 2_000 } }),
     grants: ['A:1'],
   },
   {

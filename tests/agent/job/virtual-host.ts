@@ -14,7 +14,7 @@ export type VirtualModel = {
   /** What it keeps on its GPUs when it is offloaded; it cannot be where this is not said. */
   offloadedMiB?: number;
 };
-type Work = { tokenId: string; class: JobClass; runMs: number; endMs: number };
+type Work = { tokenId: string; sessionId: string; class: JobClass; runMs: number; endMs: number };
 type VirtualSlot = VirtualModel & {
   slotId: string;
   gpus: string[];
@@ -97,7 +97,7 @@ export class VirtualHost {
         isHeldAway: false,
         gpus: slot.gpus,
         swapMs: slot.swapMs,
-        work: slot.work ? [{ tokenId: slot.work.tokenId, expectedMs: slot.work.runMs }] : [],
+        work: slot.work ? [{ ...slot.work, expectedMs: slot.work.runMs }] : [],
         endsInMs: null,
         hasNext: false,
       })),
@@ -166,7 +166,13 @@ export class VirtualHost {
       atMs: this.nowMs,
     });
     const startMs = this.nowMs + (isSwap ? slot.swapMs : 0);
-    slot.work = { tokenId: line.tokenId, class: line.class, runMs: line.runMs, endMs: startMs };
+    slot.work = {
+      tokenId: line.tokenId,
+      sessionId: line.sessionId,
+      class: line.class,
+      runMs: line.runMs,
+      endMs: startMs,
+    };
     if (!isSwap) this.#advance(slot);
   }
 
@@ -179,7 +185,7 @@ export class VirtualHost {
       work.endMs = this.nowMs + work.runMs;
       return;
     }
-    this.memory = rememberRun(this.memory, work.tokenId, work.runMs);
+    this.memory = rememberRun(this.memory, work);
     Object.assign(slot, { phase: 'idle', work: undefined });
   }
 
@@ -199,11 +205,13 @@ export class VirtualHost {
       lineId: lineId(line),
       sessionId: line.sessionId,
       tokenId: line.tokenId,
+      bridgeId: line.sessionId,
       model: line.model,
       class: line.class,
       count: line.jobs,
       workMs: line.jobs * line.runMs,
       inFlight: line.inFlight ?? 0,
+      rank: 0,
       waitingMs: this.nowMs - (line.sinceMs ?? 0),
       isDeclined: line.isDeclined ?? false,
       wants: this.slots

@@ -17,7 +17,28 @@ import { PROFILES } from '../../../shared/profiles.ts';
 import { TIMES, simulateGpus, withLedger } from './simulated-gpus.ts';
 
 export const never = new AbortController().signal;
-export const QUIET = { signal: never, onStep: (): void => undefined };
+export const QUIET = {
+  signal: never,
+  onStep: (): void => undefined,
+  sink: { begin: (): void => undefined, write: () => undefined },
+};
+
+/** Takes the picture of a job, and its last one where there were several. */
+export class Collected {
+  #chunks: Buffer[] = [];
+
+  get image(): Buffer {
+    return Buffer.concat(this.#chunks);
+  }
+
+  begin(): void {
+    this.#chunks = [];
+  }
+
+  write(bytes: Buffer): undefined {
+    this.#chunks.push(bytes);
+  }
+}
 
 const FAULT = 'ledger/nvidia-smi.fault.json';
 
@@ -130,9 +151,14 @@ export class ModelHost implements AsyncDisposable {
   }
 
   /** One small job. */
-  async run(slotId: string, more: Partial<GenerateRequest> = {}): ReturnType<Lease['run']> {
+  async run(
+    slotId: string,
+    more: Partial<GenerateRequest> = {},
+  ): Promise<Awaited<ReturnType<Lease['run']>> & { image: Buffer }> {
     using lease = await this.admit(slotId);
-    return await lease.run(generate(more), [], QUIET);
+    const sink = new Collected();
+    const made = await lease.run(generate(more), [], { ...QUIET, sink });
+    return { ...made, image: sink.image };
   }
 
   move(model: string, to: Destination): Promise<ModelMove> {

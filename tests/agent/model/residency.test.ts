@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
 import { freePort } from '../../../agent/server/free-port.ts';
-import { edit, generate, ModelHost, never, omni, QUIET, step1x, until } from './model-host.ts';
+import { Collected, edit, generate, ModelHost, never, omni, QUIET, step1x, until } from './model-host.ts';
 
 // Real processes: how long they take to start is up to the machine.
 vi.setConfig({ testTimeout: 60_000 });
@@ -32,11 +32,13 @@ describe('a job', () => {
       onDetail: (text) => details.push(text),
     });
     const steps: string[] = [];
-    const { image, runMs } = await lease.run(generate({ steps: 8 }), [], {
+    const sink = new Collected();
+    const { runMs } = await lease.run(generate({ steps: 8 }), [], {
       signal: never,
       onStep: (step, of) => steps.push(`${step}/${of}`),
+      sink,
     });
-    expect(image.subarray(0, 4)).toEqual(PNG);
+    expect(sink.image.subarray(0, 4)).toEqual(PNG);
     expect(runMs).toBeGreaterThan(800);
     expect(steps.length).toBeGreaterThan(0);
     expect(steps.every((text) => text.endsWith('/8'))).toBe(true);
@@ -88,8 +90,9 @@ describe('Step1X-Edit', () => {
       {
         using lease = await host.admit('step1x');
         const input = await readFile('tests/agent/model/input.png');
-        const { image } = await lease.run(edit({ sizeLevel: 512 }), [input], QUIET);
-        expect(image.subarray(0, 4)).toEqual(PNG);
+        const sink = new Collected();
+        await lease.run(edit({ sizeLevel: 512 }), [input], { ...QUIET, sink });
+        expect(sink.image.subarray(0, 4)).toEqual(PNG);
       }
       await until(() => host.state('step1x') === 'offloaded');
       const facts = host.residency.slotFacts('step1x');

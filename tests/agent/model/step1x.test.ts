@@ -8,7 +8,7 @@ import { step1xEdit } from '../../../agent/engine/step1x-edit.ts';
 import { freePort } from '../../../agent/server/free-port.ts';
 import type { ConfiguredModel } from '../../../agent/configured-model.ts';
 import { SEVERAL_AT_ONCE } from '../../helpers/at-once.ts';
-import { edit, ModelHost, never, QUIET, step1x, until } from './model-host.ts';
+import { Collected, edit, ModelHost, never, QUIET, step1x, until } from './model-host.ts';
 
 // Real processes: how long they take to start is up to the machine.
 vi.setConfig({ testTimeout: 60_000, ...SEVERAL_AT_ONCE });
@@ -25,7 +25,9 @@ async function run(
   more: Parameters<typeof edit>[0] = {},
 ): Promise<{ image: Buffer; notes: string[] }> {
   using lease = await host.admit('step1x');
-  return await lease.run(edit({ sizeLevel: 512, ...more }), [input], QUIET);
+  const sink = new Collected();
+  const { notes } = await lease.run(edit({ sizeLevel: 512, ...more }), [input], { ...QUIET, sink });
+  return { image: sink.image, notes };
 }
 
 describe('Step1X-Edit that cannot work', () => {

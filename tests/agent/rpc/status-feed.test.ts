@@ -42,6 +42,33 @@ test('many changes in one moment are one delta', async () => {
   expect(host.deltas).toEqual([{ revision: 1, changed: { memory: { totalMiB: 2, freeMiB: 99 } } }]);
 });
 
+test('what others wait for is told at once, the rest when the gap is over', async () => {
+  await using host = new Host({ minGapMs: 60_000, atOnce: (snapshot) => String(snapshot.isDraining) });
+  host.feed.subscribe(host.listen);
+  await host.change({ driver: '570' });
+  host.set({ driver: '580' }); // would wait a minute by itself
+  expect(host.deltas).toHaveLength(1);
+  await host.change({ isDraining: true });
+  await host.change({ isDraining: false });
+  expect(host.deltas.slice(1)).toEqual([
+    { revision: 2, changed: { driver: '580', isDraining: true } },
+    { revision: 3, changed: { isDraining: false } },
+  ]);
+});
+
+test('a second subscriber costs no build, and its snapshot fits the next delta', async () => {
+  await using host = new Host();
+  host.feed.subscribe(host.listen);
+  await host.change({ isDraining: true });
+  const { builds } = host;
+  host.feed.subscribe(() => undefined);
+  expect(host.feed.snapshotFrame()).toBe(host.feed.snapshotFrame());
+  expect(parse(host.feed.snapshotFrame())?.params).toMatchObject({ revision: 1, snapshot: { isDraining: true } });
+  expect(host.builds).toBe(builds);
+  await host.change({ isDraining: false });
+  expect(host.deltas.at(-1)).toEqual({ revision: 2, changed: { isDraining: false } });
+});
+
 test('ages that run by themselves are no change', async () => {
   await using host = new Host();
   host.feed.subscribe(host.listen);
@@ -69,15 +96,23 @@ test('nothing is built while nobody listens, and a late subscriber starts whole'
 class Host implements AsyncDisposable {
   readonly deltas: unknown[] = [];
   readonly events = new EventEmitter();
-  readonly feed = new StatusFeed({
-    build: () => {
-      this.builds += 1;
-      return this.#state;
-    },
-    minGapMs: 1,
-  });
+  readonly feed: StatusFeed;
   builds = 0;
   #state = EMPTY;
+
+  constructor({
+    minGapMs = 1,
+    atOnce = () => '',
+  }: { minGapMs?: number; atOnce?: (state: HostSnapshot) => string } = {}) {
+    this.feed = new StatusFeed({
+      build: () => {
+        this.builds += 1;
+        return this.#state;
+      },
+      atOnce: () => atOnce(this.#state),
+      minGapMs,
+    });
+  }
 
   readonly listen = (frame: Buffer): void => {
     this.deltas.push(parse(frame)?.params);

@@ -19,6 +19,7 @@ export const TIMES: BridgeTimes = {
   offerEveryMs: 100,
   reconnectFirstMs: 20,
   reconnectMaxMs: 200,
+  diskCheckMs: 200,
 };
 
 export const log = pino({ level: 'silent' });

@@ -3,6 +3,7 @@ import { mkdir, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises'
 import { join } from 'node:path';
 import { performance } from 'node:perf_hooks';
 import { expect, test } from 'vitest';
+import { pause } from '../../../shared/abort.ts';
 import type { JobRequest } from '../../../shared/job.ts';
 import { gpu, MODEL, request } from './builders.ts';
 import { ended, Laptop, opened, until } from './fleet-fixture.ts';
@@ -214,6 +215,28 @@ test('a silent host: its job is done elsewhere, and what it has later is dropped
   expect(await laptop.files()).toEqual(['image-0.png']);
 });
 
+test('a laptop that slept gives every host the whole silence again before its job is taken elsewhere', async () => {
+  await using a = await ScriptedAgent.start('a', { runMs: 30 });
+  await using b = await ScriptedAgent.start('b', { runMs: 3_000 });
+  await using laptop = await Laptop.create();
+  const silenceMs = 1_500;
+  const fleet = await opened(laptop.fleet([a, b], { silenceMs }));
+  a.refuseWith = 503;
+  a.dropLink();
+  const batch = await fleet.start(laptop.order(1));
+  await b.until(() => b.runningJob !== undefined);
+  b.refuseWith = 503;
+  b.dropLink();
+  a.refuseWith = undefined;
+  await until(() => batch.view().jobs[0]?.state === 'unsure', 'unsure');
+  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, silenceMs + 200); // nothing here runs, as in a sleep
+  await pause(silenceMs / 4, new AbortController().signal); // its network takes a while
+  b.refuseWith = undefined;
+  const view = await ended(batch);
+  expect(view.jobs[0]?.attempts.map(({ host }) => host)).toEqual(['b']);
+  expect(a.count('job.take')).toBe(0);
+});
+
 test('a killed bridge: the next one goes on, and redoes nothing that is done', async () => {
   await using a = await ScriptedAgent.start('a', { runMs: 60 });
   await using laptop = await Laptop.create();
@@ -293,9 +316,9 @@ test('a batch whose record was damaged goes on with what is left of it, and says
   await writeFile(path, damaged.join('\n'));
   await writeFile(join(directory, 'left.jpg.part'), 'half a preview');
   const second = await opened(laptop.fleet([a]));
-  await until(() => second.find(batch.id)?.state === 'success', 'the rest is done');
-  expect(second.find(batch.id)).toMatchObject({ total: 5, completed: 5 });
-  expect(second.find(batch.id)?.warnings[0]).toMatch(/^1 line .* 1 image of this batch can no longer be made/);
+  await until(() => second.find(batch.id)?.state === 'partial', 'the rest is done');
+  expect(second.find(batch.id)).toMatchObject({ total: 6, completed: 5, failed: 1 });
+  expect(second.find(batch.id)?.notes[0]).toMatch(/^One line .* Of one image it is not known any more .*corrupt-/);
   expect(await laptop.files()).toHaveLength(5);
   expect(a.count('job.take')).toBeLessThanOrEqual(5);
   const names = await readdir(directory);

@@ -2,14 +2,14 @@ import { appendFile, mkdir, mkdtemp, readdir, readFile, rename, rm, utimes, writ
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { expect, test } from 'vitest';
-import { BatchIndex } from '../../../bridge/fleet/batch-index.ts';
-import { manifestView } from '../../../bridge/fleet/batch-view.ts';
+import { BatchIndex, TAIL_BYTES } from '../../../bridge/fleet/batch-index.ts';
+import { manifestView, repairNotes } from '../../../bridge/fleet/batch-view.ts';
 import type { JobStateKind } from '../../../bridge/fleet/job-state.ts';
-import { ManifestState, readLines, toText } from '../../../bridge/fleet/manifest-lines.ts';
+import { ManifestState, readLines } from '../../../bridge/fleet/manifest-lines.ts';
 import type { ManifestLine } from '../../../bridge/fleet/manifest-lines.ts';
-import { mendNote } from '../../../bridge/fleet/manifest-mend.ts';
 import { Manifest } from '../../../bridge/fleet/manifest.ts';
 import { removeOldBatches } from '../../../bridge/fleet/old-batches.ts';
+import { toCheckedLine } from '../../../shared/checked-line.ts';
 import { request } from './builders.ts';
 
 const batchId = '22222222-2222-4222-8222-222222222222';
@@ -87,75 +87,95 @@ test('lines survive, in order, and a torn last line is not one', async () => {
   await appendFile(directory.file, '{"type":"sav');
   const text = await readFile(directory.file, 'utf8');
   expect(readLines(text)).toMatchObject({ damaged: 0, lines: [header, job, sent, { type: 'phase' }] });
-  const resumed = await resume(directory.file);
-  await resumed.manifest.append([saved]);
-  await resumed.manifest[Symbol.asyncDispose]();
-  expect(readLines(await readFile(directory.file, 'utf8')).lines.at(-1)).toEqual(saved);
+  const resumed = await Manifest.resume(directory.file, { batchId });
+  await resumed?.manifest.append([saved]);
+  await resumed?.manifest[Symbol.asyncDispose]();
+  const now = readLines(await readFile(directory.file, 'utf8'));
+  expect(now.lines.at(-1)).toEqual(saved);
+  expect(now.damaged, 'a torn line is cut off and counts as no damage later').toBe(0);
 });
-
-async function resume(file: string) {
-  const resumed = await Manifest.resume(file);
-  if (resumed === undefined) throw new Error('nothing of use is left in the manifest');
-  return resumed;
-}
 
 const whole: readonly ManifestLine[] = [{ ...header, total: 2 }, job, { ...job, jobId: otherJobId, index: 1 }, sent];
 
-/** What happens to the text of a manifest, what is left of its lines, and what is lost for good. */
+/** What happens to the text of a manifest, what is left of its lines, and how many images are lost for good. */
 test.each<[string, (text: string) => string, ManifestLine['type'][], number]>([
   ['a word', (text) => text.replace('"sent"', '"se\u0000t"'), ['batch', 'job', 'job'], 0],
   ['one bit of a text that stays JSON', (text) => text.replace('"why"', '"whx"'), ['batch', 'job', 'job'], 0],
-  ['a digit of the checksum', (text) => text.replace(/"crc":".(.{7})"\}\n$/, '"crc":"!$1"}\n'), whole.map(typeOf), 0],
-  ['a line end', (text) => text.replace('}\n{"type":"sent"', '}x{"type":"sent"'), ['batch', 'job'], 1],
+  ['the checksum', (text) => text.replace(/"crc":\d+\}\n$/, '"crc":1}\n'), ['batch', 'job', 'job'], 0],
+  ['a line end', (text) => text.replace('}\n{"type":"sent"', '}x{"type":"sent"'), ['batch', 'job', 'job', 'failed'], 1],
   ['the header', (text) => text.replace('{"type":"batch"', '{"type":"botch"'), ['batch', 'job', 'job', 'sent'], 0],
-  ['a job', (text) => text.replace(otherJobId, `${otherJobId.slice(1)}f`), ['batch', 'job', 'sent'], 1],
-])('damaged: %s', async (_, damage, left, lostJobs) => {
+  [
+    'a job',
+    (text) => text.replace(otherJobId, `${otherJobId.slice(1)}f`),
+    ['batch', 'job', 'job', 'sent', 'failed'],
+    1,
+  ],
+])('damaged: %s', async (_, damage, left, lost) => {
   await using directory = await temporary();
-  const text = damage(whole.map(toText).join(''));
+  const text = damage(whole.map(toCheckedLine).join(''));
   await writeFile(directory.file, text);
-  const { manifest, state } = await resume(directory.file);
-  await manifest[Symbol.asyncDispose]();
+  const resumed = await Manifest.resume(directory.file, { batchId });
+  await resumed?.manifest[Symbol.asyncDispose]();
+  expect(resumed?.damaged).toBe(1);
   const after = readLines(await readFile(directory.file, 'utf8'));
-  expect(after.damaged).toBe(0);
-  expect(after.lines.map(typeOf).filter((type) => type !== 'mended')).toEqual(left);
+  expect(after).toMatchObject({ damaged: 0, lines: resumed?.lines });
+  expect(after.lines.map(({ type }) => type).filter((type) => type !== 'repaired')).toEqual(left);
+  const state = stateOf(after.lines);
   expect(state.isWhole).toBe(true);
-  expect(state.jobs.length).toBe(2 - lostJobs);
-  const isDamaged =
-    left.length < whole.length || after.lines[0]?.type !== 'batch' || state.header?.client === 'unknown';
+  expect(state.jobs).toHaveLength(2);
   const kept = (await readdir(directory.path)).filter((name) => name.startsWith('manifest.jsonl.corrupt-'));
-  expect(kept).toHaveLength(isDamaged ? 1 : 0);
-  expect(state.mends.map((one) => one.lostJobs)).toEqual(isDamaged ? [lostJobs] : []);
-  if (kept[0] !== undefined) expect(await readFile(join(directory.path, kept[0]), 'utf8')).toBe(text);
+  expect(kept).toHaveLength(1);
+  const keptAs = join(directory.path, kept[0] ?? '');
+  expect(state.repairs).toEqual([{ type: 'repaired', damaged: 1, lost, keptAs }]);
+  expect(await readFile(keptAs, 'utf8')).toBe(text);
 });
 
-function typeOf({ type }: ManifestLine): ManifestLine['type'] {
-  return type;
+function stateOf(lines: readonly ManifestLine[]): ManifestState {
+  const state = new ManifestState();
+  for (const line of lines) state.apply(line);
+  return state;
 }
 
-test('a manifest without a job that can be read is only kept aside', async () => {
-  await using directory = await temporary();
-  await writeFile(directory.file, 'rubbish\nmore of it\n');
-  expect(await Manifest.resume(directory.file)).toBeUndefined();
-  expect((await readdir(directory.path)).map((name) => name.replace(/\d+$/, ''))).toEqual(['manifest.jsonl.corrupt-']);
-});
-
 test('a note of a damaged record says what is lost and where the rest is', () => {
-  const mended = { type: 'mended' as const, damagedLines: 2, lostJobs: 1, keptAs: '/x.corrupt-1' };
-  expect(mendNote(mended)).toBe(
-    '2 lines of the record of this batch could not be read. 1 image of this batch can no longer be made: ask for them ' +
-      'again. The record as it was is in /x.corrupt-1.',
-  );
+  const repaired = { type: 'repaired' as const, damaged: 2, lost: 1, keptAs: '/x.corrupt-1' };
+  expect(repairNotes([repaired])).toEqual([
+    '2 lines of the record of this batch could not be read. Of one image it is not known any more what was asked for: ' +
+      'ask again for what is not there. The damaged file is kept as /x.corrupt-1.',
+  ]);
 });
 
-test('who only reads a batch that is over is told of damaged lines too', async () => {
+test('who only reads a batch that is over is told of damaged lines, and whoever takes up work mends it', async () => {
   await using directory = await temporary();
   const end: ManifestLine = { type: 'ended', state: 'success', elapsedMs: 9, quality: null };
-  const text = [header, job, sent, saved, end].map(toText).join('');
-  await writeFile(directory.file, text.replace('"why"', '"whx"'));
-  const found = new BatchIndex(dirname(directory.path)).find(batchId);
-  expect(found && manifestView(found.state)?.warnings).toEqual([
-    '1 line of the record of this batch could not be read, so what is said here may lack something.',
+  const text = [header, job, sent, saved, end].map(toCheckedLine).join('');
+  await writeFile(directory.file, text);
+  const index = new BatchIndex(dirname(directory.path));
+  expect(index.unfinished()).toEqual([]);
+  await writeFile(`${directory.file}.new`, text.replace('"why"', '"whx"'));
+  await rename(`${directory.file}.new`, directory.file);
+  expect(index.unfinished()).toEqual([batchId]);
+  expect(index.unfinished({ but: new Set([batchId]) })).toEqual([]);
+  const found = index.find(batchId);
+  expect(found && manifestView(found.state)?.notes).toEqual([
+    'One line of the record of this batch could not be read, so what is said here may lack something.',
   ]);
+  const resumed = await Manifest.resume(directory.file, { batchId });
+  await resumed?.manifest[Symbol.asyncDispose]();
+  expect(index.unfinished()).toEqual([]);
+  expect(index.find(batchId)?.state.ended?.state).toBe('success');
+});
+
+test('damage before the end of a large manifest is seen when somebody asks for the batch', async () => {
+  await using directory = await temporary();
+  const many = Array.from({ length: 500 }, (_, n): ManifestLine => ({ ...sent, jobId, attempt: n + 1 }));
+  const end: ManifestLine = { type: 'ended', state: 'success', elapsedMs: 9, quality: null };
+  const text = [header, job, ...many, saved, end].map(toCheckedLine).join('');
+  expect(text.length).toBeGreaterThan(TAIL_BYTES);
+  await writeFile(directory.file, text.replace('"why"', '"whx"'));
+  const index = new BatchIndex(dirname(directory.path));
+  expect(index.unfinished()).toEqual([]);
+  expect(index.find(batchId)?.state.damaged).toBe(1);
+  expect(index.unfinished()).toEqual([batchId]);
 });
 
 test('the index follows manifests of others as they grow, and when they are cleaned', async () => {
@@ -208,14 +228,27 @@ test('ended batches are removed when they are old or too many, unfinished ones n
   ]);
   await age(join(directory.path, quoting.batchId, 'manifest.jsonl'), nowMs - 400 * day);
   const unanswered = ['55555555-5555-4555-8555-555555555555', '66666666-6666-4666-8666-666666666666'];
-  for (const id of unanswered) await mkdir(join(directory.path, id));
+  const [empty, unreadable] = ['77777777-7777-4777-8777-777777777777', '88888888-8888-4888-8888-888888888888'];
+  for (const id of [...unanswered, empty, unreadable]) await mkdir(join(directory.path, id));
+  await writeFile(join(directory.path, empty, 'manifest.jsonl'), '');
+  await age(join(directory.path, empty, 'manifest.jsonl'), nowMs - 2 * day);
+  await writeFile(join(directory.path, unreadable, 'manifest.jsonl.corrupt-1'), 'rubbish');
+  await age(join(directory.path, unreadable), nowMs - 15 * day);
   await age(join(directory.path, unanswered[0] ?? ''), nowMs - 2 * day);
   await mkdir(join(directory.path, 'not-a-batch'));
 
-  expect(await removeOldBatches(directory.path, { nowMs, keep: 2 })).toBe(4);
-  const left = [...made.slice(0, 2), unfinished.batchId, quoting.batchId, unanswered[1] ?? '', 'not-a-batch'];
+  expect(await removeOldBatches(directory.path, { nowMs, keep: 3 })).toBe(5);
+  const left = [
+    ...made.slice(0, 2),
+    unreadable,
+    unfinished.batchId,
+    quoting.batchId,
+    unanswered[1] ?? '',
+    'not-a-batch',
+  ];
   expect((await readdir(directory.path)).sort()).toEqual(left.sort());
-  expect(await removeOldBatches(directory.path, { nowMs, keep: 2 })).toBe(0);
+  expect(await removeOldBatches(directory.path, { nowMs, keep: 3 })).toBe(0);
+  await rm(join(directory.path, unreadable), { recursive: true });
   for (const id of made.slice(0, 2)) for (const n of [1, 2]) await writeFile(join(directory.path, id, `${n}.jpg`), '');
   expect(await removeOldBatches(directory.path, { nowMs, previews: 3 })).toBe(0);
   const previews = made.slice(0, 2).map(async (id) => (await readdir(join(directory.path, id))).length - 1);

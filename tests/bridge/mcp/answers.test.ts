@@ -56,7 +56,6 @@ function batch(jobs: JobView[], o: Partial<BatchView> = {}): BatchView {
     kind: 'generate',
     state: 'running',
     createdAt: '2026-11-20T00:00:00.000Z',
-    warnings: [],
     jobs,
     completed: count('done'),
     failed: count('failed'),
@@ -64,6 +63,7 @@ function batch(jobs: JobView[], o: Partial<BatchView> = {}): BatchView {
     total: jobs.length,
     etaMs: null,
     elapsedMs: 0,
+    notes: [],
     isOurs: true,
     ...o,
   };

@@ -13,6 +13,7 @@ import { Fleet } from '../../../bridge/fleet/fleet.ts';
 import { createServer } from '../../../bridge/mcp/server.ts';
 import type { Tool, ToolContext } from '../../../bridge/mcp/tool.ts';
 import { defineImageTool, defineTool, MAKES, READS } from '../../../bridge/mcp/tool.ts';
+import { toolList } from '../../../bridge/mcp/tool-list.ts';
 import { TOOLS } from '../../../bridge/mcp/tools.ts';
 import { AppError } from '../../../shared/errors.ts';
 import { createLog } from '../../../shared/log.ts';
@@ -23,6 +24,7 @@ const TIMES = {
   offerEveryMs: 2_000,
   reconnectFirstMs: 500,
   reconnectMaxMs: 30_000,
+  diskCheckMs: 30_000,
 };
 
 /** The real server over a pair of in-memory pipes, with a fleet that has the given hosts. */
@@ -58,7 +60,8 @@ class Session implements AsyncDisposable {
     const session = new Session(client, fleet);
     const server = createServer({
       version: '0.0.0',
-      tools: o.tools ?? TOOLS,
+      listTools: toolList,
+      tools: async () => o.tools ?? TOOLS,
       settings: {
         outputDir: undefined,
         defaultModel: undefined,

@@ -2,11 +2,12 @@ import { describe, expect, test } from 'vitest';
 import { createServer, INSTRUCTIONS } from '../../../bridge/mcp/server.ts';
 import { Client } from '@modelcontextprotocol/sdk/client/index.js';
 import { InMemoryTransport } from '@modelcontextprotocol/sdk/inMemory.js';
-import { TOOLS } from '../../../bridge/mcp/tools.ts';
+import { toolList } from '../../../bridge/mcp/tool-list.ts';
 
 const server = createServer({
   version: '0.0.0',
-  tools: TOOLS,
+  listTools: toolList,
+  tools: () => Promise.reject(new Error('listing tools calls none')),
   settings: {
     outputDir: undefined,
     defaultModel: undefined,

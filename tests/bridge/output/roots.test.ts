@@ -3,7 +3,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import type { RootOptions, Roots } from '../../../bridge/output/roots.ts';
-import { allowedPath, checkWritable, findRoots, outputDirectory } from '../../../bridge/output/roots.ts';
+import { checkWritable } from '../../../bridge/output/disk-room.ts';
+import { allowedPath, findRoots, outputDirectory } from '../../../bridge/output/roots.ts';
 
 let base: string;
 let home: string;

@@ -1,0 +1,72 @@
+import { readFile, writeFile } from 'node:fs/promises';
+import { pause } from '../../shared/abort.ts';
+
+const EVERY_MS = 50;
+/** Of /proc: what sysconf says on every Linux that Node runs on. */
+const TICKS_PER_S = 100;
+
+/** Resident memory in MB (10^6 bytes), the shared pages of the program included. */
+export async function rssMb(pid: number): Promise<number> {
+  return await statusMb(pid, 'VmRSS');
+}
+
+/** CPU time of the process itself since its start. */
+export async function cpuMsOf(pid: number): Promise<number> {
+  const fields = (await readFile(`/proc/${pid}/stat`, 'utf8')).split(') ')[1]?.split(' ') ?? [];
+  return ((Number(fields[11]) + Number(fields[12])) * 1_000) / TICKS_PER_S;
+}
+
+/** The process of this agent that decodes pictures, where there is one. */
+export async function decoderOf(agent: number): Promise<number | undefined> {
+  const children = (await readFile(`/proc/${agent}/task/${agent}/children`, 'utf8')).trim().split(' ').map(Number);
+  for (const pid of children) {
+    const command = await readFile(`/proc/${pid}/cmdline`, 'utf8').catch(() => ''); // gone meanwhile
+    if (command.includes('picture-worker.mjs')) return pid;
+  }
+  return undefined;
+}
+
+/** The most memory that a process had since `watch`, by the kernel's own count; and, sampled, that of another one. */
+export class PeakMemory implements AsyncDisposable {
+  readonly #pid: number;
+  readonly #stop = new AbortController();
+  readonly #watching: Promise<void>;
+  otherPeakMb = 0;
+
+  private constructor(pid: number, also: () => Promise<number | undefined>) {
+    this.#pid = pid;
+    this.#watching = this.#sample(also);
+  }
+
+  static async watch(
+    pid: number,
+    { also = () => Promise.resolve(undefined) }: { also?: () => Promise<number | undefined> } = {},
+  ): Promise<PeakMemory> {
+    await writeFile(`/proc/${pid}/clear_refs`, '5'); // the peak begins with what it has now
+    return new PeakMemory(pid, also);
+  }
+
+  async peakMb(): Promise<number> {
+    return await statusMb(this.#pid, 'VmHWM');
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#stop.abort();
+    await this.#watching;
+  }
+
+  async #sample(also: () => Promise<number | undefined>): Promise<void> {
+    const { signal } = this.#stop;
+    while (!signal.aborted) {
+      const other = await also().catch(() => undefined); // the process ended, and the bench with it
+      const mb = other === undefined ? 0 : await rssMb(other).catch(() => 0);
+      this.otherPeakMb = Math.max(this.otherPeakMb, mb);
+      await pause(EVERY_MS, signal);
+    }
+  }
+}
+
+async function statusMb(pid: number, field: string): Promise<number> {
+  const status = await readFile(`/proc/${pid}/status`, 'utf8');
+  return (Number(new RegExp(`${field}:\\s+(\\d+) kB`).exec(status)?.[1]) * 1_024) / 1e6;
+}
