@@ -344,7 +344,7 @@ test('a batch whose call was never answered is ended unseen, and a broken one ke
   const goodId = batches[2]?.id ?? '';
   await until(() => second.find(goodId)?.state === 'success', 'the good one is done');
   expect(second.find(batches[0]?.id ?? '')).toBeUndefined();
-  expect(second.find(batches[1]?.id ?? '')).toBeUndefined();
+  expect(() => second.find(batches[1]?.id ?? '')).toThrow(/damaged .* kept as .*manifest\.jsonl\.corrupt-/);
   expect(await readFile(unanswered ?? '', 'utf8')).toMatch(/"type":"ended","state":"cancelled"/);
   expect(good).toBeDefined();
 });
