@@ -51,17 +51,22 @@ export function groupWaiting(waiting: readonly OfferedJob[]): OfferGroup[] {
 /**
  * Each host's place among those that have the model, slowest first. Bridges that share hosts take turns on each of them,
  * and the place says who begins: so of two hosts of one speed each serves another bridge first. Learned times vary, so
- * hosts of about one speed are in the order of their agents, which is the same for every bridge.
+ * hosts of about one speed are in the order of their agents, which is the same for every bridge. What is one speed is
+ * said by the slowest of them: between fixed limits two equal hosts that learn could lie now on one side, now on two.
  */
 export function ranksOf(model: string, hosts: readonly HostView[]): Map<string, number> {
   const placed = hosts.flatMap((host) => {
     const service = serviceOn(host, { model, hosts });
     if (service === undefined || host.link.kind !== 'up') return [];
     const usualMs = service.fixedMs + service.unitMs * USUAL_UNITS;
-    return [{ host, slowness: Math.round(Math.log(usualMs) / Math.log(SAME_SPEED)) }];
+    return [{ host, usualMs, agent: host.snapshot?.agentId ?? host.name, slowestMs: usualMs }];
   });
-  const agentOf = (host: HostView): string => host.snapshot?.agentId ?? host.name;
-  placed.sort((a, b) => b.slowness - a.slowness || (agentOf(a.host) < agentOf(b.host) ? -1 : 1));
+  placed.sort((a, b) => b.usualMs - a.usualMs);
+  for (const [at, each] of placed.entries()) {
+    const { slowestMs } = placed[at - 1] ?? each;
+    if (slowestMs <= each.usualMs * SAME_SPEED) each.slowestMs = slowestMs;
+  }
+  placed.sort((a, b) => b.slowestMs - a.slowestMs || (a.agent < b.agent ? -1 : 1));
   return new Map(placed.map(({ host }, rank) => [host.name, rank]));
 }
 

@@ -229,6 +229,23 @@ describe('several bridges', () => {
     expect(Math.max(...moves)).toBeLessThanOrEqual(4);
   }, 30_000);
 
+  test('a grant ahead of the end of a job begins no new turn: the other model is due when the first turn is over', async () => {
+    const big = ['--weights-mib', '14000', '--generate-ms', '100'];
+    await using servers = await SimulatedServers.start([omni('a', big), omni('b', big)], { times: { turnMs: 300 } });
+    const { host } = servers;
+    await host.exchange.move('test/b', 'load', never); // now it is known how long that takes
+    const [first, second] = [host.bridge('token-a'), host.bridge('token-b')];
+    const jobs = Array.from({ length: 300 }, () => jobOf());
+    first.work(jobs);
+    await first.done(jobs[2]?.jobId ?? '');
+    const waits = jobOf({ model: 'test/b' });
+    second.work([waits]);
+    await second.until(() => second.of('job.done').find(({ jobId }) => jobId === waits.jobId), 20_000);
+    const ahead = first.grants.filter(({ startsInMs }) => startsInMs > 0 && startsInMs < 100);
+    expect(ahead.length).toBeGreaterThan(0);
+    expect(first.of('job.done').length).toBeLessThan(jobs.length);
+  }, 40_000);
+
   test('a load by hand waits for its turn among the jobs, then has its slot', async () => {
     const big = ['--weights-mib', '14000', '--generate-ms', '100'];
     await using servers = await SimulatedServers.start([omni('a', big), omni('b', big)], { times: { turnMs: 300 } });

@@ -66,3 +66,17 @@ test('hosts are ranked by speed, those of about one speed by their agents, whate
     ['fast', 2],
   ]);
 });
+
+test('two hosts of one speed keep their order, whatever they have learned', () => {
+  for (const unitMs of [10, 30, 100, 300, 1_000].flatMap((each) =>
+    [1, 1.05, 1.1, 1.15, 1.2, 1.25].map((by) => each * by),
+  )) {
+    const hosts = [
+      host('b', {
+        snap: { agentId: 'b', models: [model({ service: { fixedMs: 0, unitMs: unitMs * 1.1, samples: 9 } })] },
+      }),
+      host('a', { snap: { agentId: 'a', models: [model({ service: { fixedMs: 0, unitMs, samples: 9 } })] } }),
+    ];
+    expect(ranksOf(MODEL, hosts).get('a')).toBe(0);
+  }
+});
