@@ -9,6 +9,7 @@ import type { AddressInfo } from 'node:net';
 import type { RawData, WebSocket } from 'ws';
 import { WebSocketServer } from 'ws';
 import { pause } from '../../shared/abort.ts';
+import type { GpuStatus } from '../../shared/host-snapshot.ts';
 import { HostSnapshot } from '../../shared/host-snapshot.ts';
 import { Frame, SUBPROTOCOL } from '../../shared/protocol.ts';
 
@@ -17,7 +18,7 @@ const TURNS = 20;
 
 const [count = '1', file = ''] = process.argv.slice(2);
 const snapshot = HostSnapshot.parse(JSON.parse(await readFile(file, 'utf8')));
-const links: { socket: WebSocket; revision: number }[] = [];
+const links: { socket: WebSocket; revision: number; gpus: GpuStatus[] }[] = [];
 let sent = 0;
 let isOn = false;
 
@@ -46,9 +47,24 @@ function answer(socket: WebSocket, data: RawData): void {
   const send = (content: object): void => socket.send(JSON.stringify({ jsonrpc: '2.0', ...content }));
   if (frame.method !== 'hello') return send({ id: frame.id, result: {} });
   send({ id: frame.id, result: { agentId: randomUUID(), epoch: randomUUID(), jobs: [] } });
-  send({ method: 'snapshot', params: { revision: 0, snapshot } });
-  links.push({ socket, revision: 0 });
+  const own = ownSnapshot();
+  send({ method: 'snapshot', params: { revision: 0, snapshot: own } });
+  links.push({ socket, revision: 0, gpus: own.gpus });
   if (links.length === Number(count)) process.send?.('linked');
+}
+
+/** Hosts have their own ids, and have learned their own times; what the models are is the same for all. */
+function ownSnapshot(): HostSnapshot {
+  const ms = 1_000 + links.length;
+  const gpus = snapshot.gpus.map((gpu) => ({ ...gpu, uuid: `GPU-${randomUUID()}`, powerW: 50 + Math.random() }));
+  const models = snapshot.models.map((model) => ({
+    ...model,
+    loadMs: ms,
+    wakeMs: ms,
+    idleMs: ms,
+    service: { fixedMs: ms, unitMs: ms + 0.5, samples: 1 },
+  }));
+  return { ...snapshot, agentId: randomUUID(), hostname: `host-${links.length}`, gpus, models };
 }
 
 async function tellEverySecond(): Promise<void> {
@@ -63,7 +79,7 @@ function tell(index: number): void {
   if (link === undefined) return;
   link.revision += 1;
   sent += 1;
-  const gpus = snapshot.gpus.map((gpu) => ({ ...gpu, temperatureC: 30 + (link.revision % 40) }));
+  const gpus = link.gpus.map((gpu) => ({ ...gpu, temperatureC: 30 + (link.revision % 40) }));
   const params = { revision: link.revision, changed: { gpus } };
   link.socket.send(JSON.stringify({ jsonrpc: '2.0', method: 'delta', params }));
 }
