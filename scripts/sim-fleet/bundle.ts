@@ -26,7 +26,7 @@ const REPLACED: Record<string, string> = {
 };
 const REPLACED_FILES: Record<string, string> = {
   'shared/http-client.ts': 'http.ts',
-  'agent/job/final-image.ts': 'final-image.ts',
+  'agent/job/picture-process.ts': 'picture-process.ts',
 };
 const GLOBALS = [
   'AbortController',
@@ -61,8 +61,7 @@ function worldPlugin(changes: readonly TextChange[]): Plugin {
     name: 'simulated-world',
     setup(build) {
       build.onResolve({ filter: /.*/ }, ({ path, importer }) => {
-        if (!isProduct(importer)) return undefined;
-        const replaced = REPLACED[path];
+        const replaced = isProduct(importer) ? REPLACED[path] : undefined;
         if (replaced !== undefined) return { path: join(WORLD, replaced) };
         if (!path.startsWith('.')) return undefined;
         const file = REPLACED_FILES[relative(ROOT, resolve(dirname(importer), path))];

@@ -71,9 +71,9 @@ export const MUTATIONS: readonly Mutation[] = [
   },
   {
     name: 'result-whose-name-is-not-synced',
-    file: 'shared/durable-file.ts',
-    find: 'await rename(temporary, path);\n    await syncDirectory(dirname(path));',
-    replace: 'await rename(temporary, path);',
+    file: 'agent/job/result-store.ts',
+    find: 'await file.publish(path);\n      await syncDirectory(directory);',
+    replace: 'await file.publish(path);',
     caughtBy: 'P3',
     seeds: [1, 2],
   },

@@ -1,6 +1,6 @@
 import type { ManifestLine } from '../../../bridge/fleet/manifest-lines.ts';
 import { contentOf } from '../world/disk.ts';
-import { ownerOf } from '../world/final-image.ts';
+import { ownerOf } from '../world/picture.ts';
 import type { Machine } from '../world/world.ts';
 import { short } from './checks.ts';
 import type { History } from './history.ts';
