@@ -1,4 +1,3 @@
-import { setFlagsFromString } from 'node:v8';
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { createLog } from '../shared/log.ts';
 import { Role } from '../shared/protocol.ts';
@@ -19,10 +18,6 @@ import { run } from './run.ts';
 import { socketPath } from './single-instance.ts';
 import { AGENT_VERSION } from './status.ts';
 import { TokenStore } from './tokens.ts';
-
-// A picture goes through as thousands of short-lived buffers, which are given back when the young generation is collected.
-// It stays at its first megabyte, so that this happens every few of them and not after tens of megabytes.
-setFlagsFromString('--semi-space-growth-factor=1');
 
 const DEFAULT_LOG_LINES = 100;
 /** Ctrl-C ends a command as it ends any program; what the agent was asked for goes on. */

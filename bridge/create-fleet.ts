@@ -3,6 +3,7 @@ import type { Log } from '../shared/log.ts';
 import { createLog } from '../shared/log.ts';
 import type { BridgeConfig } from './config.ts';
 import { Fleet } from './fleet/fleet.ts';
+import { resultsFile } from './mcp/answers.ts';
 
 export type FleetParts = { fleet: Fleet; log: Log };
 
@@ -10,5 +11,6 @@ export type FleetParts = { fleet: Fleet; log: Log };
 export function createFleet(config: BridgeConfig, { clientName }: { clientName: () => string }): FleetParts {
   const log = createLog({ name: 'gantry', to: 'stderr', level: config.logLevel });
   const { hosts, stateDir, times } = config;
-  return { fleet: new Fleet({ hosts, bridgeId: randomUUID(), clientName, stateDir, times, log }), log };
+  const bridgeId = randomUUID();
+  return { fleet: new Fleet({ hosts, bridgeId, clientName, stateDir, times, log, onEnding: resultsFile }), log };
 }

@@ -2,16 +2,17 @@ import { setMaxListeners } from 'node:events';
 import { performance } from 'node:perf_hooks';
 import { AppError, toAppError } from '../../shared/errors.ts';
 import type { Log } from '../../shared/log.ts';
-import { workUnits } from '../../shared/service-time.ts';
 import type { AgentLink } from './agent-link.ts';
 import type { BatchLock } from './batch-lock.ts';
 import type { PlanRules } from './batch-plan.ts';
+import type { BatchView } from './batch-view.ts';
 import { capableHost, roomMiB, sizeOf } from './host-forecast.ts';
 import type { BridgeTimes, HostView } from './host-view.ts';
 import { enterState } from './job-record.ts';
 import type { Holding, JobRecord } from './job-record.ts';
 import { isOver, placeOf } from './job-state.ts';
 import type { JobState } from './job-state.ts';
+import { JobTable } from './job-table.ts';
 import type { ManifestHeader, ManifestLine, ManifestRepair } from './manifest-lines.ts';
 import type { Manifest } from './manifest.ts';
 import type { CapableHost } from './retry-policy.ts';
@@ -34,22 +35,22 @@ export type FleetSide = {
   changed: () => void;
   /** The host refused something for a reason that may pass: no offers to it for a while. */
   holdOff: (host: string, error: AppError) => void;
+  /** All jobs of a batch are over, and it ends when this has resolved; `view` is how. */
+  onEnding: (view: BatchView) => Promise<void>;
   /** The refusal because of which the host gets no offers now. */
   heldOff: (host: string) => AppError | undefined;
 };
 
 /**
  * The jobs of one batch with what makes their changes durable and known: the manifest, the lock, and the work that
- * runs for them. Only here is a state changed.
+ * runs for them. Only here is the kind of a state changed.
  */
 export class BatchBook implements AsyncDisposable {
   readonly header: ManifestHeader;
   readonly directory: string;
-  readonly jobs: readonly JobRecord[];
+  readonly table: JobTable;
   /** What happened to its manifest before this process had it. */
   readonly repairs: readonly ManifestRepair[];
-  /** The same in the order of the plan. */
-  readonly inOrder: readonly JobRecord[];
   readonly side: FleetSide;
   readonly rules: PlanRules;
   readonly lock: BatchLock;
@@ -57,7 +58,6 @@ export class BatchBook implements AsyncDisposable {
   readonly room: RoomWatch;
   /** What ends a job whose work failed in a way nobody foresaw. */
   onBroken: (job: JobRecord, error: AppError) => Promise<void> = () => Promise.resolve();
-  readonly #byId: ReadonlyMap<string, JobRecord>;
   readonly #manifest: Manifest;
   readonly #startedMs: number;
   readonly #life = new AbortController();
@@ -80,13 +80,11 @@ export class BatchBook implements AsyncDisposable {
   }) {
     this.header = o.header;
     this.directory = o.directory;
-    this.jobs = o.jobs;
+    this.table = new JobTable(o.jobs, o.header.order);
     this.repairs = o.repairs ?? [];
-    this.inOrder = o.header.order === 'fifo' ? o.jobs : longestFirst(o.jobs);
     this.side = o.side;
     this.rules = { only: o.header.host ?? undefined, avoid: [], spread: o.header.maxConcurrent ?? undefined };
     this.lock = o.lock;
-    this.#byId = new Map(o.jobs.map((job) => [job.jobId, job]));
     this.#manifest = o.manifest;
     this.#startedMs = performance.now() - o.ageMs;
     this.room = new RoomWatch(this, o);
@@ -107,8 +105,12 @@ export class BatchBook implements AsyncDisposable {
     return this.#closing !== undefined;
   }
 
+  get jobs(): readonly JobRecord[] {
+    return this.table.jobs;
+  }
+
   job(jobId: string): JobRecord | undefined {
-    return this.#byId.get(jobId);
+    return this.table.job(jobId);
   }
 
   /** Time since the batch was started, also by an earlier process. */
@@ -118,13 +120,20 @@ export class BatchBook implements AsyncDisposable {
 
   enter(job: JobRecord, next: JobState): void {
     const place = placeOf(next) ?? placeOf(job.state);
-    enterState(job, next);
+    this.table.move(job, () => enterState(job, next));
     if (isOver(next)) job.endedInMs ??= this.inMs();
     this.changed();
     const phase = next.kind;
     if (place === undefined) return;
     if (phase !== 'accepted' && phase !== 'running' && phase !== 'unsure' && phase !== 'waiting') return;
     this.note({ type: 'phase', jobId: job.jobId, ...place, phase });
+  }
+
+  /** Where a job of an earlier process is, by its manifest: no event, so not by the table of transitions. */
+  restore(job: JobRecord, state: JobState): void {
+    this.table.move(job, () => {
+      job.state = state;
+    });
   }
 
   /** The hosts that could take the job now, with the VRAM that its model could have there. */
@@ -229,9 +238,4 @@ export class BatchBook implements AsyncDisposable {
   async #idle(): Promise<void> {
     while (this.#work.size > 0) await Promise.all(this.#work);
   }
-}
-
-function longestFirst(jobs: readonly JobRecord[]): JobRecord[] {
-  const units = new Map(jobs.map((job) => [job, workUnits(job.request)]));
-  return [...jobs].sort((a, b) => (units.get(b) ?? 0) - (units.get(a) ?? 0) || a.index - b.index);
 }

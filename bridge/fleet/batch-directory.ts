@@ -1,5 +1,5 @@
 import { randomUUID } from 'node:crypto';
-import { readFile, stat } from 'node:fs/promises';
+import { readdir, readFile, rm, stat } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { makeDirectory } from '../../shared/durable-file.ts';
 import { AppError, toAppError } from '../../shared/errors.ts';
@@ -44,31 +44,49 @@ export async function resumeBook(
 ): Promise<BatchBook | undefined> {
   const lock = await BatchLock.acquire(directory, holder);
   if (!(lock instanceof BatchLock)) return undefined;
+  try {
+    const book = await readBook(directory, { side, lock });
+    if (book === undefined) await lock[Symbol.asyncDispose]();
+    return book;
+  } catch (error) {
+    await lock[Symbol.asyncDispose]();
+    throw error;
+  }
+}
+
+async function readBook(
+  directory: string,
+  { side, lock }: { side: FleetSide; lock: BatchLock },
+): Promise<BatchBook | undefined> {
   const batchId = basename(directory);
-  const resumed = await Manifest.resume(join(directory, 'manifest.jsonl'), { batchId }).catch(
-    async (error: unknown) => {
-      await lock[Symbol.asyncDispose]();
-      throw error;
-    },
-  );
+  const resumed = await Manifest.resume(join(directory, 'manifest.jsonl'), { batchId });
   if (resumed === undefined) {
     side.log.warn({ event: 'manifest-unreadable', batchId });
-    await lock[Symbol.asyncDispose]();
     return undefined;
   }
   const { manifest, lines, damaged } = resumed;
   if (damaged > 0) side.log.warn({ event: 'manifest-damaged', batchId, lines: damaged });
   const state = new ManifestState();
   for (const line of lines) state.apply(line);
-  const { header, jobs } = state;
-  if (header === undefined || state.ended !== undefined) {
+  const { header, jobs, repairs } = state;
+  if (header === undefined || state.ended !== undefined || !state.isWhole) {
+    // A process that died before its call was answered: nobody knows the batch, and nothing was sent.
+    if (header !== undefined && state.ended === undefined) await manifest.append([UNANSWERED]);
     await manifest[Symbol.asyncDispose]();
-    await lock[Symbol.asyncDispose]();
+    if (header === undefined) await rm(join(directory, 'manifest.jsonl'));
     return undefined;
   }
+  await removeParts(directory);
   const ageMs = Math.max(0, Date.now() - Date.parse(header.createdAt));
-  const { repairs } = state;
   return new BatchBook({ directory, header, jobs, manifest, lock, side, ageMs, isNew: false, repairs });
+}
+
+const UNANSWERED: ManifestLine = { type: 'ended', state: 'cancelled', elapsedMs: 0, quality: null };
+
+/** What a killed process left half written. Only the holder of the lock writes here. */
+async function removeParts(directory: string): Promise<void> {
+  const parts = (await readdir(directory)).filter((name) => name.endsWith('.part'));
+  for (const name of parts) await rm(join(directory, name), { force: true });
 }
 
 /** What other processes ask for by files: an end of all, or of the jobs with these ids. */

@@ -1,10 +1,11 @@
 import { closeSync, fstatSync, openSync, readdirSync, readFileSync, readSync, statSync } from 'node:fs';
 import { join } from 'node:path';
+import { readCheckedLine } from '../../shared/checked-line.ts';
 import { ManifestState, readLines } from './manifest-lines.ts';
 
 export type Indexed = { batchId: string; state: ManifestState };
 
-/** What was read of one manifest. `state` is dropped for ended batches that nobody asked for lately. */
+/** What was read of one manifest. `state` is there only for batches that somebody asked for lately. */
 type Entry = {
   inode: number;
   readTo: number;
@@ -16,12 +17,15 @@ type Entry = {
   state: ManifestState | undefined;
 };
 
-/** Ended batches whose jobs stay in memory have no more jobs than this together. */
+/** The end of a batch is in the last lines of its manifest. */
+export const TAIL_BYTES = 64 * 1024;
+/** Batches whose jobs stay in memory have no more jobs than this together, but for the last one that was asked for. */
 const JOBS_KEPT = 5_000;
 
 /**
- * All batches in the state directory, whoever works on them, read from their manifests. Only what was appended since the
- * last look is read, and of ended ones only the last asked for are kept.
+ * All batches in the state directory, whoever works on them, read from their manifests when somebody asks for them. After
+ * that only what was appended is read, and only the last asked for are kept. Whether a batch is over is told by the end of
+ * its manifest, so that a look at all of them costs little however large they are.
  */
 export class BatchIndex {
   readonly #directory: string;
@@ -39,11 +43,15 @@ export class BatchIndex {
     return [...this.#entries.values()].reduce((sum, { state }) => sum + (state?.jobs.length ?? 0), 0);
   }
 
-  /** Ids of whole batches that are not ended, and of those whose manifest is damaged, as of now. */
-  unfinished(): string[] {
+  /**
+   * Ids of batches that are not ended, as of now, and of those whose manifest is seen to be damaged: in its last lines, or
+   * anywhere once somebody asked for the batch. The call of one may not be answered yet. Those in `but` are not looked at.
+   */
+  unfinished({ but }: { but?: { has: (id: string) => boolean } } = {}): string[] {
     return this.#ids().filter((id) => {
+      if (but?.has(id) === true) return false;
       const entry = this.#refresh(id);
-      return entry !== undefined && (entry.isDamaged || (!entry.isEnded && this.#whole(id) !== undefined));
+      return entry !== undefined && entry.size > 0 && (entry.isDamaged || !entry.isEnded);
     });
   }
 
@@ -60,12 +68,23 @@ export class BatchIndex {
   /** By the id of the batch or of one of its jobs. */
   find(id: string): Indexed | undefined {
     const ids = this.#ids();
-    if (ids.includes(id)) return this.#whole(id);
+    return ids.includes(id) ? this.#whole(id) : this.#withJob(id, ids);
+  }
+
+  /** The ended batch with this job: what others work on, which may be large, is not read for it. */
+  findEnded(jobId: string): Indexed | undefined {
+    return this.#withJob(
+      jobId,
+      this.#ids().filter((id) => this.#refresh(id)?.isEnded === true),
+    );
+  }
+
+  #withJob(jobId: string, ids: readonly string[]): Indexed | undefined {
     for (const batchId of ids) this.#refresh(batchId);
-    const known = ids.find((batchId) => this.#entries.get(batchId)?.state?.job(id) !== undefined);
+    const known = ids.find((batchId) => this.#entries.get(batchId)?.state?.job(jobId) !== undefined);
     // Those that are not in memory are searched as text, which is quicker than reading their lines.
     const found =
-      known ?? ids.find((batchId) => this.#entries.get(batchId)?.state === undefined && this.#has(batchId, id));
+      known ?? ids.find((batchId) => this.#entries.get(batchId)?.state === undefined && this.#has(batchId, jobId));
     return found === undefined ? undefined : this.#whole(found);
   }
 
@@ -80,7 +99,7 @@ export class BatchIndex {
   #whole(batchId: string): Indexed | undefined {
     const entry = this.#refresh(batchId);
     if (entry === undefined) return undefined;
-    const state = entry.state ?? this.#read(batchId, undefined)?.state;
+    const state = entry.state ?? this.#read(batchId, { state: new ManifestState(), from: 0 })?.state;
     if (state?.isWhole !== true) return undefined;
     this.#keep(batchId);
     return { batchId, state };
@@ -92,10 +111,11 @@ export class BatchIndex {
     if (now !== undefined && known?.inode === now.ino && known.size === now.size) return known;
     // A cleaned manifest is another file, and is read from its start.
     const isSame = now !== undefined && known?.inode === now.ino && known.readTo <= now.size;
-    return this.#read(id, isSame ? known : undefined);
+    return this.#read(id, isSame && known.state !== undefined ? { state: known.state, from: known.readTo } : undefined);
   }
 
-  #read(id: string, known: Entry | undefined): Entry | undefined {
+  /** Follows the jobs of a batch that was asked for; of others only its end is looked at. */
+  #read(id: string, known: { state: ManifestState; from: number } | undefined): Entry | undefined {
     let file: number;
     try {
       file = openSync(join(this.#directory, id, 'manifest.jsonl'), 'r');
@@ -105,28 +125,32 @@ export class BatchIndex {
     }
     try {
       const { size, ino, mtimeMs } = fstatSync(file);
-      const state = known?.state ?? new ManifestState();
-      const from = known?.state === undefined ? 0 : known.readTo;
+      const from = known?.from ?? Math.max(0, size - TAIL_BYTES);
       const bytes = Buffer.alloc(Math.max(0, size - from));
       const read = readSync(file, bytes, 0, bytes.length, from);
-      const end = bytes.subarray(0, read).lastIndexOf(10) + 1; // only whole lines
-      const { lines, damaged } = readLines(bytes.subarray(0, end).toString('utf8'));
-      for (const line of lines) state.apply(line);
+      const text = bytes.subarray(0, bytes.subarray(0, read).lastIndexOf(10) + 1); // only whole lines
       const entry: Entry = {
         inode: ino,
-        readTo: from + end,
+        readTo: from + text.length,
         size: from + read,
         changedMs: mtimeMs,
-        isEnded: state.ended !== undefined,
-        isDamaged: known?.isDamaged === true || damaged > 0,
-        state,
+        isEnded: known === undefined ? hasEnd(text.toString('utf8')) : follow(known.state, text),
+        isDamaged:
+          this.#isKnownDamaged(id, ino) || (known === undefined ? hasBadLine(text, from) : known.state.damaged > 0),
+        state: known?.state,
       };
       this.#entries.set(id, entry);
-      this.#keep(id);
+      if (known !== undefined) this.#keep(id);
       return entry;
     } finally {
       closeSync(file);
     }
+  }
+
+  /** A batch of which only the end is read again. */
+  #isKnownDamaged(id: string, inode: number): boolean {
+    const before = this.#entries.get(id);
+    return before?.inode === inode && before.isDamaged;
   }
 
   /** This one was asked for last; the jobs of those asked for longest ago are dropped when there are too many. */
@@ -137,7 +161,7 @@ export class BatchIndex {
     this.#entries.set(id, entry);
     let jobs = 0;
     for (const one of [...this.#entries.values()].reverse()) {
-      if (!one.isEnded || one.state === undefined) continue;
+      if (one.state === undefined) continue;
       jobs += one.state.jobs.length;
       if (jobs > this.#jobsKept && one !== entry) one.state = undefined;
     }
@@ -151,6 +175,25 @@ export class BatchIndex {
       return false; // removed meanwhile
     }
   }
+}
+
+/** At the start of a line: inside of one, a prompt that says the same has its quotes escaped. */
+export function hasEnd(text: string): boolean {
+  return /^\{"type":"ended".*\}\n/m.test(text);
+}
+
+/** `text` begins at this byte of the manifest: the first line is not whole unless that is 0. */
+function hasBadLine(text: Buffer, from: number): boolean {
+  const lines = text.toString('utf8').split('\n');
+  return lines.slice(from === 0 ? 0 : 1).some((line) => line !== '' && readCheckedLine(line) === undefined);
+}
+
+/** True once the batch is over. */
+function follow(state: ManifestState, text: Buffer): boolean {
+  const { lines, damaged } = readLines(text.toString('utf8'));
+  for (const line of lines) state.apply(line);
+  state.damaged += damaged;
+  return state.ended !== undefined;
 }
 
 function namesIn(directory: string): string[] {

@@ -1,6 +1,7 @@
 import { createHash, randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import { chmodSync, lstatSync, renameSync, rmSync } from 'node:fs';
+import { readdir } from 'node:fs/promises';
 import { connect, createServer } from 'node:net';
 import type { Server } from 'node:net';
 import { userInfo } from 'node:os';
@@ -15,6 +16,9 @@ export type LockHolder = z.infer<typeof LockHolder>;
 /** macOS allows 104 bytes in a socket's path, its closing zero included; `#` and eight more are for a lock in waiting. */
 const MAX_SOCKET_PATH = 100;
 const WAITING_CHARACTERS = 9;
+/** Where the lock is when the path beside the manifest is too long. */
+const LONG_PATHS = '/tmp';
+const DEAD_FOR_MS = 24 * 3_600_000;
 const ANSWER_MS = 1_000;
 /** Longer than the moment between another process finding the lock dead and taking it. */
 const SETTLE_MS = 100;
@@ -68,6 +72,27 @@ export class BatchLock implements AsyncDisposable {
 }
 
 /**
+ * Removes locks in the directory for long paths whose holders died long ago: that of a batch nobody took up stays there
+ * otherwise. A day is far longer than any process needs between finding a lock dead and taking it.
+ */
+export async function sweepDeadLocks({
+  nowMs,
+  directory = LONG_PATHS,
+}: {
+  nowMs: number;
+  directory?: string;
+}): Promise<void> {
+  if (process.platform === 'win32') return;
+  const mine = new RegExp(`^gantry-${userInfo().uid}-[0-9a-f]{20}\\.lock(#[0-9a-f]{8})?$`);
+  for (const name of (await readdir(directory).catch(() => [])).filter((one) => mine.test(one))) {
+    const path = join(directory, name);
+    const found = lstatSync(path, { throwIfNoEntry: false });
+    if (found === undefined || !found.isSocket() || nowMs - found.mtimeMs < DEAD_FOR_MS) continue;
+    if ((await probe(path)) === undefined && inodeOf(path) === found.ino) rmSync(path, { force: true });
+  }
+}
+
+/**
  * Puts a socket of ours in the place of a dead one. Several may have found it dead in the same moment: only who still
  * finds the same dead one goes on, and after a moment the one whose socket is left has the lock.
  */
@@ -95,7 +120,7 @@ function lockPath(directory: string): string {
   const path = join(directory, 'lock');
   return Buffer.byteLength(path) + WAITING_CHARACTERS <= MAX_SOCKET_PATH
     ? path
-    : `/tmp/gantry-${userInfo().uid}-${hash}.lock`;
+    : join(LONG_PATHS, `gantry-${userInfo().uid}-${hash}.lock`);
 }
 
 async function listen(path: string, holder: LockHolder): Promise<Server | undefined> {

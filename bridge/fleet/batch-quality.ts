@@ -8,6 +8,10 @@ export type BatchQuality = {
   lowerBoundMs: number;
   ratio: number;
   jobsByHost: Record<string, number>;
+  /** How often a host loaded or woke the model for it; absent in manifests of older releases. */
+  swaps?: number | undefined;
+  /** Attempts beyond the first of each job. */
+  reRuns?: number | undefined;
 };
 
 /** A host that ran, or could have run, jobs of the batch. `service` is what its agent learned for the model. */
@@ -42,7 +46,16 @@ export function batchQuality(
   const longest = Math.max(...sizes.map(({ size }) => size));
   const lowerBoundMs = Math.max(sum(sizes.map(({ size }) => size)) / fleetRate, longest / fastest);
   if (!Number.isFinite(lowerBoundMs) || lowerBoundMs <= 0) return undefined;
-  return { makespanMs, lowerBoundMs, ratio: makespanMs / lowerBoundMs, jobsByHost };
+  return { makespanMs, lowerBoundMs, ratio: makespanMs / lowerBoundMs, jobsByHost, ...countAttempts(jobs) };
+}
+
+/** A take that was refused is no attempt. */
+function countAttempts(jobs: readonly JobRecord[]): { swaps: number; reRuns: number } {
+  const attempts = jobs.map((job) => job.attempts.filter(({ end }) => end?.kind !== 'refused'));
+  return {
+    swaps: attempts.flat().filter(({ isSwap }) => isSwap === true).length,
+    reRuns: sum(attempts.map(({ length }) => Math.max(0, length - 1))),
+  };
 }
 
 const UNITS_ONLY: ServiceTime = { fixedMs: 0, unitMs: 1, samples: 0 };

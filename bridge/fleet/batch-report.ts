@@ -8,7 +8,7 @@ import type { PlanJob } from './batch-plan.ts';
 import type { QualityHost } from './batch-quality.ts';
 import { capableHost, serviceOn } from './host-forecast.ts';
 import type { JobRecord } from './job-record.ts';
-import { isFetching, isInFlight, isOver } from './job-state.ts';
+import { isFetching, isOver } from './job-state.ts';
 import { expectedFinishes, refusalText } from './placement.ts';
 import { planSlots } from './plan-slots.ts';
 
@@ -36,7 +36,7 @@ export function outlooks(book: BatchBook): Map<JobRecord, Outlook> {
   const found = new Map<JobRecord, Outlook>();
   const nowMs = performance.now();
   const waiting: JobRecord[] = [];
-  for (const job of book.inOrder) {
+  for (const job of book.table.inOrder) {
     const { state, holding } = job;
     if (isOver(state)) continue;
     if (state.kind === 'waiting') waiting.push(job);
@@ -102,7 +102,7 @@ function whyWaiting(book: BatchBook, job: JobRecord): string {
   });
   const [best] = placement.ranked;
   if (best === undefined) return refusalText(job.request.model, placement.refused);
-  if (maxConcurrent !== null && book.jobs.filter(({ state }) => isInFlight(state)).length >= maxConcurrent) {
+  if (maxConcurrent !== null && book.table.inFlight.size >= maxConcurrent) {
     return `waiting: ${maxConcurrent} at a time were asked for`;
   }
   const refusal = book.side.heldOff(best.host);

@@ -1,7 +1,7 @@
 import type { JobError, JobResult } from '../../shared/job.ts';
 import type { BatchKind } from './batch-order.ts';
 import type { BatchQuality } from './batch-quality.ts';
-import type { JobRecord } from './job-record.ts';
+import type { Attempt, JobRecord } from './job-record.ts';
 import { isOver } from './job-state.ts';
 import type { JobStateKind } from './job-state.ts';
 import type { ManifestRepair, ManifestState } from './manifest-lines.ts';
@@ -15,6 +15,7 @@ export type JobView = {
   state: JobStateKind;
   host?: string;
   attempt: number;
+  /** Those that a host may have begun; a take that was refused is none. */
   attempts: { host: string; error?: JobError }[];
   progress: { step: number; steps: number; detail: string };
   /** Expected time until it is done; null where that cannot be said. */
@@ -55,16 +56,17 @@ export type BatchView = {
   isOurs: boolean;
 };
 
+export type EndCounts = { completed: number; failed: number; cancelled: number };
+
 /** `success` when all images are there; `cancelled` when somebody ended it early; else by what came out. */
-export function batchState(jobs: readonly JobRecord[]): BatchState {
-  const counts = countEnds(jobs);
-  if (counts.completed + counts.failed + counts.cancelled < jobs.length) return 'running';
-  if (counts.completed === jobs.length) return 'success';
+export function batchState(counts: EndCounts, total: number): BatchState {
+  if (counts.completed + counts.failed + counts.cancelled < total) return 'running';
+  if (counts.completed === total) return 'success';
   if (counts.cancelled > 0) return 'cancelled';
   return counts.completed > 0 ? 'partial' : 'failed';
 }
 
-export function countEnds(jobs: readonly JobRecord[]): { completed: number; failed: number; cancelled: number } {
+export function countEnds(jobs: readonly JobRecord[]): EndCounts {
   const counts = { completed: 0, failed: 0, cancelled: 0 };
   for (const { state } of jobs) {
     if (state.kind === 'done') counts.completed += 1;
@@ -75,7 +77,7 @@ export function countEnds(jobs: readonly JobRecord[]): { completed: number; fail
 }
 
 /** A batch of another process, or of an earlier one, as its manifest tells. */
-export function manifestView({ header, ended, jobs, repairs }: ManifestState): BatchView | undefined {
+export function manifestView({ header, ended, jobs, repairs, damaged }: ManifestState): BatchView | undefined {
   if (header === undefined) return undefined;
   return {
     batchId: header.batchId,
@@ -88,21 +90,33 @@ export function manifestView({ header, ended, jobs, repairs }: ManifestState): B
     etaMs: ended === undefined ? null : 0,
     elapsedMs: ended?.elapsedMs ?? Math.max(0, Date.now() - Date.parse(header.createdAt)),
     ...(ended?.quality && { quality: ended.quality }),
-    notes: repairNotes(repairs),
+    notes: [...repairNotes(repairs), ...damageNotes(damaged)],
     isOurs: false,
   };
 }
 
-/** One sentence for each time that its manifest was damaged. */
+/** For each time that its manifest was damaged. */
 export function repairNotes(repairs: readonly ManifestRepair[]): string[] {
   return repairs.map(({ damaged, lost, keptAs }) => {
-    const lines = damaged === 1 ? 'One line' : `${damaged} lines`;
-    const images =
+    const images = lost === 1 ? 'one image' : `${lost} images`;
+    const loss =
       lost === 0
         ? 'No image is lost by it.'
-        : `Of ${lost === 1 ? 'one image' : `${lost} images`} it is not known any more what was asked for.`;
-    return `${lines} of the record of this batch could not be read. ${images} The damaged file is kept as ${keptAs}.`;
+        : `Of ${images} it is not known any more what was asked for: ask again for what is not there.`;
+    return `${linesOf(damaged)} of the record of this batch could not be read. ${loss} The damaged file is kept as ${keptAs}.`;
   });
+}
+
+/** For lines that are still in it: nobody has had its lock since. */
+function damageNotes(damaged: number): string[] {
+  if (damaged === 0) return [];
+  return [
+    `${linesOf(damaged)} of the record of this batch could not be read, so what is said here may lack something.`,
+  ];
+}
+
+function linesOf(count: number): string {
+  return count === 1 ? 'One line' : `${count} lines`;
 }
 
 /** What only the process that works on a job knows of it. `detail` says why a waiting job waits. */
@@ -127,7 +141,7 @@ export function jobView(record: JobRecord, extra: JobOutlook = {}): JobView {
     state: state.kind,
     ...(host !== undefined && { host }),
     attempt: 'at' in state ? state.at.attempt : (last?.attempt ?? 0),
-    attempts: record.attempts.map((attempt) => ({
+    attempts: record.attempts.filter(isReal).map((attempt) => ({
       host: attempt.host,
       ...(attempt.end?.kind === 'failed' && { error: attempt.end.error }),
     })),
@@ -144,4 +158,8 @@ export function jobView(record: JobRecord, extra: JobOutlook = {}): JobView {
         timings: { startedInMs: record.startedInMs, endedInMs: record.endedInMs },
       }),
   };
+}
+
+function isReal({ end }: Attempt): boolean {
+  return end?.kind !== 'refused';
 }

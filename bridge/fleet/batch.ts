@@ -2,25 +2,27 @@ import { performance } from 'node:perf_hooks';
 import { untilAborted } from '../../shared/abort.ts';
 import type { JobRequest } from '../../shared/job.ts';
 import type { AgentJob } from '../../shared/protocol.ts';
-import { workUnits } from '../../shared/service-time.ts';
 import { sweepParts } from '../output/image-file.ts';
 import type { BatchBook, FleetSide, PlannedJob } from './batch-book.ts';
 import { createBook, readWishes, resumeBook } from './batch-directory.ts';
 import type { LockHolder } from './batch-lock.ts';
 import type { BatchOrder } from './batch-order.ts';
+import { HORIZON_JOBS, mayGo } from './batch-plan.ts';
 import type { PlanJob } from './batch-plan.ts';
 import { batchQuality } from './batch-quality.ts';
 import type { BatchQuality } from './batch-quality.ts';
 import { explainer, lastEndMs, outlooks, qualityHosts, stillRunningOn } from './batch-report.ts';
-import { batchState, countEnds, jobView, repairNotes } from './batch-view.ts';
-import type { BatchView } from './batch-view.ts';
+import { batchState, jobView, repairNotes } from './batch-view.ts';
+import type { BatchView, EndCounts } from './batch-view.ts';
 import type { JobRecord } from './job-record.ts';
-import { isInFlight, isOver } from './job-state.ts';
+import { isOver } from './job-state.ts';
 import { JobTracker } from './job-tracker.ts';
 import type { Progress } from './job-tracker.ts';
 import type { Taking } from './job-taker.ts';
 import type { ManifestHeader, ManifestLine } from './manifest-lines.ts';
 import { HopelessJobs, jobRules } from './job-rules.ts';
+import { groupWaiting } from './offers.ts';
+import type { OfferGroup } from './offers.ts';
 
 /** A timer this late means that the laptop slept, and so does half of a silence that is set shorter. */
 const SLEPT_MS = 20_000;
@@ -101,45 +103,85 @@ export class Batch implements AsyncDisposable {
     return this.#book.job(jobId)?.request;
   }
 
-  /** Jobs that may be offered now: none while saving is impossible, and none over max_concurrent. */
-  get offered(): readonly PlannedJob[] {
-    const planned = this.planned;
-    const { maxConcurrent } = this.header;
-    return maxConcurrent === null ? planned : planned.slice(0, Math.max(0, maxConcurrent - this.inFlight.length));
+  isJobOver(jobId: string): boolean {
+    const job = this.#book.job(jobId);
+    return job !== undefined && isOver(job.state);
+  }
+
+  /** What may be offered now, added up: nothing while saving is impossible, and nothing over max_concurrent. */
+  offerGroups(): OfferGroup[] {
+    const free = this.#free;
+    if (free <= 0) return [];
+    const rulesOf = jobRules(this.#book);
+    if (free < this.#book.table.count('waiting')) {
+      return groupWaiting(
+        this.#book.table
+          .waiting()
+          .slice(0, free)
+          .map((job) => ({ class: this.header.class, request: job.request, rules: rulesOf.job(job) })),
+      );
+    }
+    return this.#book.table.waitingShapes().map(({ shape, count, retried }) => ({
+      model: shape.request.model,
+      class: this.header.class,
+      rules: retried === undefined ? rulesOf.shape(shape) : rulesOf.job(retried),
+      count,
+      units: count * shape.units,
+      longestUnits: shape.units,
+      maxMegapixels: shape.megapixels,
+    }));
   }
 
   /** All that waits, max_concurrent or not, with where it may go; nothing while saving is impossible. */
   get planned(): PlannedJob[] {
     if (this.#book.pausedBy !== undefined || this.isEnded) return [];
     const rulesOf = jobRules(this.#book);
-    return this.#book.inOrder
-      .filter(({ state }) => state.kind === 'waiting')
-      .map((job) => ({ job, rules: rulesOf(job) }));
+    return this.#book.table.waiting().map((job) => ({ job, rules: rulesOf.job(job) }));
   }
 
-  get inFlight(): readonly JobRecord[] {
-    return this.#book.jobs.filter(({ state }) => isInFlight(state));
+  /** On slots, or on the way there. */
+  get inFlight(): ReadonlySet<JobRecord> {
+    return this.#book.table.inFlight;
   }
 
   /** All that waits for this model, in the order of the plan; nothing while no job may be taken. */
   planJobs(model: string): (PlanJob & { index: number })[] {
-    if (this.offered.length === 0) return [];
+    if (this.#free <= 0) return [];
+    const { table } = this.#book;
+    const rulesOf = jobRules(this.#book);
     const nowMs = performance.now();
-    return this.planned
-      .filter(({ job }) => job.request.model === model)
-      .map(({ job, rules }) => ({
-        jobId: job.jobId,
-        index: job.index,
-        class: this.header.class,
-        units: workUnits(job.request),
-        rules,
-        declinedForMs: job.declinedSinceMs === undefined ? 0 : nowMs - job.declinedSinceMs,
-      }));
+    return table.waitingFor(model).map((job) => ({
+      jobId: job.jobId,
+      index: job.index,
+      class: this.header.class,
+      units: table.shapeOf(job).units,
+      rules: rulesOf.job(job),
+      declinedForMs: job.declinedSinceMs === undefined ? 0 : nowMs - job.declinedSinceMs,
+    }));
   }
 
-  markDeclined(jobId: string): void {
-    const job = this.#book.job(jobId);
-    if (job !== undefined) job.declinedSinceMs ??= performance.now();
+  /** How many more jobs may be on slots: not over max_concurrent, and none while no result can be saved. */
+  get #free(): number {
+    if (this.#book.pausedBy !== undefined || this.isEnded) return 0;
+    return (this.header.maxConcurrent ?? Number.POSITIVE_INFINITY) - this.inFlight.size;
+  }
+
+  /** A slot for this model was declined there. Jobs over max_concurrent could not have had it: they do not wait for it. */
+  markDeclined(model: string, host: string): void {
+    const { table } = this.#book;
+    const free = this.#free;
+    if (free <= 0) return;
+    const isShort = free < table.count('waiting');
+    const jobs = isShort
+      ? table
+          .waiting()
+          .slice(0, free)
+          .filter(({ request }) => request.model === model)
+      : table.waitingFor(model);
+    const rulesOf = jobRules(this.#book);
+    for (const job of jobs.slice(0, HORIZON_JOBS)) {
+      if (mayGo(rulesOf.job(job), host)) job.declinedSinceMs ??= performance.now();
+    }
   }
 
   take(jobId: string, taking: Taking): void {
@@ -185,12 +227,12 @@ export class Batch implements AsyncDisposable {
     return {
       batchId: this.id,
       kind: this.header.kind,
-      state: this.isEnded ? batchState(book.jobs) : 'running',
+      state: this.isEnded ? batchState(this.#ends, book.jobs.length) : 'running',
       createdAt: this.header.createdAt,
       jobs: book.jobs.map((job) =>
         jobView(job, { detail: explain(job), stillRunningOn: stillRunningOn(book, job), ...outlook.get(job) }),
       ),
-      ...countEnds(book.jobs),
+      ...this.#ends,
       total: book.jobs.length,
       etaMs: lastEndMs(outlook),
       ...(book.pausedBy !== undefined && !this.isEnded && { pausedBy: book.pausedBy.message }),
@@ -248,14 +290,20 @@ export class Batch implements AsyncDisposable {
     else if (wishes.some((id) => this.has(id))) await this.cancel(wishes);
   }
 
+  get #ends(): EndCounts {
+    const { table } = this.#book;
+    return { completed: table.count('done'), failed: table.count('failed'), cancelled: table.count('cancelled') };
+  }
+
   async #endIfOver(): Promise<void> {
     const book = this.#book;
-    const state = batchState(book.jobs);
+    const state = batchState(this.#ends, book.jobs.length);
     if (this.isEnded || state === 'running') return;
     const elapsedMs = book.inMs();
-    const makespanMs = Math.max(0, ...book.jobs.map(({ endedInMs }) => endedInMs ?? 0));
+    const makespanMs = book.jobs.reduce((latest, { endedInMs = 0 }) => Math.max(latest, endedInMs), 0);
     const quality = batchQuality(book.jobs, { makespanMs, hosts: qualityHosts(book) });
     this.#end = { elapsedMs, quality };
+    await book.side.onEnding(this.view()).catch((error: unknown) => book.warn('results-not-written', error));
     book.side.log.info({ event: 'batch-ended', batchId: this.id, state, elapsedMs, ...quality });
     await book.record([{ type: 'ended', state, elapsedMs, quality: quality ?? null }]);
     this.#markEnded();

@@ -6,6 +6,7 @@ import { AppError } from '../../shared/errors.ts';
 import { Uuid } from '../../shared/job.ts';
 import type { FleetSide } from './batch-book.ts';
 import { BatchIndex } from './batch-index.ts';
+import { sweepDeadLocks } from './batch-lock.ts';
 import type { BatchOrder } from './batch-order.ts';
 import { manifestView } from './batch-view.ts';
 import type { BatchView } from './batch-view.ts';
@@ -18,6 +19,7 @@ type BatchesOptions = {
   side: FleetSide;
   clientName: () => string;
   signal: AbortSignal;
+  onResumed: (batch: Batch) => void;
   /** Whoever waits for what runs here, and sees its failure. */
   own: (work: Promise<void>) => void;
 };
@@ -25,6 +27,8 @@ type BatchesOptions = {
 /** Ended batches that stay in memory, as long as they have no more jobs than this together. */
 const ENDED_KEPT = 50;
 const ENDED_JOBS_KEPT = 5_000;
+/** What is no longer remembered goes at the start, and then so often: a bridge may run for weeks. */
+const SWEEP_EVERY_MS = 3_600_000;
 
 /**
  * All batches: those this process works on, and, read from the state directory, those of other processes and of earlier
@@ -34,7 +38,7 @@ export class Batches {
   readonly #options: BatchesOptions;
   readonly #own = new Map<string, Batch>();
   readonly #index: BatchIndex;
-  #isSwept = false;
+  #sweptAtMs = Number.NEGATIVE_INFINITY;
   #isScanning = false;
   #scannedAtMs = Number.NEGATIVE_INFINITY;
 
@@ -72,8 +76,7 @@ export class Batches {
 
   /** The job as the manifest of an ended batch has it; undefined while somebody works on it. */
   endedJob(jobId: string): JobRecord | undefined {
-    const found = this.#index.find(jobId)?.state;
-    return found?.ended === undefined ? undefined : found.job(jobId);
+    return this.#index.findEnded(jobId)?.state.job(jobId);
   }
 
   /** Newest first, at most so many. */
@@ -130,26 +133,24 @@ export class Batches {
 
   async #resumeAll(): Promise<void> {
     const { root, side, clientName, signal } = this.#options;
-    if (!this.#isSwept) {
-      this.#isSwept = true;
+    if (performance.now() - this.#sweptAtMs > SWEEP_EVERY_MS) {
+      this.#sweptAtMs = performance.now();
       const removed = await removeOldBatches(root, { nowMs: Date.now() });
       if (removed > 0) side.log.info({ event: 'old-batches-removed', count: removed });
+      await sweepDeadLocks({ nowMs: Date.now() });
     }
-    for (const batchId of this.#index.unfinished()) {
+    for (const batchId of this.#index.unfinished({ but: this.#own })) {
       if (this.#own.has(batchId) || signal.aborted) continue;
       const holder = { pid: process.pid, client: clientName() };
-      const batch = await Batch.resume(join(root, batchId), { side, holder });
+      const batch = await Batch.resume(join(root, batchId), { side, holder }).catch((error: unknown) => {
+        side.log.error({ event: 'batch-not-resumed', batchId, err: error }); // the others are, and this one is tried again
+        return undefined;
+      });
       if (batch === undefined) continue;
       this.#own.set(batchId, batch);
       if (signal.aborted) await batch[Symbol.asyncDispose]();
-      else this.#meet(batch);
+      else this.#options.onResumed(batch);
     }
-  }
-
-  /** Hosts that said hello before the batch was resumed are asked again what they have. */
-  #meet(batch: Batch): void {
-    this.#options.side.changed();
-    batch.tick();
   }
 
   /** The oldest ended batches are from then on read from their manifests. */

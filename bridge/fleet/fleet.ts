@@ -23,6 +23,8 @@ type FleetOptions = {
   stateDir: string;
   times: BridgeTimes;
   log: Log;
+  /** Called before a batch ends; a failure is logged, and the batch ends all the same. */
+  onEnding?: (view: BatchView) => Promise<unknown>;
 };
 
 const TICK_MS = 250;
@@ -59,6 +61,9 @@ export class Fleet implements AsyncDisposable {
       waitingBefore: (batchId) => this.#desk.waitingBefore(batchId),
       changed: () => this.#changed(),
       holdOff: (host, error) => this.#desk.holdOff(host, error),
+      onEnding: async (view) => {
+        await options.onEnding?.(view);
+      },
       heldOff: (host) => this.#desk.heldOff(host),
     };
     this.#batches = new Batches({
@@ -66,6 +71,7 @@ export class Fleet implements AsyncDisposable {
       side,
       clientName: options.clientName,
       signal: this.#stop.signal,
+      onResumed: (batch) => this.#events.onResumed(batch),
       own: (work) => this.#own(work),
     });
     this.#desk = new WorkDesk({

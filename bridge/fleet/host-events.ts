@@ -1,5 +1,6 @@
 import type { AgentJob, Notification } from '../../shared/protocol.ts';
 import type { AgentLink } from './agent-link.ts';
+import type { Batch } from './batch.ts';
 import type { Batches } from './batches.ts';
 import { isOver } from './job-state.ts';
 import type { WorkDesk } from './work-desk.ts';
@@ -16,6 +17,8 @@ type HostEventsOptions = {
 /** What hosts say, brought to whom it concerns: grants to the desk, jobs to their batches. */
 export class HostEvents {
   readonly #options: HostEventsOptions;
+  /** What each host had, at its hello, of batches that this process did not work on. */
+  readonly #strangers = new Map<string, readonly AgentJob[]>();
 
   constructor(options: HostEventsOptions) {
     this.#options = options;
@@ -27,12 +30,23 @@ export class HostEvents {
     desk.forget(host);
     for (const batch of batches.own.values()) batch.onHello(host, jobs);
     const strangers = jobs.filter(({ jobId }) => batches.batch(jobId) === undefined);
+    this.#strangers.set(host, strangers);
     if (strangers.length > 0) own(this.#settleStrangers(host, strangers));
     changed();
   }
 
+  /** Hosts whose hello came before the batch was resumed: what is over is acknowledged, and `tick` asks for the rest. */
+  onResumed(batch: Batch): void {
+    for (const [host, jobs] of this.#strangers) {
+      for (const said of jobs) if (batch.isJobOver(said.jobId)) batch.onAgentJob(host, said);
+    }
+    this.#options.changed();
+    batch.tick();
+  }
+
   onDown(host: string): void {
     const { batches, desk, changed } = this.#options;
+    this.#strangers.delete(host);
     desk.forget(host);
     for (const batch of batches.own.values()) batch.onDown(host);
     changed();

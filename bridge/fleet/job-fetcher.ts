@@ -65,10 +65,13 @@ export class JobFetcher {
     this.#running.get(job.jobId)?.abort(new AppError('INTERRUPTED', 'The job was cancelled.'));
   }
 
-  /** The link to its host is gone: a transfer that got stuck is not waited for. What is being saved is here already. */
-  breakOff(job: JobRecord, host: string): void {
-    if (job.state.kind !== 'fetching' || job.state.at.host !== host) return;
-    this.#transfers.get(job.jobId)?.abort(new AppError('AGENT_UNREACHABLE', `The link to ${host} is lost.`));
+  /** The link to this host is gone: a transfer that got stuck is not waited for. What is being saved is here already. */
+  breakOff(host: string): void {
+    for (const [jobId, transfer] of this.#transfers) {
+      const state = this.#book.job(jobId)?.state;
+      if (state?.kind !== 'fetching' || state.at.host !== host) continue;
+      transfer.abort(new AppError('AGENT_UNREACHABLE', `The link to ${host} is lost.`));
+    }
   }
 
   /** A file with the name and content of a `saving` line is saved, even if the line that says so was never written. */

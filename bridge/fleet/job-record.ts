@@ -7,6 +7,8 @@ import type { JobState, Place } from './job-state.ts';
  * its host, `dropped` was cancelled and acknowledged unseen.
  */
 export type Attempt = Place & {
+  /** The host had to load or wake the model for it. */
+  isSwap?: boolean;
   end?: { kind: 'refused' | 'lost' | 'dropped' | 'saved' } | { kind: 'failed'; error: JobError; serverDied: boolean };
 };
 

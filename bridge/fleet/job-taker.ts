@@ -41,14 +41,15 @@ export class JobTaker {
     const place: Place = { host: taking.host, attempt: nextAttempt(job) };
     const state: JobState = { kind: 'taking', at: place };
     this.#book.enter(job, state);
-    job.attempts.push({ ...place });
+    const isSwap = this.#isSwap(job, taking.host);
+    job.attempts.push({ ...place, ...(isSwap && { isSwap }) });
     job.routing = taking.routing;
     job.startedInMs = this.#book.inMs();
     job.slotId = taking.slotId;
     job.holding = { host: taking.host, slotId: taking.slotId, endsAtMs: performance.now() + taking.endsInMs };
     job.progress = { step: 0, steps: 0, detail: `asking ${taking.host}` };
     job.missingInputs = [];
-    this.#book.own(job, this.#take(job, { state, place, taking }));
+    this.#book.own(job, this.#take(job, { state, place, taking, isSwap }));
   }
 
   /** Sends the inputs that the host of this attempt lacks, as long as it wants them. */
@@ -61,7 +62,7 @@ export class JobTaker {
     }
   }
 
-  async #take(job: JobRecord, o: { state: JobState; place: Place; taking: Taking }): Promise<void> {
+  async #take(job: JobRecord, o: { state: JobState; place: Place; taking: Taking; isSwap: boolean }): Promise<void> {
     const { place, taking } = o;
     const { life, side } = this.#book;
     const isWritten = await this.#writeSent(job, o);
@@ -87,11 +88,17 @@ export class JobTaker {
     if (job.missingInputs.length > 0) await this.upload(job, place);
   }
 
-  async #writeSent(job: JobRecord, o: { state: JobState; place: Place; taking: Taking }): Promise<boolean> {
-    const { place, taking } = o;
+  async #writeSent(
+    job: JobRecord,
+    o: { state: JobState; place: Place; taking: Taking; isSwap: boolean },
+  ): Promise<boolean> {
+    const { place, taking, isSwap } = o;
     const sentInMs = job.startedInMs ?? this.#book.inMs();
+    const { routing } = taking;
     try {
-      await this.#book.append([{ type: 'sent', jobId: job.jobId, ...place, sentInMs, routing: taking.routing }]);
+      await this.#book.append([
+        { type: 'sent', jobId: job.jobId, ...place, sentInMs, routing, ...(isSwap && { isSwap }) },
+      ]);
       return true;
     } catch (error) {
       const { message } = toAppError(error);
@@ -100,6 +107,13 @@ export class JobTaker {
       this.#giveBack(job, o);
       return false;
     }
+  }
+
+  /** A model that is not up gets one grant, so that its load or wake is counted once. */
+  #isSwap(job: JobRecord, host: string): boolean {
+    const view = this.#book.side.hosts().find(({ name }) => name === host);
+    const model = view?.snapshot?.models.find((one) => one.model === job.request.model);
+    return model !== undefined && model.state !== 'ready';
   }
 
   #onTakeError(job: JobRecord, o: { state: JobState; place: Place; link: AgentLink; error: AppError }): void {

@@ -7,7 +7,7 @@ import type { BatchBook } from './batch-book.ts';
 import { serviceOnHost } from './batch-report.ts';
 import { JobFetcher } from './job-fetcher.ts';
 import type { Fetched } from './job-fetcher.ts';
-import { enterState, findAttempt, openAttempts } from './job-record.ts';
+import { findAttempt, openAttempts } from './job-record.ts';
 import type { Attempt, JobRecord } from './job-record.ts';
 import { JobSettler } from './job-settler.ts';
 import { isAt, isFetching, isOver, placeOf } from './job-state.ts';
@@ -72,14 +72,13 @@ export class JobTracker {
     const last = openAttempts(job).at(-1);
     const place = last && { host: last.host, attempt: last.attempt };
     const saved = await this.#fetcher.findSaved(job);
-    // Not events, so not by the table: the manifest tells where the job was when the other process ended.
     if (saved !== undefined) {
-      job.state = { kind: 'saving', at: saved.place, result: saved.result };
+      this.#book.restore(job, { kind: 'saving', at: saved.place, result: saved.result });
       return await this.#fetcher.finish(job, saved);
     }
     // The host's silence began when this process last heard it, not when it took up the batch.
     const sinceMs = (place && this.#book.side.link(place.host)?.lastHeardMs) ?? performance.now();
-    job.state = place === undefined ? { kind: 'waiting' } : { kind: 'unsure', at: place, sinceMs };
+    this.#book.restore(job, place === undefined ? { kind: 'waiting' } : { kind: 'unsure', at: place, sinceMs });
     job.missingInputs = job.request.kind === 'edit' ? job.request.inputs : [];
   }
 
@@ -136,16 +135,16 @@ export class JobTracker {
 
   /** The link to a host is gone: what it has of ours is unsure until its next hello. */
   onDown(host: string): void {
-    for (const job of this.#book.jobs) {
+    for (const job of [...this.#book.table.inFlight]) {
       const { state } = job;
       const isThere = state.kind === 'taking' || state.kind === 'accepted' || state.kind === 'running';
       if (isThere && state.at.host === host) this.#unsure.enter(job, state.at);
-      this.#fetcher.breakOff(job, host);
     }
+    this.#fetcher.breakOff(host);
   }
 
   tick(now: { nowMs: number; awakeSinceMs: number }): void {
-    for (const job of this.#book.jobs) if (job.state.kind === 'unsure') this.#unsure.tick(job, now);
+    for (const job of [...this.#book.table.inFlight]) if (job.state.kind === 'unsure') this.#unsure.tick(job, now);
   }
 
   #onUnderWay(job: JobRecord, o: { place: Place; state: 'accepted' | 'running' }): void {
@@ -198,7 +197,7 @@ export class JobTracker {
 
   async #onSaved(job: JobRecord, { place, result, path, previewPath }: Fetched): Promise<void> {
     // A file found on the disk was saved by an earlier try or process: its job goes the same way, only quicker.
-    if (job.state.kind === 'fetching') enterState(job, { kind: 'saving', at: place, result });
+    if (job.state.kind === 'fetching') this.#book.enter(job, { kind: 'saving', at: place, result });
     this.#book.enter(job, { kind: 'done', at: place, result, path, previewPath });
     job.progress = { ...job.progress, detail: '' };
     const attempt = findAttempt(job, place);

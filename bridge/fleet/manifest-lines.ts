@@ -14,6 +14,9 @@ const Quality = z.object({
   lowerBoundMs: z.number(),
   ratio: z.number(),
   jobsByHost: z.record(z.string(), z.number()),
+  /** Absent in manifests of older releases. */
+  swaps: z.int().optional(),
+  reRuns: z.int().optional(),
 });
 
 /** Every line of a manifest. Null stands for what was not asked. `phase` lines only inform and are not synced. */
@@ -40,7 +43,14 @@ export const ManifestLine = z.discriminatedUnion('type', [
     directory: z.string(),
     name: z.string().nullable(),
   }),
-  z.object({ type: z.literal('sent'), ...at, sentInMs: z.number(), routing: z.string() }),
+  z.object({
+    type: z.literal('sent'),
+    ...at,
+    sentInMs: z.number(),
+    routing: z.string(),
+    /** The host had to load or wake the model for it. */
+    isSwap: z.boolean().optional(),
+  }),
   z.object({
     type: z.literal('phase'),
     ...at,
@@ -89,17 +99,21 @@ export function readLines(text: string): { lines: ManifestLine[]; damaged: numbe
   return { lines, damaged, readTo };
 }
 
-/** What a manifest says so far. `isWhole` once all jobs are in it: before, its call has not been answered. */
+/** What a manifest says so far. */
 export class ManifestState {
   header: ManifestHeader | undefined;
   ended: ManifestEnd | undefined;
   /** Each time it was damaged and made whole again. */
   readonly repairs: ManifestRepair[] = [];
+  /** Lines that could not be read and are still in it. */
+  damaged = 0;
   readonly jobs: JobRecord[] = [];
   readonly #byId = new Map<string, JobRecord>();
 
+  /** Once all jobs are in it, as far as they can be read: before, its call has not been answered. */
   get isWhole(): boolean {
-    return this.header !== undefined && this.jobs.length >= this.header.total;
+    if (this.header === undefined) return false;
+    return this.jobs.length >= this.header.total || this.damaged > 0;
   }
 
   get order(): BatchSequence {
@@ -137,7 +151,7 @@ function applyToJob(record: JobRecord, line: JobLine): void {
   if (isOver(record.state)) return;
   switch (line.type) {
     case 'sent':
-      record.attempts.push({ host: line.host, attempt: line.attempt });
+      record.attempts.push({ ...placeIn(line), ...(line.isSwap && { isSwap: true }) });
       record.routing = line.routing;
       record.startedInMs = line.sentInMs;
       record.state = { kind: 'taking', at: placeIn(line) };

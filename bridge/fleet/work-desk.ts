@@ -7,14 +7,14 @@ import type { Log } from '../../shared/log.ts';
 import type { Notification, OfferLine } from '../../shared/protocol.ts';
 import type { AgentLink } from './agent-link.ts';
 import type { PlannedJob } from './batch-book.ts';
-import { answerGrant, HORIZON_JOBS, mayGo, planOrder } from './batch-plan.ts';
+import { answerGrant, mayGo, planOrder } from './batch-plan.ts';
 import type { PlanJob } from './batch-plan.ts';
 import type { Batch } from './batch.ts';
 import { serviceOn } from './host-forecast.ts';
 import type { HostView } from './host-view.ts';
 import { remainingMs } from './job-record.ts';
 import type { Holding } from './job-record.ts';
-import { groupWaiting, isOtherOffer, offerLines, ranksOf } from './offers.ts';
+import { isOtherOffer, offerLines, ranksOf } from './offers.ts';
 import { expectedFinishes } from './placement.ts';
 import type { OwnWork } from './placement.ts';
 import { planSlots } from './plan-slots.ts';
@@ -104,13 +104,9 @@ export class WorkDesk {
     if (signal.aborted) return;
     const batches = [...this.#options.batches.values()];
     const inFlight = batches.flatMap((batch) =>
-      batch.inFlight.map(({ request }) => ({ class: batch.header.class, model: request.model })),
+      [...batch.inFlight].map(({ request }) => ({ class: batch.header.class, model: request.model })),
     );
-    const groups = groupWaiting(
-      batches.flatMap((batch) =>
-        batch.offered.map(({ job, rules }) => ({ class: batch.header.class, request: job.request, rules })),
-      ),
-    );
+    const groups = batches.flatMap((batch) => batch.offerGroups());
     const hosts = this.#options.hosts();
     const models = new Set(groups.map(({ model }) => model));
     const ranks = new Map([...models].map((model) => [model, ranksOf(model, hosts)]));
@@ -146,7 +142,7 @@ export class WorkDesk {
   /** This bridge's jobs on slots. */
   holdings(): Holding[] {
     return [...this.#options.batches.values()].flatMap((batch) =>
-      batch.isEnded ? [] : batch.inFlight.flatMap(({ holding }) => holding ?? []),
+      batch.isEnded ? [] : [...batch.inFlight].flatMap(({ holding }) => holding ?? []),
     );
   }
 
@@ -203,12 +199,8 @@ export class WorkDesk {
   #decline(host: string, { grant, why }: { grant: Grant; why: string }): void {
     const { log, links, signal } = this.#options;
     log.debug({ event: 'grant-declined', host, model: grant.model, why });
-    // Not those over max_concurrent: they could not have been taken, so nothing was declined for them.
     for (const batch of this.#options.batches.values()) {
-      if (batch.header.class !== grant.class) continue;
-      for (const { job, rules } of batch.offered.slice(0, HORIZON_JOBS)) {
-        if (job.request.model === grant.model && mayGo(rules, host)) batch.markDeclined(job.jobId);
-      }
+      if (batch.header.class === grant.class) batch.markDeclined(grant.model, host);
     }
     const offer = this.#offers.get(host);
     if (offer !== undefined) offer.hasDeclined = true;

@@ -1,5 +1,5 @@
 import { dirname } from 'node:path';
-import { AppError, isErrorCode } from '../../shared/errors.ts';
+import { AppError, isErrorCode, toAppError } from '../../shared/errors.ts';
 import type { BatchView, JobView } from '../fleet/batch-view.ts';
 import { previewsOf } from '../output/preview.ts';
 import type { Preview } from '../output/preview.ts';
@@ -54,27 +54,42 @@ export function resultsJson(view: BatchView): Json[] {
   return [...done, ...failed].sort((a, b) => a.index - b.index).map((job) => resultJson(job, { promptLength: QUOTED }));
 }
 
-/** All results as JSONL beside the images, for a batch that is over and too large for an answer. */
+/**
+ * All results as JSONL beside the images, for a batch that is over and too large for an answer. The bridge that ends a batch
+ * writes it; where that failed, or the file was deleted, whoever asks for the batch does.
+ */
 export async function resultsFile(view: BatchView): Promise<string | undefined> {
   const first = view.jobs.find((job) => job.filePath !== undefined)?.filePath;
   if (view.state === 'running' || view.total <= MAX_RESULTS || first === undefined) return undefined;
-  const lines = view.jobs.map((job) => JSON.stringify(resultJson(job, { promptLength: Infinity })));
   return writeOnce({
     directory: dirname(first),
     name: `batch_${view.batchId}.jsonl`,
-    text: `${lines.join('\n')}\n`,
+    text: () => view.jobs.map((job) => `${JSON.stringify(resultJson(job, { promptLength: Infinity }))}\n`).join(''),
   });
+}
+
+/** As a part of an answer. That it cannot be written is a note: the images are there all the same. */
+export async function resultsFileJson(view: BatchView): Promise<{ json: Json; notes: string[] }> {
+  try {
+    const path = await resultsFile(view);
+    return { json: path === undefined ? {} : { results_file: path }, notes: [] };
+  } catch (error) {
+    const { message } = toAppError(error);
+    return { json: {}, notes: [`The results file could not be written (${message}); get_job tries again.`] };
+  }
 }
 
 export function qualityJson(view: BatchView): Json {
   if (view.quality === undefined) return {};
-  const { makespanMs, lowerBoundMs, ratio, jobsByHost } = view.quality;
+  const { makespanMs, lowerBoundMs, ratio, jobsByHost, swaps, reRuns } = view.quality;
   return {
     quality: {
       makespan_seconds: seconds(makespanMs),
       lower_bound_seconds: seconds(lowerBoundMs),
       ratio: Math.round(ratio * 1_000) / 1_000,
       images_per_host: jobsByHost,
+      ...(swaps !== undefined && { swaps }),
+      ...(reRuns !== undefined && { re_runs: reRuns }),
     },
   };
 }
@@ -116,6 +131,7 @@ function resultJson(job: JobView, { promptLength }: { promptLength: number }): J
     seed: job.seed,
     ...(job.host !== undefined && { host: job.host }),
     ...(job.filePath !== undefined && { file_path: job.filePath }),
+    attempts: job.attempts.length,
     ...(job.result !== undefined && { generation_time_seconds: seconds(job.result.runMs) }),
     ...(job.timings !== undefined && {
       started_seconds: seconds(job.timings.startedInMs),

@@ -26,7 +26,7 @@ const OWNER = randomBytes(3).toString('hex');
 const PART = /^\.gantry-(\d+)-([0-9a-f]{6})-[0-9a-f]{8}\.part$/;
 const NO_SPACE = new Set(['ENOSPC', 'EDQUOT']);
 /** File systems without hard links (exFAT, some shares) say one of these. */
-const NO_LINKS = new Set(['EPERM', 'ENOTSUP', 'EOPNOTSUPP', 'ENOSYS', 'EMLINK', 'EINVAL']);
+export const NO_LINKS = new Set(['EPERM', 'ENOTSUP', 'EOPNOTSUPP', 'ENOSYS', 'EMLINK', 'EINVAL']);
 
 /**
  * Saves a verified image under a name that did not exist before. A file is visible complete or not at all, and nothing is

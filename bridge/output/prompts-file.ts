@@ -58,7 +58,7 @@ function plain(prompt: string): PromptLine {
 }
 
 function csvPrompts(path: string, text: string): PromptLine[] {
-  const [header, ...rows] = csvRows(text);
+  const [header, ...rows] = csvRows(path, text);
   if (header === undefined) return [];
   const names = header.map((name) => name.trim().toLowerCase());
   const column = names.indexOf('prompt');
@@ -76,11 +76,16 @@ function csvPrompts(path: string, text: string): PromptLine[] {
   throw invalid(path, 'it has several columns and none is called prompt');
 }
 
+const ODD_QUOTE =
+  'has a quote that is not closed, or one inside a field without quotes around it (double the quotes inside of quotes)';
+
 /** Fields between commas; in quotes they may hold commas, line ends and doubled quotes. */
-function csvRows(text: string): string[][] {
+function csvRows(path: string, text: string): string[][] {
   const rows: string[][] = [[]];
   const field = /(?:"((?:[^"]|"")*)"|([^",\n]*))(,|\n|$)/gy;
-  for (let match = field.exec(text); match !== null; match = field.exec(text)) {
+  for (let from = 0; ; from = field.lastIndex) {
+    const match = field.exec(text);
+    if (match === null) throw invalid(path, `line ${text.slice(0, from).split('\n').length} ${ODD_QUOTE}`);
     const [, quoted, plain = '', end] = match;
     rows.at(-1)?.push(quoted === undefined ? plain : quoted.replaceAll('""', '"'));
     if (field.lastIndex >= text.length) break;

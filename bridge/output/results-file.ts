@@ -1,25 +1,36 @@
-import { link, open, unlink } from 'node:fs/promises';
+import { link, lstat, open, unlink } from 'node:fs/promises';
 import { join } from 'node:path';
-import { partPath } from './image-file.ts';
+import { syncDirectory } from '../../shared/durable-file.ts';
+import { NO_LINKS, partPath, renameIfFree } from './image-file.ts';
 
 /**
- * Writes a text beside the images, once: a file of that name that is already there stays as it is, because the same name
- * means the same batch. Returns its path.
+ * Writes a text beside the images, once, whole and durable: a file of that name that is already there stays as it is,
+ * because the same name means the same batch. Returns its path.
  */
-export async function writeOnce(o: { directory: string; name: string; text: string }): Promise<string> {
+export async function writeOnce(o: { directory: string; name: string; text: () => string }): Promise<string> {
   const target = join(o.directory, o.name);
+  if ((await lstat(target).catch(() => undefined)) !== undefined) return target;
   const part = partPath(o.directory);
-  const file = await open(part, 'wx');
   try {
-    await file.writeFile(o.text);
-    await file.sync();
-    await file.close();
+    await writeSynced(part, o.text());
     await link(part, target);
   } catch (error) {
-    const isThere = error instanceof Error && 'code' in error && error.code === 'EEXIST';
-    if (!isThere) throw error;
+    const code = error instanceof Error && 'code' in error ? String(error.code) : '';
+    if (NO_LINKS.has(code)) renameIfFree(part, target);
+    else if (code !== 'EEXIST') throw error;
   } finally {
-    await unlink(part);
+    await unlink(part).catch(() => undefined); // it may never have been made, or has its final name by now
   }
+  await syncDirectory(o.directory);
   return target;
+}
+
+async function writeSynced(path: string, text: string): Promise<void> {
+  const file = await open(path, 'wx');
+  try {
+    await file.writeFile(text);
+    await file.sync();
+  } finally {
+    await file.close();
+  }
 }

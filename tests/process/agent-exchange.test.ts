@@ -6,6 +6,7 @@ import { Readable } from 'node:stream';
 import sharp from 'sharp';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { Journal } from '../../agent/job/journal.ts';
+import { pause } from '../../shared/abort.ts';
 import { readTextChunks } from '../../shared/png-text.ts';
 import { omni, step1x } from '../agent/model/model-host.ts';
 import type { ExchangeHost } from '../agent/job/exchange-host.ts';
@@ -234,12 +235,13 @@ describe('several bridges', () => {
     const { host } = servers;
     await host.exchange.move('test/b', 'load', never); // now it is known how long that takes
     const bridge = host.bridge();
-    const jobs = Array.from({ length: 12 }, () => jobOf());
+    // More work than a turn, which is three swaps long: how long one takes depends on this machine.
+    const jobs = Array.from({ length: 60 }, () => jobOf());
     bridge.work(jobs);
     await bridge.done(jobs[0]?.jobId ?? '');
     const moved = await host.exchange.move('test/b', 'load', never);
     expect(moved).toMatchObject({ state: 'ready' });
-    expect(bridge.of('job.done').length).toBeLessThan(12);
+    expect(bridge.of('job.done').length).toBeLessThan(jobs.length);
   }, 30_000);
 
   test('a model that a person sends away gets no more batch jobs, and leaves', async () => {
@@ -252,6 +254,7 @@ describe('several bridges', () => {
     expect(moved).toMatchObject({ state: 'released', done: 'release' });
     const before = bridge.grants.length;
     host.exchange.kick();
+    await pause(50, never);
     expect(bridge.grants).toHaveLength(before);
     const urgent = jobOf({}, { class: 'interactive' });
     const person = host.bridge('token-b');
@@ -309,10 +312,11 @@ describe('on a host with a ready model', () => {
     bridge.offer('test/a');
     bridge.session.decline((await bridge.grant()).grantId);
     host.exchange.kick();
+    await pause(50, never); // the choice comes a few milliseconds after what calls for it
     expect(bridge.grants).toHaveLength(1);
     expect(host.exchange.slots().get('a')?.phase).toBe('idle');
     bridge.offer('test/a');
-    expect(bridge.grants).toHaveLength(2);
+    await bridge.grant(2);
   });
 
   test('grants and offers end with their session; the jobs it had accepted run on for the token', async () => {
@@ -446,8 +450,8 @@ describe('on a host with a ready model', () => {
     expect((await bridge.session.cancel(running.jobId)).state).toBe('cancelled');
     const grant = bridge.grants[2];
     if (grant !== undefined) await expect(bridge.take(grant, jobOf())).rejects.toMatchObject({ code: 'DISK_FULL' });
-    await expect(bridge.session.ack({ jobId: done.jobId, attempt: 1 })).rejects.toMatchObject({ code: 'DISK_FULL' });
-    expect(host.results.find(token, done.jobId)).toBeUndefined();
+    await bridge.session.ack({ jobId: done.jobId, attempt: 1 }); // counts at once; its line waits for the disk
+    await expect.poll(() => host.results.find(token, done.jobId)).toBeUndefined();
     await expect.poll(() => host.exchange.slots().get('a')?.phase).toBe('cannot');
     expect(host.exchange.refusal).toMatch(/cannot write/);
     expect(bridge.session.get(running.jobId).state).toBe('cancelled');

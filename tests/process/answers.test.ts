@@ -88,6 +88,7 @@ const OneResult = z.strictObject({
   seed: z.int(),
   host: z.string(),
   file_path: Path,
+  attempts: z.int(),
   generation_time_seconds: Seconds,
   started_seconds: Seconds,
   finished_seconds: Seconds,
@@ -97,6 +98,8 @@ const Quality = z.strictObject({
   lower_bound_seconds: Seconds,
   ratio: z.number().min(0.5),
   images_per_host: z.record(z.string(), z.int()),
+  swaps: z.int(),
+  re_runs: z.int(),
 });
 const Running = { status: z.literal('running'), job_id: Id, batch_id: Id, ...Progress, notes: z.array(Sentence) };
 const Cancelled = z.strictObject({ status: z.literal('cancelled'), job_id: Id, batch_id: Id });

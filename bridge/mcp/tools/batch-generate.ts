@@ -10,7 +10,7 @@ import {
   previewsFor,
   progressJson,
   qualityJson,
-  resultsFile,
+  resultsFileJson,
   resultsJson,
   runningAnswer,
   statusOf,
@@ -168,7 +168,7 @@ async function answer(
   o: { model: string; notes: string[]; preview: 'inline' | 'none' | undefined; context: ToolContext },
 ): Promise<ImageAnswer> {
   throwIfFailed(view);
-  const file = await resultsFile(view);
+  const file = await resultsFileJson(view);
   const json = {
     status: statusOf(view),
     batch_id: view.batchId,
@@ -177,7 +177,7 @@ async function answer(
     images_generated: view.completed,
     images_failed: view.failed,
     results: resultsJson(view),
-    ...(file !== undefined && { results_file: file }),
+    ...file.json,
     ...qualityJson(view),
   };
   if (view.state === 'running') {
@@ -188,7 +188,7 @@ async function answer(
   const cancelled = view.cancelled > 0 ? `, ${view.cancelled} cancelled` : '';
   return {
     sentence: `Saved ${plural(view.completed, 'image')} in ${seconds(view.elapsedMs)} s${failed}${cancelled}.`,
-    json: { ...json, notes: [...o.notes, ...notes] },
+    json: { ...json, notes: [...o.notes, ...file.notes, ...notes] },
     previews,
   };
 }

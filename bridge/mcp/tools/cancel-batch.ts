@@ -3,13 +3,15 @@ import { pause } from '../../../shared/abort.ts';
 import { AppError } from '../../../shared/errors.ts';
 import type { BatchView } from '../../fleet/batch-view.ts';
 import type { Fleet } from '../../fleet/fleet.ts';
-import { plural, statusOf } from '../answers.ts';
+import { plural, resultsFileJson, statusOf } from '../answers.ts';
 import type { ToolContext } from '../tool.ts';
 import { defineTool, ENDS } from '../tool.ts';
 
 /** Another process that works on a batch looks every second whether it shall end. */
 const OBEYED_MS = 4_000;
 const LOOK_EVERY_MS = 100;
+/** All of a large batch are in its results file: clients drop an answer that is too long. */
+const MAX_FILES = 1_000;
 
 const input = z.strictObject({ batch_id: z.string().min(1).max(100).describe('batch_id, or a job_id') });
 
@@ -21,6 +23,7 @@ const output = z.object({
   failed: z.int(),
   cancelled: z.int(),
   files_saved: z.array(z.string()),
+  results_file: z.string().optional(),
   still_running: z.array(z.object({ job_id: z.string(), host: z.string() })),
 });
 
@@ -54,7 +57,8 @@ async function run(args: z.output<typeof input>, context: ToolContext): Promise<
     completed: view.completed,
     failed: view.failed,
     cancelled: view.cancelled,
-    files_saved: view.jobs.flatMap(({ filePath }) => (filePath === undefined ? [] : [filePath])),
+    files_saved: view.jobs.flatMap(({ filePath }) => filePath ?? []).slice(0, MAX_FILES),
+    ...(await resultsFileJson(view)).json,
     still_running: stillRunning,
   };
 }

@@ -10,7 +10,7 @@ import {
   progressJson,
   qualityJson,
   sentence,
-  resultsFile,
+  resultsFileJson,
   resultsJson,
   statusOf,
   throwIfFailed,
@@ -22,6 +22,8 @@ import { seconds } from '../units.ts';
 
 /** Batches of other processes are read from their manifests, which announce nothing. */
 const LOOK_EVERY_MS = 200;
+/** A look at 10,000 jobs takes a while: no more than this share of the time goes into looks. */
+const LOOKING_SHARE = 0.1;
 
 const input = z.strictObject({
   id: z.string().min(1).max(100).describe('job_id or batch_id'),
@@ -49,7 +51,7 @@ async function run(args: z.output<typeof input>, context: ToolContext): Promise<
     shown.state === 'running'
       ? { previews: [], notes: [] }
       : await previewsFor(shown.jobs, { asked: undefined, settings: context.settings });
-  const file = job === undefined ? await resultsFile(view) : undefined;
+  const file = job === undefined ? await resultsFileJson(view) : { json: {}, notes: [] };
   return {
     sentence: sentenceOf(shown),
     json: {
@@ -62,9 +64,9 @@ async function run(args: z.output<typeof input>, context: ToolContext): Promise<
       ...progressJson(shown, job),
       elapsed_seconds: seconds(view.elapsedMs),
       results: resultsJson(shown),
-      ...(file !== undefined && { results_file: file }),
+      ...file.json,
       ...(job === undefined ? qualityJson(view) : { routing: job.routing }),
-      notes: [...(job?.result?.notes ?? []), ...view.notes, ...notes],
+      notes: [...(job?.result?.notes ?? []), ...view.notes, ...file.notes, ...notes],
     },
     previews,
   };
@@ -77,6 +79,7 @@ async function viewOf(
 ): Promise<BatchView> {
   const startedMs = performance.now();
   while (true) {
+    const lookedAtMs = performance.now();
     const view = fleet.find(id);
     if (view === undefined) {
       throw new AppError(
@@ -88,7 +91,8 @@ async function viewOf(
     const job = view.jobs.find(({ jobId }) => jobId === id);
     const isOver = job === undefined ? view.state !== 'running' : onlyJob(view, job).state !== 'running';
     if (isOver || performance.now() - startedMs >= waitMs) return view;
-    await pause(Math.min(LOOK_EVERY_MS, waitMs), context.signal);
+    const everyMs = Math.max(LOOK_EVERY_MS, (performance.now() - lookedAtMs) / LOOKING_SHARE);
+    await pause(Math.min(everyMs, waitMs), context.signal);
     context.signal.throwIfAborted();
   }
 }

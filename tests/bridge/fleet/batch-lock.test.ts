@@ -1,11 +1,12 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdir, mkdtemp, readdir, readlink, rm, stat, writeFile } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
+import { mkdir, mkdtemp, readdir, readlink, rename, rm, stat, utimes, writeFile } from 'node:fs/promises';
+import { createServer } from 'node:net';
+import { tmpdir, userInfo } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { expect, test } from 'vitest';
-import { BatchLock } from '../../../bridge/fleet/batch-lock.ts';
+import { BatchLock, sweepDeadLocks } from '../../../bridge/fleet/batch-lock.ts';
 
 const me = { pid: process.pid, client: 'me' };
 
@@ -87,3 +88,33 @@ async function openSockets(): Promise<number> {
   const targets = await Promise.all(names.map((name) => readlink(`/proc/self/fd/${name}`).catch(() => '')));
   return targets.filter((target) => target.startsWith('socket:')).length;
 }
+
+test.skipIf(process.platform === 'win32')(
+  'locks of batches nobody took up again go after a day, living ones never',
+  async () => {
+    await using directory = await temporary();
+    const nowMs = Date.now();
+    const name = (n: number): string => `gantry-${userInfo().uid}-${String(n).repeat(20)}.lock`;
+    const dead = async (file: string, ageMs: number): Promise<void> => {
+      const server = createServer().listen(join(directory.path, 'x'));
+      await once(server, 'listening');
+      await rename(join(directory.path, 'x'), join(directory.path, file));
+      server.close(); // removes only the name it had
+      await once(server, 'close');
+      await utimes(join(directory.path, file), (nowMs - ageMs) / 1_000, (nowMs - ageMs) / 1_000);
+    };
+    const day = 24 * 3_600_000;
+    await dead(name(1), 2 * day);
+    await dead(name(2), day / 2);
+    await dead('somebody-elses.lock', 2 * day);
+    const living = createServer((socket) => socket.end(`${JSON.stringify(me)}\n`)).listen(
+      join(directory.path, name(3)),
+    );
+    await once(living, 'listening');
+    await utimes(join(directory.path, name(3)), nowMs / 1_000 - 1e6, nowMs / 1_000 - 1e6);
+    await sweepDeadLocks({ nowMs, directory: directory.path });
+    expect((await readdir(directory.path)).sort()).toEqual([name(2), name(3), 'somebody-elses.lock']);
+    living.close();
+    await once(living, 'close');
+  },
+);

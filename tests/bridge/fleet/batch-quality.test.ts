@@ -58,3 +58,18 @@ test('jobs of different sizes are weighed by their size', () => {
 test('nothing done has no quality', () => {
   expect(batchQuality([record()], { makespanMs: 5, hosts: [] })).toBeUndefined();
 });
+
+test('loads and wakes for it, and attempts beyond the first of a job, are counted; a take that was refused is none', () => {
+  const error = { code: 'INTERRUPTED', message: 'no', retryable: true };
+  const first = {
+    ...done('a', 1_000),
+    attempts: [
+      { host: 'b', attempt: 1, isSwap: true, end: { kind: 'refused' as const } },
+      { host: 'b', attempt: 1, isSwap: true, end: { kind: 'failed' as const, error, serverDied: false } },
+      { host: 'a', attempt: 2, end: { kind: 'saved' as const } },
+    ],
+  };
+  const second = { ...done('a', 1_000), attempts: [{ host: 'a', attempt: 1, isSwap: true }] };
+  const quality = batchQuality([first, second], { makespanMs: 3_000, hosts: [host('a', 100)] });
+  expect(quality).toMatchObject({ swaps: 2, reRuns: 1 });
+});

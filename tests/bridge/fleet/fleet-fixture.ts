@@ -41,7 +41,11 @@ export class Laptop implements AsyncDisposable {
     return join(this.directory, 'out');
   }
 
-  fleet(agents: readonly (ScriptedAgent | HostConfig)[], times: Partial<BridgeTimes> = {}): Fleet {
+  fleet(
+    agents: readonly (ScriptedAgent | HostConfig)[],
+    times: Partial<BridgeTimes> = {},
+    onEnding: (view: BatchView) => Promise<void> = () => Promise.resolve(),
+  ): Fleet {
     const fleet = new Fleet({
       hosts: agents.map((agent) => ('config' in agent ? agent.config : agent)),
       bridgeId: randomUUID(),
@@ -49,6 +53,7 @@ export class Laptop implements AsyncDisposable {
       stateDir: this.directory,
       times: { ...TIMES, ...times },
       log,
+      onEnding,
     });
     this.#fleets.push(fleet);
     return fleet;

@@ -1,5 +1,5 @@
 import { createHash, randomUUID } from 'node:crypto';
-import { mkdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
+import { mkdir, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { performance } from 'node:perf_hooks';
 import { expect, test } from 'vitest';
@@ -280,6 +280,90 @@ test('a file of a saving line counts as saved, and is only acknowledged', async 
   expect(await laptop.files()).toEqual(['image-0.png', 'image-1.png']);
 });
 
+test('a result whose acknowledgement was lost is acknowledged, also when its host said hello before the resume', async () => {
+  await using a = await ScriptedAgent.start('a', { runMs: 100 });
+  await using laptop = await Laptop.create();
+  const first = await opened(laptop.fleet([a]));
+  const batch = await first.start(laptop.order(3));
+  await until(() => a.jobs.size > 0, 'the host has a job');
+  const [held] = a.jobs.values();
+  if (held === undefined) throw new Error('it has one');
+  await until(() => batch.view().jobs.some(({ jobId, state }) => jobId === held.jobId && state === 'done'), 'saved');
+  await first.detach();
+  a.jobs.set(held.jobId, held); // as if the host had never heard the acknowledgement
+  const second = laptop.fleet([a]);
+  const helloes = a.helloes;
+  second.connect();
+  await a.until(() => a.helloes > helloes);
+  second.open();
+  await until(() => second.find(batch.id)?.state === 'success', 'the batch ends');
+  await a.until(() => a.jobs.size === 0);
+  expect(await laptop.files()).toHaveLength(3);
+});
+
+test('a batch whose record was damaged goes on with what is left of it, and says so', async () => {
+  await using a = await ScriptedAgent.start('a', { runMs: 60 });
+  await using laptop = await Laptop.create();
+  const first = await opened(laptop.fleet([a]));
+  const batch = await first.start(laptop.order(6));
+  await until(() => batch.view().completed >= 2, 'two are done');
+  await first.detach();
+  const directory = join(laptop.directory, 'batches', batch.id);
+  const path = join(directory, 'manifest.jsonl');
+  const lost = batch.view().jobs.find(({ state }) => state === 'waiting');
+  const lines = (await readFile(path, 'utf8')).split('\n');
+  const damaged = lines.map((line) => (line.includes(`"job","jobId":"${lost?.jobId ?? ''}`) ? line.slice(9) : line));
+  await writeFile(path, damaged.join('\n'));
+  await writeFile(join(directory, 'left.jpg.part'), 'half a preview');
+  const second = await opened(laptop.fleet([a]));
+  await until(() => second.find(batch.id)?.state === 'partial', 'the rest is done');
+  expect(second.find(batch.id)).toMatchObject({ total: 6, completed: 5, failed: 1 });
+  expect(second.find(batch.id)?.notes[0]).toMatch(/^One line .* Of one image it is not known any more .*corrupt-/);
+  expect(await laptop.files()).toHaveLength(5);
+  expect(a.count('job.take')).toBeLessThanOrEqual(5);
+  const names = await readdir(directory);
+  expect(names.some((name) => name.startsWith('manifest.jsonl.corrupt-'))).toBe(true);
+  expect(names).not.toContain('left.jpg.part');
+});
+
+test('a batch whose call was never answered is ended unseen, and a broken one keeps no other from going on', async () => {
+  await using a = await ScriptedAgent.start('a', { runMs: 60 });
+  await using laptop = await Laptop.create();
+  const first = await opened(laptop.fleet([a]));
+  const batches = [
+    await first.start(laptop.order(2)),
+    await first.start(laptop.order(2)),
+    await first.start(laptop.order(2)),
+  ];
+  await first.detach();
+  const [unanswered, broken, good] = batches.map(({ id }) => join(laptop.directory, 'batches', id, 'manifest.jsonl'));
+  const [header = '', job = ''] = (await readFile(unanswered ?? '', 'utf8')).split('\n');
+  await writeFile(unanswered ?? '', `${header}\n${job}\n`);
+  await writeFile(broken ?? '', 'rubbish\n');
+  const second = await opened(laptop.fleet([a]));
+  const goodId = batches[2]?.id ?? '';
+  await until(() => second.find(goodId)?.state === 'success', 'the good one is done');
+  expect(second.find(batches[0]?.id ?? '')).toBeUndefined();
+  expect(() => second.find(batches[1]?.id ?? '')).toThrow(/damaged .* kept as .*manifest\.jsonl\.corrupt-/);
+  expect(await readFile(unanswered ?? '', 'utf8')).toMatch(/"type":"ended","state":"cancelled"/);
+  expect(good).toBeDefined();
+});
+
+test('before a batch ends its whole view is handed over; a failure there is no failure of the batch', async () => {
+  await using a = await ScriptedAgent.start('a', { runMs: 20 });
+  await using laptop = await Laptop.create();
+  const seen: { state: string; completed: number }[] = [];
+  const fleet = await opened(
+    laptop.fleet([a], {}, async (view) => {
+      seen.push(view);
+      throw new Error('no space');
+    }),
+  );
+  const view = await ended(await fleet.start(laptop.order(2)));
+  expect(view.state).toBe('success');
+  expect(seen).toMatchObject([{ state: 'success', completed: 2 }]);
+});
+
 test('a broken transfer is repeated', async () => {
   await using a = await ScriptedAgent.start('a');
   a.cutResults = 1;
@@ -321,7 +405,8 @@ test('a waiting job knows how long it takes and how many of ours come before it'
   expect(etas).toEqual([...etas].sort((one, two) => one - two));
   expect(etas[0]).toBeGreaterThanOrEqual(0);
   expect((etas[4] ?? 0) - (etas[1] ?? 0), 'three jobs of 200 ms later').toBeCloseTo(600, -2);
-  expect(second.view().etaMs).toBe(Math.round(second.view().jobs[1]?.etaMs ?? 0));
+  const oneLook = second.view();
+  expect(oneLook.etaMs).toBe(Math.round(oneLook.jobs[1]?.etaMs ?? 0));
   const single = await fleet.start(laptop.order(1, { class: 'interactive' }));
   expect(single.view().jobs[0]?.ahead, 'what somebody waits for goes first').toBe(0);
   await Promise.all([first, second, single].map((batch) => batch.cancel()));

@@ -1,17 +1,20 @@
 import { appendFile, mkdir, mkdtemp, readdir, readFile, rename, rm, utimes, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { expect, test } from 'vitest';
-import { BatchIndex } from '../../../bridge/fleet/batch-index.ts';
+import { BatchIndex, TAIL_BYTES } from '../../../bridge/fleet/batch-index.ts';
+import { manifestView, repairNotes } from '../../../bridge/fleet/batch-view.ts';
 import type { JobStateKind } from '../../../bridge/fleet/job-state.ts';
 import { ManifestState, readLines } from '../../../bridge/fleet/manifest-lines.ts';
 import type { ManifestLine } from '../../../bridge/fleet/manifest-lines.ts';
 import { Manifest } from '../../../bridge/fleet/manifest.ts';
 import { removeOldBatches } from '../../../bridge/fleet/old-batches.ts';
+import { toCheckedLine } from '../../../shared/checked-line.ts';
 import { request } from './builders.ts';
 
 const batchId = '22222222-2222-4222-8222-222222222222';
 const jobId = '11111111-1111-4111-8111-111111111111';
+const otherJobId = '99999999-9999-4999-8999-999999999999';
 const header: ManifestLine = {
   type: 'batch',
   version: 1,
@@ -51,8 +54,10 @@ const saved: ManifestLine = { type: 'saved', ...at, path: '/out/x.png', previewP
 const error = { code: 'ENGINE_FAILED', message: 'no', retryable: true };
 
 async function temporary(): Promise<{ path: string; file: string } & AsyncDisposable> {
-  const path = await mkdtemp(join(tmpdir(), 'gantry-manifest-'));
-  return { path, file: join(path, 'manifest.jsonl'), [Symbol.asyncDispose]: () => rm(path, { recursive: true }) };
+  const root = await mkdtemp(join(tmpdir(), 'gantry-manifest-'));
+  const path = join(root, batchId);
+  await mkdir(path);
+  return { path, file: join(path, 'manifest.jsonl'), [Symbol.asyncDispose]: () => rm(root, { recursive: true }) };
 }
 
 test.each<[ManifestLine[], JobStateKind]>([
@@ -90,16 +95,87 @@ test('lines survive, in order, and a torn last line is not one', async () => {
   expect(now.damaged, 'a torn line is cut off and counts as no damage later').toBe(0);
 });
 
-test('a damaged manifest is kept aside, and the rest used', async () => {
+const whole: readonly ManifestLine[] = [{ ...header, total: 2 }, job, { ...job, jobId: otherJobId, index: 1 }, sent];
+
+/** What happens to the text of a manifest, what is left of its lines, and how many images are lost for good. */
+test.each<[string, (text: string) => string, ManifestLine['type'][], number]>([
+  ['a word', (text) => text.replace('"sent"', '"se\u0000t"'), ['batch', 'job', 'job'], 0],
+  ['one bit of a text that stays JSON', (text) => text.replace('"why"', '"whx"'), ['batch', 'job', 'job'], 0],
+  ['the checksum', (text) => text.replace(/"crc":\d+\}\n$/, '"crc":1}\n'), ['batch', 'job', 'job'], 0],
+  ['a line end', (text) => text.replace('}\n{"type":"sent"', '}x{"type":"sent"'), ['batch', 'job', 'job', 'failed'], 1],
+  ['the header', (text) => text.replace('{"type":"batch"', '{"type":"botch"'), ['batch', 'job', 'job', 'sent'], 0],
+  [
+    'a job',
+    (text) => text.replace(otherJobId, `${otherJobId.slice(1)}f`),
+    ['batch', 'job', 'job', 'sent', 'failed'],
+    1,
+  ],
+])('damaged: %s', async (_, damage, left, lost) => {
   await using directory = await temporary();
-  const text = [header, job, sent].map((line) => JSON.stringify(line)).join('\n');
-  await writeFile(directory.file, `${text.replace('"sent"', '"se\u0000t"')}\n`);
+  const text = damage(whole.map(toCheckedLine).join(''));
+  await writeFile(directory.file, text);
   const resumed = await Manifest.resume(directory.file, { batchId });
   await resumed?.manifest[Symbol.asyncDispose]();
-  expect(resumed?.lines.map(({ type }) => type)).toEqual(['batch', 'job', 'repaired']);
   expect(resumed?.damaged).toBe(1);
-  expect((await readdir(directory.path)).some((name) => name.startsWith('manifest.jsonl.corrupt-'))).toBe(true);
-  expect(readLines(await readFile(directory.file, 'utf8'))).toMatchObject({ damaged: 0 });
+  const after = readLines(await readFile(directory.file, 'utf8'));
+  expect(after).toMatchObject({ damaged: 0, lines: resumed?.lines });
+  expect(after.lines.map(({ type }) => type).filter((type) => type !== 'repaired')).toEqual(left);
+  const state = stateOf(after.lines);
+  expect(state.isWhole).toBe(true);
+  expect(state.jobs).toHaveLength(2);
+  const kept = (await readdir(directory.path)).filter((name) => name.startsWith('manifest.jsonl.corrupt-'));
+  expect(kept).toHaveLength(1);
+  const keptAs = join(directory.path, kept[0] ?? '');
+  expect(state.repairs).toEqual([{ type: 'repaired', damaged: 1, lost, keptAs }]);
+  expect(await readFile(keptAs, 'utf8')).toBe(text);
+});
+
+function stateOf(lines: readonly ManifestLine[]): ManifestState {
+  const state = new ManifestState();
+  for (const line of lines) state.apply(line);
+  return state;
+}
+
+test('a note of a damaged record says what is lost and where the rest is', () => {
+  const repaired = { type: 'repaired' as const, damaged: 2, lost: 1, keptAs: '/x.corrupt-1' };
+  expect(repairNotes([repaired])).toEqual([
+    '2 lines of the record of this batch could not be read. Of one image it is not known any more what was asked for: ' +
+      'ask again for what is not there. The damaged file is kept as /x.corrupt-1.',
+  ]);
+});
+
+test('who only reads a batch that is over is told of damaged lines, and whoever takes up work mends it', async () => {
+  await using directory = await temporary();
+  const end: ManifestLine = { type: 'ended', state: 'success', elapsedMs: 9, quality: null };
+  const text = [header, job, sent, saved, end].map(toCheckedLine).join('');
+  await writeFile(directory.file, text);
+  const index = new BatchIndex(dirname(directory.path));
+  expect(index.unfinished()).toEqual([]);
+  await writeFile(`${directory.file}.new`, text.replace('"why"', '"whx"'));
+  await rename(`${directory.file}.new`, directory.file);
+  expect(index.unfinished()).toEqual([batchId]);
+  expect(index.unfinished({ but: new Set([batchId]) })).toEqual([]);
+  const found = index.find(batchId);
+  expect(found && manifestView(found.state)?.notes).toEqual([
+    'One line of the record of this batch could not be read, so what is said here may lack something.',
+  ]);
+  const resumed = await Manifest.resume(directory.file, { batchId });
+  await resumed?.manifest[Symbol.asyncDispose]();
+  expect(index.unfinished()).toEqual([]);
+  expect(index.find(batchId)?.state.ended?.state).toBe('success');
+});
+
+test('damage before the end of a large manifest is seen when somebody asks for the batch', async () => {
+  await using directory = await temporary();
+  const many = Array.from({ length: 500 }, (_, n): ManifestLine => ({ ...sent, jobId, attempt: n + 1 }));
+  const end: ManifestLine = { type: 'ended', state: 'success', elapsedMs: 9, quality: null };
+  const text = [header, job, ...many, saved, end].map(toCheckedLine).join('');
+  expect(text.length).toBeGreaterThan(TAIL_BYTES);
+  await writeFile(directory.file, text.replace('"why"', '"whx"'));
+  const index = new BatchIndex(dirname(directory.path));
+  expect(index.unfinished()).toEqual([]);
+  expect(index.find(batchId)?.state.damaged).toBe(1);
+  expect(index.unfinished()).toEqual([batchId]);
 });
 
 test('the index follows manifests of others as they grow, and when they are cleaned', async () => {
@@ -111,7 +187,8 @@ test('the index follows manifests of others as they grow, and when they are clea
   await mkdir(own);
   const file = join(own, 'manifest.jsonl');
   await writeFile(file, `${JSON.stringify(header)}\n`);
-  expect(index.unfinished(), 'not whole yet').toEqual([]);
+  expect(index.find(batchId), 'not whole yet').toBeUndefined();
+  expect(index.unfinished()).toEqual([batchId]);
   await appendFile(file, `${JSON.stringify(job)}\n${JSON.stringify(sent).slice(0, 20)}`);
   expect(index.find(jobId)?.state.job(jobId)?.state.kind).toBe('waiting');
   await appendFile(file, `${JSON.stringify(sent).slice(20)}\n`);
@@ -151,14 +228,32 @@ test('ended batches are removed when they are old or too many, unfinished ones n
   ]);
   await age(join(directory.path, quoting.batchId, 'manifest.jsonl'), nowMs - 400 * day);
   const unanswered = ['55555555-5555-4555-8555-555555555555', '66666666-6666-4666-8666-666666666666'];
-  for (const id of unanswered) await mkdir(join(directory.path, id));
+  const [empty, unreadable] = ['77777777-7777-4777-8777-777777777777', '88888888-8888-4888-8888-888888888888'];
+  for (const id of [...unanswered, empty, unreadable]) await mkdir(join(directory.path, id));
+  await writeFile(join(directory.path, empty, 'manifest.jsonl'), '');
+  await age(join(directory.path, empty, 'manifest.jsonl'), nowMs - 2 * day);
+  await writeFile(join(directory.path, unreadable, 'manifest.jsonl.corrupt-1'), 'rubbish');
+  await age(join(directory.path, unreadable), nowMs - 15 * day);
   await age(join(directory.path, unanswered[0] ?? ''), nowMs - 2 * day);
   await mkdir(join(directory.path, 'not-a-batch'));
 
-  expect(await removeOldBatches(directory.path, { nowMs, keep: 2 })).toBe(4);
-  const left = [...made.slice(0, 2), unfinished.batchId, quoting.batchId, unanswered[1] ?? '', 'not-a-batch'];
+  expect(await removeOldBatches(directory.path, { nowMs, keep: 3 })).toBe(5);
+  const left = [
+    ...made.slice(0, 2),
+    unreadable,
+    unfinished.batchId,
+    quoting.batchId,
+    unanswered[1] ?? '',
+    'not-a-batch',
+  ];
   expect((await readdir(directory.path)).sort()).toEqual(left.sort());
-  expect(await removeOldBatches(directory.path, { nowMs, keep: 2 })).toBe(0);
+  expect(await removeOldBatches(directory.path, { nowMs, keep: 3 })).toBe(0);
+  await rm(join(directory.path, unreadable), { recursive: true });
+  for (const id of made.slice(0, 2)) for (const n of [1, 2]) await writeFile(join(directory.path, id, `${n}.jpg`), '');
+  expect(await removeOldBatches(directory.path, { nowMs, previews: 3 })).toBe(0);
+  const previews = made.slice(0, 2).map(async (id) => (await readdir(join(directory.path, id))).length - 1);
+  expect(await Promise.all(previews), 'previews of the newest are kept').toEqual([2, 1]);
+  expect(await removeOldBatches(directory.path, { nowMs, bytes: 1 }), 'the newest is always remembered').toBe(1);
   expect(await removeOldBatches(join(directory.path, 'nowhere'), { nowMs })).toBe(0);
 });
 

@@ -6,7 +6,9 @@ import type { BatchView, JobView } from '../../../bridge/fleet/batch-view.ts';
 import { activityOf, fractionOf } from '../../../bridge/mcp/activity.ts';
 import {
   progressJson,
+  qualityJson,
   resultsFile,
+  resultsFileJson,
   resultsJson,
   runningAnswer,
   statusOf,
@@ -162,6 +164,25 @@ describe('answers', () => {
     const lines = (await readFile(String(path), 'utf8')).trim().split('\n');
     expect(lines.map((line) => (JSON.parse(line) as { index: number }).index)).toEqual(many.map(({ index }) => index));
     await rm(directory, { recursive: true });
+  });
+
+  test('a results file that cannot be written is a note, not a failure', async () => {
+    const many = Array.from({ length: 21 }, (_, index) => done(index, '/nowhere/at/all'));
+    const { json, notes } = await resultsFileJson(batch(many, { state: 'success' }));
+    expect(json).toEqual({});
+    expect(notes).toEqual([
+      expect.stringMatching(/^The results file could not be written \(.*ENOENT.*get_job tries again/),
+    ]);
+  });
+
+  test('the quality of a batch has everything its owner can check, and of older records what they have', () => {
+    const quality = { makespanMs: 2_000, lowerBoundMs: 1_900, ratio: 1.0526, jobsByHost: { a: 3 } };
+    const told = { makespan_seconds: 2, lower_bound_seconds: 1.9, ratio: 1.053, images_per_host: { a: 3 } };
+    expect(qualityJson(batch([done(0)], { quality: { ...quality, swaps: 1, reRuns: 2 } }))).toEqual({
+      quality: { ...told, swaps: 1, re_runs: 2 },
+    });
+    expect(qualityJson(batch([done(0)], { quality }))).toEqual({ quality: told });
+    expect(qualityJson(batch([done(0)]))).toEqual({});
   });
 
   test('a batch of which nothing came out is an error that says what was tried', () => {

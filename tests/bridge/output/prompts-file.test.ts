@@ -40,6 +40,8 @@ test('a line keeps what else it says, as it stands there', async () => {
 });
 
 test.each<[string, string | Buffer, RegExp]>([
+  ['unclosed.csv', 'prompt\na fox\n"an owl\na cat\n', /line 3 has a quote that is not closed/],
+  ['inner.csv', 'prompt\na "red" fox\nan owl\n', /line 2 has a quote/],
   ['wrong.json', '[]', /only \.txt, \.csv and \.jsonl/],
   ['empty.txt', '\n \n', /no prompts/],
   ['columns.csv', 'a,b\n1,2\n', /none is called prompt/],
@@ -55,8 +57,8 @@ test.each<[string, string | Buffer, RegExp]>([
 
 test('a results file is written whole, once', async () => {
   const target = await mkdtemp(join(directory, 'results-'));
-  const first = await writeOnce({ directory: target, name: 'batch.jsonl', text: 'one\n' });
-  await writeOnce({ directory: target, name: 'batch.jsonl', text: 'two\n' });
+  const first = await writeOnce({ directory: target, name: 'batch.jsonl', text: () => 'one\n' });
+  await writeOnce({ directory: target, name: 'batch.jsonl', text: () => 'two\n' });
   expect(await readFile(first, 'utf8')).toBe('one\n');
   expect(await readdir(target)).toEqual(['batch.jsonl']);
 });
