@@ -48,6 +48,8 @@ export async function bundle(changes: readonly TextChange[] = []): Promise<strin
     platform: 'node',
     format: 'cjs',
     target: 'node20.19',
+    minifySyntax: true, // it undoes the spreads of literals, which cost more than all else
+    minifyWhitespace: true,
     logLevel: 'silent', // what is wrong is thrown
     plugins: [worldPlugin(changes)],
   });
