@@ -35,7 +35,7 @@ export const MUTATIONS: readonly Mutation[] = [
     find: 'this.#board.leave(slotId, active);',
     replace: '',
     caughtBy: 'P1',
-    seeds: [1, 6],
+    seeds: [12, 14],
   },
   {
     name: 'saved-file-is-not-found-again',
@@ -43,7 +43,7 @@ export const MUTATIONS: readonly Mutation[] = [
     find: 'if (!(await hasContent(path, result.sha256))) continue;',
     replace: 'if (job !== undefined) continue;',
     caughtBy: 'P2',
-    seeds: [7, 11],
+    seeds: [22, 55],
   },
   {
     name: 'saving-line-is-forgotten-on-resume',
@@ -51,7 +51,7 @@ export const MUTATIONS: readonly Mutation[] = [
     find: 'record.savings.push({ ...placeIn(line), name: line.name, result: line.result });',
     replace: '',
     caughtBy: 'P2',
-    seeds: [7, 11],
+    seeds: [22, 55],
   },
   {
     name: 'acknowledged-before-saved-is-written',
@@ -158,6 +158,14 @@ export const MUTATIONS: readonly Mutation[] = [
     seeds: [23, 29],
   },
   {
+    name: 'lost-job-is-not-offered-again',
+    file: 'bridge/fleet/job-table.ts',
+    find: 'if (job.attempts.length > 0) this.#retried.add(job);',
+    replace: 'if (job.attempts.length > 0) return;',
+    caughtBy: 'P7',
+    seeds: [12, 16],
+  },
+  {
     name: 'poison-is-tried-for-ever',
     file: 'bridge/fleet/retry-policy.ts',
     find: 'failures.length >= MAX_FAILURES)',
@@ -171,7 +179,7 @@ export const MUTATIONS: readonly Mutation[] = [
     find: 'const isLast = failures.length === MAX_FAILURES - 1;',
     replace: 'const isLast = false;',
     caughtBy: 'P8',
-    seeds: [41],
+    seeds: [186, 384],
   },
   {
     name: 'one-failure-is-enough',

@@ -162,7 +162,8 @@ export class History {
     this.world.after(inMs, undefined, () => {
       this.#ordersLeft -= 1;
       const bridge = this.bridges.get(batch.bridge);
-      if (bridge?.process.isAlive !== true || bridge.fleet === undefined) return this.#order(batch, 2_000);
+      if (bridge?.process.isAlive !== true || bridge.isStopping || bridge.fleet === undefined)
+        return this.#order(batch, 2_000);
       this.#ordersLeft += 1;
       let isAnswered = false;
       const answered = (): void => {

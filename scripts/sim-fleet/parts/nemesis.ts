@@ -179,11 +179,12 @@ export class Nemesis {
       world.after(0, agent.process, () => void agent.exchange?.[what]().catch(() => undefined)); // its disk may be full
     };
     tell('drain');
-    // Whoever is down when it is resumed would drain for ever.
+    // Whoever is down when it is resumed would drain for ever, and one that hangs may not even have drained yet.
     const resume = (): void => {
-      if (agents.get(host)?.exchange?.isDraining === false) return;
       tell('resume');
-      world.after(1_000, undefined, resume);
+      world.after(1_000, undefined, () => {
+        if (agents.get(host)?.exchange?.isDraining !== false) resume();
+      });
     };
     return resume;
   }
