@@ -41,8 +41,8 @@ export class Batch implements AsyncDisposable {
   #end: { elapsedMs: number; quality: BatchQuality | undefined } | undefined;
   #isLost = false;
   #lastTickMs = performance.now();
-  /** Since when this machine has not slept, as far as its timers tell. */
-  #awakeSinceMs = performance.now();
+  /** Since when this machine has not slept, as far as the timers of this batch tell: none has told so before the first. */
+  #awakeSinceMs = -Infinity;
   #lastLookMs = 0;
 
   private constructor(book: BatchBook) {

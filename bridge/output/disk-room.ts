@@ -1,4 +1,5 @@
-import { mkdir, open, statfs, unlink } from 'node:fs/promises';
+import { open, statfs, unlink } from 'node:fs/promises';
+import { makeDirectory } from '../../shared/durable-file.ts';
 import { AppError } from '../../shared/errors.ts';
 import { partPath } from './image-file.ts';
 
@@ -19,7 +20,7 @@ export function withMargin(bytes: number): number {
 export async function roomProblem(directory: string, neededBytes: number): Promise<RoomProblem | undefined> {
   const probe = partPath(directory);
   try {
-    await mkdir(directory, { recursive: true });
+    await makeDirectory(directory); // what is saved there later finds it there, and syncs no name above it
     await (await open(probe, 'wx')).close();
     await unlink(probe);
   } catch (error) {

@@ -26,7 +26,7 @@ const REPLACED: Record<string, string> = {
 };
 const REPLACED_FILES: Record<string, string> = {
   'shared/http-client.ts': 'http.ts',
-  'agent/job/final-image.ts': 'final-image.ts',
+  'agent/job/picture-process.ts': 'picture-process.ts',
 };
 const GLOBALS = [
   'AbortController',
@@ -48,6 +48,8 @@ export async function bundle(changes: readonly TextChange[] = []): Promise<strin
     platform: 'node',
     format: 'cjs',
     target: 'node20.19',
+    minifySyntax: true, // it undoes the spreads of literals, which cost more than all else
+    minifyWhitespace: true,
     logLevel: 'silent', // what is wrong is thrown
     plugins: [worldPlugin(changes)],
   });
@@ -61,8 +63,7 @@ function worldPlugin(changes: readonly TextChange[]): Plugin {
     name: 'simulated-world',
     setup(build) {
       build.onResolve({ filter: /.*/ }, ({ path, importer }) => {
-        if (!isProduct(importer)) return undefined;
-        const replaced = REPLACED[path];
+        const replaced = isProduct(importer) ? REPLACED[path] : undefined;
         if (replaced !== undefined) return { path: join(WORLD, replaced) };
         if (!path.startsWith('.')) return undefined;
         const file = REPLACED_FILES[relative(ROOT, resolve(dirname(importer), path))];

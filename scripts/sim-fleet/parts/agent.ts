@@ -5,6 +5,7 @@ import { Drain } from '../../../agent/job/drain.ts';
 import { Exchange } from '../../../agent/job/exchange.ts';
 import { InputStore } from '../../../agent/job/input-store.ts';
 import { Journal } from '../../../agent/job/journal.ts';
+import { PictureProcess } from '../../../agent/job/picture-process.ts';
 import { ResultStore } from '../../../agent/job/result-store.ts';
 import { BridgeSession } from '../../../agent/rpc/bridge-session.ts';
 import { StatusFeed } from '../../../agent/rpc/status-feed.ts';
@@ -53,13 +54,15 @@ export class SimulatedAgent {
     const { host, machine, temper, watch, poisonOf, log } = this.#options;
     const journal = await Journal.open({ dir: `${AGENT_STATE}/journal`, log });
     this.#journal = journal;
+    const pictures = new PictureProcess();
     const results = await ResultStore.open({
       dir: `${AGENT_STATE}/results`,
       quotaBytes: LIMITS.resultQuotaBytes.value,
       keptMs: LIMITS.resultKeptMs.value,
+      pictures,
       log,
     });
-    const inputs = await InputStore.open({ dir: `${AGENT_STATE}/inputs`, quotaBytes: 1e9, log });
+    const inputs = await InputStore.open({ dir: `${AGENT_STATE}/inputs`, quotaBytes: 1e9, pictures, log });
     const drain = await Drain.open({ stateDir: AGENT_STATE, log });
     const servers = new SimulatedServers({ host, process: this.process, temper, watch, poisonOf });
     this.servers = servers;
@@ -80,7 +83,10 @@ export class SimulatedAgent {
       exchange.kick();
       status.changed();
     };
-    const status: StatusFeed = new StatusFeed({ build: () => this.#snapshot(), minGapMs: host.statusGapMs });
+    const phases = (): string => [...exchange.slots().values()].map(({ phase }) => phase).join();
+    const status: StatusFeed = new StatusFeed({
+      ...{ build: () => this.#snapshot(), atOnce: phases, minGapMs: host.statusGapMs },
+    });
     this.#status = status;
     const parts = { exchange, status, agentId: machine.name, epoch: world().rng.uuid(), log };
     network().listen({
@@ -146,9 +152,10 @@ export class SimulatedAgent {
       return { status: 404, headers: {}, body: Buffer.from(JSON.stringify({ error })) };
     }
     const body = Buffer.from(contentOf(node));
-    const headers: Record<string, string> = { etag: `"${found.sha256}"`, 'accept-ranges': 'bytes' };
+    const etag = part === undefined ? `"${found.sha256}"` : `"${found.sha256}-preview"`;
+    const headers: Record<string, string> = { etag, 'accept-ranges': 'bytes' };
     const from = Number(/^bytes=(\d+)-$/.exec(request.headers['range'] ?? '')?.[1] ?? '0');
-    const isSame = (request.headers['if-range'] ?? headers['etag']) === headers['etag'];
+    const isSame = (request.headers['if-range'] ?? etag) === etag;
     if (from === 0 || !isSame || from >= body.length) {
       return { status: 200, headers: { ...headers, 'content-length': String(body.length) }, body };
     }

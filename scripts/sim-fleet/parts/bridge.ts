@@ -24,6 +24,7 @@ export class SimulatedBridge {
   readonly name: string;
   readonly startedAtMs = world().nowMs;
   fleet: Fleet | undefined;
+  isStopping = false;
   readonly #hosts: readonly HostPlan[];
   readonly #log: Log;
 
@@ -47,8 +48,9 @@ export class SimulatedBridge {
     this.fleet.open();
   }
 
-  /** The client closed its pipe. */
+  /** The client closed its pipe: it asks for nothing any more. */
   async stop(): Promise<void> {
+    this.isStopping = true;
     await this.fleet?.detach();
     this.process.die();
   }

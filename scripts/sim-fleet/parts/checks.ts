@@ -3,7 +3,7 @@ import { readLines } from '../../../bridge/fleet/manifest-lines.ts';
 import type { Line } from '../../../agent/job/journal-lines.ts';
 import type { FileNode, Node } from '../world/disk.ts';
 import { contentOf, durableBytes } from '../world/disk.ts';
-import { ownerOf } from '../world/final-image.ts';
+import { ownerOf } from '../world/picture.ts';
 import type { Piece, Way } from '../world/network.ts';
 import type { Machine } from '../world/world.ts';
 import { world } from '../world/world.ts';

@@ -1,20 +1,28 @@
 import type { ManifestLine } from '../../../bridge/fleet/manifest-lines.ts';
 import { contentOf } from '../world/disk.ts';
-import { ownerOf } from '../world/final-image.ts';
+import { ownerOf } from '../world/picture.ts';
 import type { Machine } from '../world/world.ts';
 import { short } from './checks.ts';
 import type { History } from './history.ts';
 
+/** 45 s of silence, and two looks of the batch. */
+const DETECTED_MS = 47_000;
+/** All orders are given by then. */
+const ORDERED_MS = 2_000;
+/** A model's turn, and freeing the GPU for it. */
+const EACH_TURN_MS = 11_000;
+
 type Of<T extends ManifestLine['type']> = Extract<ManifestLine, { type: T }>;
 
 /** What can only be said once all is over: P1, P2 and P8 from the manifests, and P4 after one more power loss. */
-export function checkEnd(history: History, { isOver }: { isOver: boolean }): void {
+export function checkEnd(history: History, { isOver, endedAtMs }: { isOver: boolean; endedAtMs: number }): void {
   const { checks, laptops } = history;
   if (checks.violations.length > 0) return;
   for (const laptop of laptops.values()) {
     for (const { lines } of checks.manifests(laptop)) checkBatch(history, laptop, lines);
   }
   if (!isOver && checks.violations.length === 0) checks.fail('P1', `nothing moves any more: ${whatWaits(history)}`);
+  checkLoss(history, endedAtMs);
   for (const laptop of laptops.values()) {
     laptop.disk.losePower();
     checks.lookAtOutput(laptop);
@@ -63,6 +71,36 @@ function checkSaved(history: History, laptop: Machine, lines: readonly ManifestL
     const owner = node?.kind === 'file' ? ownerOf(contentOf(node)) : undefined;
     if (owner?.jobId !== jobId) history.checks.fail('P3', `${short(jobId)} is saved, and ${path} is not its file`);
   }
+}
+
+/**
+ * P7: a host that dies for good costs its detection and what was lost with it, never the batch. Where nothing else
+ * happens, the first host alone is done with all jobs, each with a load and a turn of its model, in that time after it.
+ */
+function checkLoss({ plan, checks }: History, endedAtMs: number): void {
+  const [gone] = plan.faults;
+  const [first] = plan.hosts;
+  const jobs = plan.batches.flatMap((batch) => batch.jobs);
+  if (gone?.kind !== 'host-gone' || plan.faults.length > 1 || first === undefined) return;
+  if (jobs.some(({ poison }) => poison !== 'none')) return; // its retries wait for servers to start
+  const turns = first.models.length > 1 ? jobs.length : 1;
+  const aloneMs = jobs.reduce((sum, job) => {
+    const model = first.models.find(({ id }) => id === job.model);
+    const units = job.steps * (job.side / 1024) ** 2;
+    return sum + (model === undefined ? 0 : (model.fixedMs + model.unitMs * units) * first.slowness * 1.2);
+  }, 0);
+  const loadMs = Math.max(...first.models.map((model) => model.loadMs)) * first.slowness * 1.3 + EACH_TURN_MS;
+  const limitMs = Math.max(gone.atMs, ORDERED_MS) + DETECTED_MS + aloneMs + turns * loadMs;
+  if (endedAtMs > limitMs) {
+    checks.fail(
+      'P7',
+      `with ${gone.host} gone for good it took ${sinceText(endedAtMs - gone.atMs)}, not ${sinceText(limitMs - gone.atMs)}`,
+    );
+  }
+}
+
+function sinceText(ms: number): string {
+  return `${(ms / 1000).toFixed(1)} s`;
 }
 
 function whatWaits({ bridges }: History): string {

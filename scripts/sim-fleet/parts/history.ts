@@ -85,7 +85,7 @@ export class History {
       const isOver = await this.world.run(() => this.#isOver(), this.plan.calmAtMs + PATIENCE_MS);
       this.#endedAtMs = this.world.nowMs;
       if (isOver) await this.world.run(() => this.checks.violations.length > 0, this.world.nowMs + AFTERMATH_MS);
-      checkEnd(this, { isOver });
+      checkEnd(this, { isOver, endedAtMs: this.#endedAtMs });
     } finally {
       process.off('unhandledRejection', onRejection);
     }
@@ -162,7 +162,8 @@ export class History {
     this.world.after(inMs, undefined, () => {
       this.#ordersLeft -= 1;
       const bridge = this.bridges.get(batch.bridge);
-      if (bridge?.process.isAlive !== true || bridge.fleet === undefined) return this.#order(batch, 2_000);
+      if (bridge?.process.isAlive !== true || bridge.isStopping || bridge.fleet === undefined)
+        return this.#order(batch, 2_000);
       this.#ordersLeft += 1;
       let isAnswered = false;
       const answered = (): void => {
@@ -193,7 +194,7 @@ export class History {
     return [...this.bridges.values()].every(
       (bridge) =>
         bridge.process.isAlive &&
-        bridge.fleet?.hosts().every(({ link }) => link.kind === 'up') === true &&
+        bridge.fleet?.hosts().every(({ name, link }) => link.kind === 'up' || this.nemesis.gone.has(name)) === true &&
         bridge.fleet.list().every(({ state }) => state !== 'running'),
     );
   }

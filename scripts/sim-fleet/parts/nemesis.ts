@@ -9,6 +9,8 @@ const AIMED_FOR_MS = 20_000;
 export class Nemesis {
   readonly #history: History;
   readonly counts = { crashes: 0, partitions: 0, powerLosses: 0 };
+  /** Hosts that never come back. */
+  readonly gone = new Set<string>();
   #open = 0;
   readonly #aimed = new Map<Fault, string>();
 
@@ -73,6 +75,9 @@ export class Nemesis {
         return this.#hang(this.#history.agents.get(fault.host)?.process, fault.forMs);
       case 'host-power':
         return this.#hostPower(fault.host);
+      case 'host-gone':
+        this.gone.add(fault.host);
+        return this.#hostPower(fault.host);
       case 'host-disk-full':
         return this.#diskFull(fault.host);
       case 'laptop-disk-full':
@@ -128,6 +133,7 @@ export class Nemesis {
     for (const process of [...machine.processes]) process.die();
     machine.disk.losePower();
     return () => {
+      if (this.gone.has(host)) return;
       machine.isOn = true;
       this.#history.startAgent(host);
     };
@@ -173,11 +179,12 @@ export class Nemesis {
       world.after(0, agent.process, () => void agent.exchange?.[what]().catch(() => undefined)); // its disk may be full
     };
     tell('drain');
-    // Whoever is down when it is resumed would drain for ever.
+    // Whoever is down when it is resumed would drain for ever, and one that hangs may not even have drained yet.
     const resume = (): void => {
-      if (agents.get(host)?.exchange?.isDraining === false) return;
       tell('resume');
-      world.after(1_000, undefined, resume);
+      world.after(1_000, undefined, () => {
+        if (agents.get(host)?.exchange?.isDraining !== false) resume();
+      });
     };
     return resume;
   }

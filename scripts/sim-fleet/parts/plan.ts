@@ -27,6 +27,8 @@ export type BridgePlan = { name: string; laptop: string };
 /** `isAimed`: it waits for the next image or result that gets its final name, and comes within milliseconds of that. */
 export type Fault = { atMs: number; forMs: number; isAimed?: boolean } & (
   | { kind: 'agent-crash' | 'agent-stop' | 'host-power' | 'agent-hang' | 'host-disk-full' | 'drain'; host: string }
+  /** It loses power and never comes back. */
+  | { kind: 'host-gone'; host: string }
   | { kind: 'engine-failures'; host: string; share: number; kills: boolean }
   | { kind: 'bridge-crash' | 'bridge-hang' | 'bridge-stop'; bridge: string }
   | { kind: 'laptop-power' | 'laptop-sleep' | 'laptop-disk-full'; laptop: string }
@@ -52,12 +54,23 @@ export function planOf(seed: number): Plan {
   const laptops = Array.from({ length: rng.chance(0.15) ? 2 : 1 }, (_, at) => `laptop-${at + 1}`);
   const bridges = bridgesOf(rng, laptops);
   const batches = bridges.flatMap((bridge, at) => batchesOf(rng, { bridge, at, models }));
-  const faults = faultsOf(rng, { hosts, laptops, bridges });
+  const gone = goneOf(seed, hosts);
+  const isAlone = gone !== undefined && seed % 2 === 0;
+  const others = faultsOf(rng, { hosts, laptops, bridges });
+  const faults = [...(isAlone ? [] : others), ...(gone === undefined ? [] : [gone])];
   const calmAtMs = Math.max(
     0,
     ...faults.map(({ atMs, forMs, isAimed }) => atMs + forMs + (isAimed === true ? 20_000 : 0)),
   );
   return { seed, hosts, laptops, bridges, batches, faults, calmAtMs };
+}
+
+/** In some histories a host dies for good; never the first, which alone has all models. By its own dice. */
+function goneOf(seed: number, hosts: readonly HostPlan[]): Fault | undefined {
+  const rng = new Rng(seed * 104_729 + 5);
+  const mortal = hosts.slice(1);
+  if (mortal.length === 0 || !rng.chance(0.15)) return undefined;
+  return { atMs: rng.between(500, 8_000), forMs: 0, kind: 'host-gone', host: rng.pick(mortal).name };
 }
 
 function modelsOf(rng: Rng): ModelPlan[] {

@@ -12,6 +12,7 @@ import type { Lease } from '../../../agent/model/lease.ts';
 import type { SlotFacts } from '../../../agent/model/slot-facts.ts';
 import type { Rng } from '../world/rng.ts';
 import type { Process } from '../world/world.ts';
+import { pictureOf } from '../world/picture.ts';
 import { world } from '../world/world.ts';
 import type { HostPlan, ModelPlan, Poison } from './plan.ts';
 
@@ -270,8 +271,15 @@ export class SimulatedServers implements Servers {
             if (poison === 'fails' || isFailing) throw new AppError('ENGINE_FAILED', 'the engine said 500');
             await this.#sleep(runMs * 0.5);
             slot.jobsDone += 1;
-            const image = Buffer.alloc(100 + Math.floor(1500 * this.#rng.next() ** 3), this.#rng.int(1, 255));
-            resolve({ image, runMs, notes: [] });
+            const noise = Buffer.alloc(100 + Math.floor(1500 * this.#rng.next() ** 3), this.#rng.int(1, 255));
+            const picture = pictureOf({ width: request.width ?? 64, height: request.height ?? 64, noise });
+            o.sink.begin(runMs);
+            // It comes in pieces, and the head is not always in the first.
+            const cut = this.#rng.int(1, picture.length - 1);
+            await o.sink.write(picture.subarray(0, cut));
+            await this.#sleep(1);
+            await o.sink.write(picture.subarray(cut));
+            resolve({ runMs, notes: [] });
           })
           .catch(reject)
           .finally(() => o.signal.removeEventListener('abort', onAbort));

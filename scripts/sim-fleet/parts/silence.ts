@@ -34,7 +34,8 @@ export class Silence {
         this.#awakeSinceMs.delete(name);
         continue;
       }
-      const sinceMs = this.#awakeSinceMs.get(name) ?? world.nowMs;
+      // One that died may have been started again between two looks.
+      const sinceMs = Math.max(this.#awakeSinceMs.get(name) ?? world.nowMs, bridge.startedAtMs);
       this.#awakeSinceMs.set(name, sinceMs);
       for (const host of plan.hosts) {
         const { lastArrivalMs } = network.way(process.machine.name, host.name);

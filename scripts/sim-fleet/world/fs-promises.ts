@@ -9,7 +9,7 @@ import { world } from './world.ts';
 const O_CREAT = 64;
 
 /** What takes a moment, so that something else can happen first: the process' death, for one. */
-function soon<T>(medianMs: number, act: () => T): Promise<T> {
+export function soon<T>(medianMs: number, act: () => T): Promise<T> {
   const { rng, current } = world();
   return new Promise((resolve, reject) => {
     world().after(medianMs * rng.between(0.5, 1.5), current, () => {
@@ -48,6 +48,12 @@ export class SimulatedFile {
     const wanted = length === undefined ? bytes : bytes.subarray(0, length);
     await this.#put(wanted, position ?? undefined);
     return { bytesWritten: wanted.length };
+  }
+
+  async writev(pieces: readonly Buffer[]): Promise<{ bytesWritten: number }> {
+    const bytes = Buffer.concat(pieces);
+    await this.#put(bytes, undefined);
+    return { bytesWritten: bytes.length };
   }
 
   async writeFile(data: Buffer | string): Promise<void> {

@@ -39,6 +39,11 @@ export function setTimeout(ms: number, value?: unknown, o: { signal?: SimulatedS
   });
 }
 
+/** Of node:timers/promises: others have their turn, and this process may die meanwhile. */
+export function setImmediate(): Promise<void> {
+  return new Promise((resolve) => void world().after(0, world().current, resolve));
+}
+
 export function userInfo(): { uid: number } {
   return { uid: 1000 };
 }
