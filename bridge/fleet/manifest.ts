@@ -34,8 +34,7 @@ export class Manifest implements AsyncDisposable {
   static async create(path: string, lines: readonly ManifestLine[]): Promise<Manifest> {
     const manifest = new Manifest(await open(path, 'ax', 0o600), 0);
     await manifest.append(lines);
-    await syncDirectory(dirname(path));
-    await syncDirectory(dirname(dirname(path)));
+    await syncName(path);
     return manifest;
   }
 
@@ -53,7 +52,9 @@ export class Manifest implements AsyncDisposable {
       const file = await open(path, 'a', 0o600);
       const wholeBytes = bytes.lastIndexOf(NEWLINE) + 1;
       if (wholeBytes < bytes.length) await file.truncate(wholeBytes);
-      await file.datasync(); // what the dead process wrote is acted on from now on, and it may have died before its own sync
+      // What the dead process wrote is acted on from now on, and it may have died before its own sync.
+      await file.datasync();
+      await syncName(path);
       return { manifest: new Manifest(file, wholeBytes), lines, damaged };
     }
     const keptAs = `${path}.corrupt-${Date.now()}`;
@@ -132,4 +133,10 @@ async function readAll(text: string): Promise<{ lines: ManifestLine[]; damaged: 
     await setImmediate();
   }
   return { lines: all, damaged };
+}
+
+/** The name of the file, and that of the directory of its batch. */
+async function syncName(path: string): Promise<void> {
+  await syncDirectory(dirname(path));
+  await syncDirectory(dirname(dirname(path)));
 }
