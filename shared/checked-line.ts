@@ -2,8 +2,8 @@ import { crc32 } from 'node:zlib';
 
 /** A line ends with it: `,"crc":123}`, over all that is before it. */
 const CHECKED = /^(.*),"crc":(\d{1,10})\}$/s;
-/** The same with another name of three letters, which no line of ours ends with: a bit of the name was hit. */
-const MISNAMED = /,"(?!crc")[^"]{3}":\d{1,10}\}$/s;
+/** The sum was hit: another name of three letters, which no line of ours ends with, or something that is no number. */
+const HIT = /,"[^"]{3}":\d{1,10}\}$|,"crc":/s;
 
 /** One line of a file that grows by lines: JSON that tells whether it was damaged, and that every reader of JSON reads. */
 export function toCheckedLine(value: Readonly<Record<string, unknown>>): string {
@@ -15,7 +15,7 @@ export function toCheckedLine(value: Readonly<Record<string, unknown>>): string 
 export function readCheckedLine(line: string): unknown {
   const [, json, sum] = CHECKED.exec(line) ?? [];
   try {
-    if (json === undefined) return MISNAMED.test(line) ? undefined : (JSON.parse(line) as unknown); // which returns `any`
+    if (json === undefined) return HIT.test(line) ? undefined : (JSON.parse(line) as unknown); // which returns `any`
     return crc32(json) === Number(sum) ? (JSON.parse(`${json}}`) as unknown) : undefined;
   } catch {
     return undefined;
