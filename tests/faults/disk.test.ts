@@ -191,6 +191,7 @@ describe('a process that is killed while it saves', () => {
         bundle: true,
         platform: 'node',
         format: 'esm',
+        target: 'node20.19',
         banner: { js: "import { createRequire } from 'node:module'; const require = createRequire(import.meta.url);" },
         logLevel: 'error',
       });
