@@ -1,7 +1,7 @@
 import { execa } from 'execa';
 import { readFileSync } from 'node:fs';
 import { join, resolve } from 'node:path';
-import { describe, expect, test } from 'vitest';
+import { describe, expect } from 'vitest';
 import type { JobEnd } from '../../agent/job/journal-lines.ts';
 import { endOf, idOf, parseLine } from '../../agent/job/journal-lines.ts';
 import type { ManifestLine } from '../../bridge/fleet/manifest-lines.ts';
@@ -11,7 +11,6 @@ import { eventually, processTree, TestFleet, vllm } from '../helpers/fleet.ts';
 import { modelOf, statusOf } from '../helpers/host-status.ts';
 import {
   loaded,
-  progressOf,
   serverOf,
   startBatch,
   startFleet,
@@ -179,24 +178,6 @@ describe('the agent dies', () => {
     await host.startAgent();
     for (const id of [quick, slow]) expect(await untilEnded(bridge, id)).toBe('success');
     await expectHistory(fleet, quick, slow);
-  });
-
-  test('F27: all hosts gone: the batch stays, says which hosts and why, and goes on by itself', async () => {
-    await using fleet = await startFleet({ a: {}, b: {} });
-    await untilReady(fleet);
-    const bridge = await fleet.bridge(bridgeConfig());
-    const id = await startBatch(bridge);
-    await untilDone(bridge, id, 2);
-    for (const host of fleet.hosts) await host.stopAgent('SIGKILL');
-    const hosts = await eventually('both links are down', async () => {
-      const text = JSON.stringify(await bridge.ask('list_hosts'));
-      return text.includes('AGENT_UNREACHABLE') && text;
-    });
-    expect(hosts).toMatch(/127\.0\.0\.1/);
-    expect((await progressOf(bridge, id)).state).toBe('running');
-    for (const host of fleet.hosts) await host.startAgent();
-    expect(await untilEnded(bridge, id)).toBe('success');
-    await expectHistory(fleet, id);
   });
 });
 
