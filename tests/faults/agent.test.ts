@@ -9,16 +9,7 @@ import type { SimulatedHost } from '../../scripts/lib/simulated-host.ts';
 import type { Job } from '../../shared/job.ts';
 import { eventually, processTree, TestFleet, vllm } from '../helpers/fleet.ts';
 import { modelOf, statusOf } from '../helpers/host-status.ts';
-import {
-  loaded,
-  serverOf,
-  startBatch,
-  startFleet,
-  untilDone,
-  untilEnded,
-  untilReady,
-  untilRunning,
-} from './batch.ts';
+import { loaded, serverOf, startBatch, startFleet, untilDone, untilEnded, untilReady, untilRunning } from './batch.ts';
 import type { FaultRow } from './fault.ts';
 import { fault } from './fault.ts';
 import { expectHistory, manifestOf } from './history.ts';
