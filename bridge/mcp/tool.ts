@@ -2,6 +2,7 @@ import type { z } from 'zod';
 import { AppError } from '../../shared/errors.ts';
 import { nearest } from '../../shared/nearest.ts';
 import type { Fleet } from '../fleet/fleet.ts';
+import type { ImageLookup } from '../images/image-lookup.ts';
 import type { Preview } from '../output/preview.ts';
 import type { Roots } from '../output/roots.ts';
 import type { Doing } from './progress.ts';
@@ -32,6 +33,8 @@ export type ToolContext = {
   roots: () => Promise<Roots>;
   /** The fleet, once each link is up or has failed. */
   fleet: () => Promise<Fleet>;
+  /** The images that were made here, by id, whatever became of their batches. */
+  images: () => Promise<ImageLookup>;
 };
 
 export type Annotations = {

@@ -16,6 +16,9 @@ const server = createServer({
     syncWaitMs: undefined,
   },
   roots: { home: '/', cwd: '/', configured: [], outputDir: undefined },
+  resources: () => Promise.reject(new Error('listing tools reads nothing')),
+  prompts: () => Promise.reject(new Error('listing tools asks for no prompt')),
+  images: () => Promise.reject(new Error('listing tools finds no image')),
   openFleet: () => Promise.reject(new Error('listing tools opens nothing')),
   onDefect: () => undefined,
 });
