@@ -21,7 +21,7 @@ const ANYWHERE: PlanRules = { only: undefined, avoid: [], spread: undefined };
 export type WantedJob = { request: JobRequest; rules: PlanRules };
 
 /**
- * PURE. When and where each of these jobs would be done by the plan, taken in their order; undefined for one that has
+ * When and where each of these jobs would be done by the plan, taken in their order; undefined for one that has
  * nowhere to go. Model by model: what one model waits for does not hold another up, as far as can be foreseen.
  */
 export function plannedEnds(wanted: readonly WantedJob[], o: Present): (Planned | undefined)[] {
@@ -35,7 +35,7 @@ export function plannedEnds(wanted: readonly WantedJob[], o: Present): (Planned 
   return ends;
 }
 
-/** PURE. The same for jobs that would wait from now on, behind those `before` them. */
+/** The same for jobs that would wait from now on, behind those `before` them. */
 export function forecastNew(
   requests: readonly JobRequest[],
   { before, own, ...present }: Present & { before: readonly WantedJob[]; own: OwnWork },
