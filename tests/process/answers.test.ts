@@ -1,10 +1,11 @@
-import { readdir } from 'node:fs/promises';
+import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import sharp from 'sharp';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { z } from 'zod';
 import { TOOLS } from '../../bridge/mcp/tools.ts';
 import type { BridgeClient } from '../../scripts/lib/bridge-client.ts';
+import { readTextChunks } from '../../shared/png-text.ts';
 import { eventually, TestFleet, vllm } from '../helpers/fleet.ts';
 
 const KLEIN = 'black-forest-labs/FLUX.2-klein-4B';
@@ -34,6 +35,9 @@ beforeAll(async () => {
       { name: 'gone', url: 'ws://127.0.0.1:9', token: 'gantry_x' },
     ],
   });
+  // From then on the client holds every answer against the schema that was published for it.
+  const { tools } = await bridge.client.listTools();
+  expect(tools.map(({ name }) => name)).toEqual(TOOLS.map(({ name }) => name));
   photo = join(fleet.output, 'photo.png');
   await sharp({ create: { width: 64, height: 64, channels: 3, background: '#355' } })
     .png()
@@ -71,6 +75,7 @@ const ParametersUsed = z.strictObject({
   guidance_scale: z.number(),
   seed: z.int(),
 });
+const ParentIds = z.array(z.uuidv4());
 const EditMetadata = z.strictObject({
   model: z.string(),
   prompt: z.string(),
@@ -78,12 +83,14 @@ const EditMetadata = z.strictObject({
   guidance_scale: z.number(),
   size_level: z.int().optional(),
   seed: z.int(),
+  parents: ParentIds.optional(),
   gpu_location: z.enum(['GPU', 'CPU', 'Unloaded']).optional(),
   gpu_memory_gb: z.number().optional(),
 });
 const OneResult = z.strictObject({
   index: z.int(),
   job_id: Id,
+  inputs: z.array(Path).optional(),
   prompt: z.string(),
   seed: z.int(),
   host: z.string(),
@@ -149,6 +156,35 @@ const BatchAnswer = z.union([
   z.strictObject({ status: z.literal('cancelled'), ...batchAnswer, quality: Quality.optional() }),
   z.strictObject({ status: z.literal('running'), ...batchAnswer, ...Progress }),
 ]);
+const OneEdit = z.strictObject({
+  input: z.string(),
+  result: z.union([
+    z.strictObject({
+      status: z.literal('success'),
+      message: z.literal('Image edited successfully'),
+      output_path: Path,
+      job_id: Id,
+      processing_time: Seconds,
+      metadata: EditMetadata,
+      host: z.literal('a'),
+    }),
+    z.strictObject({ status: z.literal('error'), error: Sentence }),
+  ]),
+});
+const batchEditAnswer = {
+  batch_id: Id,
+  model: z.string(),
+  message: z.string().regex(/^Processed \d+ images: \d+ succeeded, \d+ failed$/),
+  results: z.array(OneEdit),
+  summary: z.strictObject({ total: z.int(), successes: z.int(), failures: z.int() }),
+  results_file: Path.optional(),
+  notes: z.array(Sentence),
+};
+const BatchEditAnswer = z.union([
+  z.strictObject({ status: z.enum(['success', 'partial']), ...batchEditAnswer, quality: Quality }),
+  z.strictObject({ status: z.literal('cancelled'), ...batchEditAnswer, quality: Quality.optional() }),
+  z.strictObject({ status: z.literal('running'), ...batchEditAnswer, ...Progress }),
+]);
 const JobAnswer = z.strictObject({
   status: z.enum(['success', 'running', 'partial', 'cancelled']),
   state: z.enum(['waiting', 'running', 'success', 'partial', 'cancelled']),
@@ -169,12 +205,16 @@ const ANSWERS = new Map<string, z.ZodType>([
   ['generate_image', GenerateAnswer],
   ['edit_image', EditAnswer],
   ['batch_generate', BatchAnswer],
+  ['batch_edit_images', BatchEditAnswer],
   ['get_job', JobAnswer],
   ...TOOLS.flatMap(({ name, output }) => (output === undefined ? [] : [[name, output] as const])),
 ]);
 
+const called = new Set<string>();
+
 /** A good answer of the tool, with no field that its schema does not know. */
 async function good(name: string, args: Record<string, unknown> = {}): Promise<Record<string, unknown>> {
+  called.add(name);
   const answer = await bridge.call(name, args);
   expect(answer.isError, answer.text).toBe(false);
   const schema = ANSWERS.get(name);
@@ -184,13 +224,21 @@ async function good(name: string, args: Record<string, unknown> = {}): Promise<R
 
 test('every tool has a schema here', () => {
   expect(TOOLS.map(({ name }) => name).filter((name) => !ANSWERS.has(name))).toEqual([]);
-  expect(TOOLS).toHaveLength(12);
 });
 
 describe('tools that look', () => {
   test.each<[string, Record<string, unknown>]>([
     ['list_hosts', {}],
     ['list_models', {}],
+    ['list_jobs', {}],
+    ['list_jobs', { state: 'failed', limit: 1 }],
+    ['get_model_info', {}],
+    ['get_model_info', { model: 'step1x' }],
+    ['list_presets', {}],
+    ['list_presets', { model: STEP1X }],
+    ['estimate_generation', {}],
+    ['estimate_generation', { num_images: 50, width: 512, height: 512, num_inference_steps: 8, model: KLEIN }],
+    ['estimate_generation', { model: 'step1x', width: 512 }],
     ['gpu_status', {}],
     ['gpu_status', { host: 'gone' }],
     ['server_health', {}],
@@ -241,6 +289,47 @@ test('an edit: done and under way', async () => {
   await good('get_job', { id: running['batch_id'], wait_seconds: 45 });
 });
 
+test('an edit of an image made here knows what it comes from', async () => {
+  const made = await good('generate_image', { prompt: 'a fox', ...SMALL });
+  const parent = made['job_id'];
+  const byId = await good('edit_image', { image_path: parent, prompt: 'add a kite', model: 'step1x' });
+  expect(byId['metadata']).toMatchObject({ parents: [parent] });
+  const byPath = await good('batch_edit_images', {
+    image_paths: [made['file_path']],
+    prompts: ['a hat'],
+    model: 'step1x',
+  });
+  expect(byPath['results']).toMatchObject([{ input: made['file_path'], result: { metadata: { parents: [parent] } } }]);
+  const text = readTextChunks(await readFile(String(byId['output_path']))).find(({ keyword }) => keyword === 'gantry');
+  expect(JSON.parse(text?.text ?? '{}')).toMatchObject({ request: { kind: 'edit', parents: [parent] } });
+});
+
+test('a batch of edits: partial, with one that cannot be read, and under way', async () => {
+  const gone = join(fleet.output, 'gone.png');
+  const args = { image_paths: [photo, gone, photo], prompts: ['a', 'b', 'c'], model: 'step1x', size_level: 512 };
+  const partial = await good('batch_edit_images', args);
+  expect(partial).toMatchObject({
+    status: 'partial',
+    message: 'Processed 3 images: 2 succeeded, 1 failed',
+    summary: { total: 3, successes: 2, failures: 1 },
+    results: [
+      { input: photo, result: { status: 'success', metadata: { prompt: 'a' } } },
+      {
+        input: gone,
+        result: { status: 'error', error: `INPUT_INVALID: Image file not found: ${gone}. Check the path.` },
+      },
+      { input: photo, result: { status: 'success', metadata: { prompt: 'c' } } },
+    ],
+  });
+  const running = await good('batch_edit_images', { ...args, prompts: ['a'], wait_seconds: 0 });
+  await good('get_job', { id: running['batch_id'], wait_seconds: 45 });
+  const listed = await good('list_jobs', { limit: 2 });
+  expect(listed['jobs']).toMatchObject([
+    { batch_id: running['batch_id'], kind: 'edit', state: 'success', total: 2 },
+    {},
+  ]);
+});
+
 test('a batch: done, under way, one job of it, stopped, and again', async () => {
   const done = await good('batch_generate', { prompts: ['a', 'b'], images_per_prompt: 2, seeds: [1, 2], ...SMALL });
   expect(done['images_generated']).toBe(4);
@@ -269,6 +358,10 @@ test('a call whose batch somebody else stops answers what was made', async () =>
   await eventually('one is done', async () => (await bridge.ask('get_job', { id }))['results']?.toString() !== '');
   await good('cancel_batch', { batch_id: id });
   expect(await call).toMatchObject({ status: 'cancelled' });
+});
+
+test('every tool was called', () => {
+  expect(TOOLS.map(({ name }) => name).filter((name) => !called.has(name))).toEqual([]);
 });
 
 /** Every batch of this laptop is a directory. */
