@@ -136,6 +136,10 @@ describe('without any host', () => {
     ['list_models', {}, /^NO_HOST: /],
     ['gpu_status', {}, /^NO_HOST: /],
     ['server_health', {}, /^NO_HOST: /],
+    ['get_model_info', {}, /^NO_HOST: /],
+    ['list_presets', {}, /^NO_HOST: /],
+    ['estimate_generation', {}, /^NO_HOST: /],
+    ['batch_edit_images', { image_paths: ['~/none.png'], prompts: ['x'] }, /^NO_HOST: /],
     ['load_model', { model: 'x' }, /^NO_HOST: /],
     ['offload_gpu', {}, /^NO_HOST: /],
     ['release_gpu', {}, /^NO_HOST: /],
@@ -174,6 +178,13 @@ describe('arguments', () => {
     ['batch_generate', { prompts: ['x'], prompts_file: 'a.txt' }, /Give either prompts/],
     ['batch_generate', { prompts: ['x', 'y'], seeds: [1] }, /seeds has 1 entries but there are 2 prompts/],
     ['edit_image', { prompt: 'x' }, /Give either image_path, or image_paths/],
+    [
+      'batch_edit_images',
+      { image_paths: ['a', 'b', 'c'], prompts: ['x', 'y'] },
+      /prompts has 2 entries but there are 3 images\. Give one prompt for all, or one for each\./,
+    ],
+    ['batch_edit_images', { image_paths: [], prompts: ['x'] }, /image_paths must have at least 1 entries\./],
+    ['batch_generate', { prompts: [] }, /prompts must have at least 1 entries\./],
     ['edit_image', { prompt: 'x', image_path: 'a', image_paths: ['b'] }, /Give either image_path/],
     [
       'generate_image',
@@ -192,6 +203,14 @@ describe('arguments', () => {
     await using session = await Session.start();
     expect((await session.call('generate_image', { prompt: 'x', negative_prompt: null, seed: null })).text).toMatch(
       /^NO_HOST/,
+    );
+  });
+
+  test('one text where a list of texts is asked for is a list of one', async () => {
+    await using session = await Session.start();
+    expect((await session.call('batch_generate', { prompts: 'a fox' })).text).toMatch(/^NO_HOST/);
+    expect((await session.call('batch_generate', { prompts: ['x'], seeds: '1' })).text).toMatch(
+      /seeds must be an array/,
     );
   });
 
