@@ -105,7 +105,10 @@ export function parseArguments<I extends z.ZodObject>(input: I, args: unknown): 
   const given = typeof args === 'object' && args !== null ? Object.entries(args) : [];
   const meant = given
     .filter(([, value]) => value !== null)
-    .map(([name, value]) => [name, typeof value === 'string' && isTextList(input, name) ? [value] : value]);
+    .map(([name, value]): [string, unknown] => [
+      name,
+      typeof value === 'string' && isTextList(input, name) ? [value] : value,
+    ]);
   const parsed = input.safeParse(Object.fromEntries(meant));
   if (parsed.success) return parsed.data;
   const sentences = parsed.error.issues.flatMap((issue) => sentencesOf(issue, Object.keys(input.shape)));

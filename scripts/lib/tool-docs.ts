@@ -23,8 +23,9 @@ function argumentTable(input: z.ZodObject): string {
   const rows = Object.entries<z.core.$ZodType>(input.shape).map(([name, schema]) => {
     const { isOptional, inner } = unwrapped(schema);
     const meta = z.globalRegistry.get(schema) ?? {};
-    const words = meta.description ?? meta['note'] ?? '';
-    return [`\`${name}\`${isOptional ? '' : ' (required)'}`, boundsText(inner), String(words)];
+    const note = typeof meta['note'] === 'string' ? meta['note'] : '';
+    const words = meta.description ?? note;
+    return [`\`${name}\`${isOptional ? '' : ' (required)'}`, boundsText(inner), words];
   });
   if (rows.length === 0) return 'It takes no arguments.';
   return table(['argument', 'value', 'meaning'], rows);
