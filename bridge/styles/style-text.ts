@@ -41,6 +41,17 @@ export function parseStyle(text: string): Style & { problem: string | undefined 
   }
 }
 
+/** INVALID_ARGUMENT for a front matter that could not be read back. */
+export function checkHead(head: StyleHead): void {
+  const checked = StyleHead.safeParse(head);
+  if (checked.success) return;
+  const [issue] = checked.error.issues;
+  throw new AppError(
+    'INVALID_ARGUMENT',
+    `${issue?.path.join('.') ?? 'A field'} of the style is not valid: ${issue?.message ?? ''}.`,
+  );
+}
+
 export function styleText({ head, body }: Style): string {
   const given = Object.fromEntries(Object.entries(head).filter(([, value]) => value !== undefined));
   const front = Object.keys(given).length === 0 ? '' : `---\n${stringify(given)}---\n\n`;
