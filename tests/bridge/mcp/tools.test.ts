@@ -19,6 +19,7 @@ const server = createServer({
   resources: () => Promise.reject(new Error('listing tools reads nothing')),
   prompts: () => Promise.reject(new Error('listing tools asks for no prompt')),
   images: () => Promise.reject(new Error('listing tools finds no image')),
+  styles: () => Promise.reject(new Error('listing tools reads no style')),
   openFleet: () => Promise.reject(new Error('listing tools opens nothing')),
   onDefect: () => undefined,
 });
@@ -76,7 +77,7 @@ describe.each(listed.tools.map((tool) => [tool.name, tool] as const))('%s', (nam
 
   test('declares its answer exactly if it shows no images', () => {
     expect(tool.outputSchema === undefined).toBe(
-      ['generate_image', 'edit_image', 'batch_generate', 'batch_edit_images', 'get_job'].includes(name),
+      ['generate_image', 'edit_image', 'batch_generate', 'batch_edit_images', 'get_job', 'get_image'].includes(name),
     );
   });
 });
@@ -100,4 +101,8 @@ const HINTS: Record<string, readonly [boolean, boolean, boolean]> = {
   load_model: [false, false, true],
   offload_gpu: [false, true, true],
   release_gpu: [false, true, true],
+  get_image: [true, false, true],
+  list_images: [true, false, true],
+  save_style: [false, false, true],
+  delete_style: [false, true, true],
 };
