@@ -1,0 +1,39 @@
+import '../../bridge/stdout-guard.ts';
+import { tmpdir } from 'node:os';
+import type { Server } from '../../bridge/mcp/sdk.ts';
+import { createServer } from '../../bridge/mcp/server.ts';
+import { serveStdio } from '../../bridge/mcp/stdio.ts';
+import { listing } from '../../bridge/mcp/tool-list.ts';
+import { addUnusedFeatures } from './client-features.ts';
+import { conformancePrompts, conformanceResources } from './desks.ts';
+import { conformanceTools, listed } from './tools.ts';
+
+// Gantry's MCP server and its life on stdio, with the things that the conformance suite asks for instead of the fleet's.
+
+const tools = conformanceTools(() => server);
+
+const server: Server = createServer({
+  version: '0.0.0',
+  listTools: async () => listed(tools.map(listing)),
+  tools: async () => tools,
+  resources: async () => conformanceResources,
+  prompts: async () => conformancePrompts,
+  settings: {
+    outputDir: undefined,
+    defaultModel: undefined,
+    defaultEditModel: undefined,
+    preview: 'inline',
+    syncWaitMs: undefined,
+  },
+  roots: { home: tmpdir(), cwd: tmpdir(), configured: undefined, outputDir: undefined },
+  openFleet: () => new Promise(() => undefined), // nothing here works on hosts
+  images: () => Promise.resolve({ find: async () => undefined }),
+  onDefect: () => undefined, // one of the tools fails on purpose
+});
+addUnusedFeatures(server);
+void serve();
+
+async function serve(): Promise<void> {
+  await serveStdio(server, { detach: () => Promise.resolve() });
+  process.exit(0);
+}
