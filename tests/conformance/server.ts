@@ -1,4 +1,6 @@
 import '../../bridge/stdout-guard.ts';
+// Before the SDK: in a bundle of CommonJS its schemas find zod only half made otherwise.
+import { conformanceTools, listed } from './tools.ts';
 import { tmpdir } from 'node:os';
 import type { Server } from '../../bridge/mcp/sdk.ts';
 import { createServer } from '../../bridge/mcp/server.ts';
@@ -6,7 +8,6 @@ import { serveStdio } from '../../bridge/mcp/stdio.ts';
 import { listing } from '../../bridge/mcp/tool-list.ts';
 import { addUnusedFeatures } from './client-features.ts';
 import { conformancePrompts, conformanceResources } from './desks.ts';
-import { conformanceTools, listed } from './tools.ts';
 
 // Gantry's MCP server and its life on stdio, with the things that the conformance suite asks for instead of the fleet's.
 
