@@ -28,7 +28,7 @@ export class JudgedBridge implements AsyncDisposable {
       name: 'sim',
       directory: join(directory, 'sim'),
       gpus: [{ name: 'Simulated GPU', totalMiB: 24_564 }],
-      models: { klein: { engine: 'vllm-omni', model: MODEL, args: ['--load-ms', '200', '--step-ms', '20'] } },
+      models: { klein: { engine: 'vllm-omni', model: MODEL, args: ['--load-ms', '200', '--step-ms', '400'] } },
     });
     const config = join(directory, 'home', '.config', 'gantry');
     await mkdir(config, { recursive: true });
