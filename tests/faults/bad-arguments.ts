@@ -51,7 +51,7 @@ function missing(required: readonly string[], rest: fc.Arbitrary<object>): fc.Ar
 /** An own property, whatever it is called. */
 function having(args: object, field: string, value: unknown): Record<string, unknown> {
   const entries = Object.entries(args).filter(([name]) => name !== field);
-  return Object.fromEntries(value === undefined ? entries : [...entries, [field, value]]) as Record<string, unknown>;
+  return Object.fromEntries(value === undefined ? entries : [...entries, [field, value]]);
 }
 
 /** Objects are taken by no argument of ours; `null` counts as left out. */

@@ -2,6 +2,7 @@ import { execFileSync } from 'node:child_process';
 import { mkdir, symlink, truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { crc32, deflateSync } from 'node:zlib';
+import type { Sharp } from 'sharp';
 import sharp from 'sharp';
 
 const SIGNATURE = Buffer.from('89504e470d0a1a0a', 'hex');
@@ -72,7 +73,7 @@ async function oddFiles(directory: string, png: Buffer): Promise<HostileFile[]> 
   return odd.map(([name, says]) => ({ name, path: at(name), says }));
 }
 
-function picture(): sharp.Sharp {
+function picture(): Sharp {
   const noise = Buffer.from(Array.from({ length: 120 * 80 * 3 }, (_, at) => (at * 7 + (at >> 3) * 13) % 251));
   return sharp(noise, { raw: { width: 120, height: 80, channels: 3 } });
 }
