@@ -27,8 +27,10 @@ const server: Server = createServer({
     syncWaitMs: undefined,
   },
   roots: { home: tmpdir(), cwd: tmpdir(), configured: undefined, outputDir: undefined },
-  openFleet: () => new Promise(() => undefined), // nothing here works on hosts
-  images: () => Promise.resolve({ find: async () => undefined }),
+  // The fixtures work on no host, image or style.
+  openFleet: () => new Promise(() => undefined),
+  images: () => new Promise(() => undefined),
+  styles: () => new Promise(() => undefined),
   onDefect: () => undefined, // one of the tools fails on purpose
 });
 addUnusedFeatures(server);
