@@ -1,6 +1,7 @@
 import type { BridgeConfig } from './config.ts';
 import type { FleetParts } from './create-fleet.ts';
 import type { Fleet } from './fleet/fleet.ts';
+import type { ImageLookup } from './images/image-lookup.ts';
 import type { Server } from './mcp/sdk.ts';
 import { createServer } from './mcp/server.ts';
 import { toolList } from './mcp/tool-list.ts';
@@ -22,9 +23,12 @@ export class Bridge implements AsyncDisposable {
       version: packageVersion,
       listTools: toolList,
       tools: async () => (await import('./mcp/tools.ts')).TOOLS,
+      resources: async () => (await import('./mcp/resources.ts')).RESOURCES,
+      prompts: async () => (await import('./mcp/prompts.ts')).PROMPTS,
       settings: config,
       roots: { home: config.home, cwd: config.cwd, configured: config.roots, outputDir: config.outputDir },
       openFleet: () => this.openFleet(),
+      images: () => this.#openImages(),
       onDefect: (tool, error) => void this.#logDefect(tool, error), // its own failure has nowhere left to be told
     });
   }
@@ -50,6 +54,17 @@ export class Bridge implements AsyncDisposable {
     await this.detach();
     const parts = await this.#parts;
     await parts?.fleet[Symbol.asyncDispose]();
+  }
+
+  async #openImages(): Promise<ImageLookup> {
+    const fleet = await this.openFleet();
+    return {
+      find: async (id) => {
+        const job = fleet.find(id)?.jobs.find(({ jobId }) => jobId === id);
+        if (job?.filePath === undefined || job.result === undefined) return undefined;
+        return { id, path: job.filePath, sha256: job.result.sha256 };
+      },
+    };
   }
 
   async #loadFleet(): Promise<FleetParts> {

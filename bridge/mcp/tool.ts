@@ -3,6 +3,7 @@ import { AppError } from '../../shared/errors.ts';
 import { nearest } from '../../shared/nearest.ts';
 import type { Batch } from '../fleet/batch.ts';
 import type { Fleet } from '../fleet/fleet.ts';
+import type { ImageLookup } from '../images/image-lookup.ts';
 import type { Preview } from '../output/preview.ts';
 import type { Roots } from '../output/roots.ts';
 import type { Doing } from './progress.ts';
@@ -35,6 +36,8 @@ export type ToolContext = {
   roots: () => Promise<Roots>;
   /** The fleet, once each link is up or has failed. */
   fleet: () => Promise<Fleet>;
+  /** The images that were made here, by id, whatever became of their batches. */
+  images: () => Promise<ImageLookup>;
 };
 
 export type Annotations = {

@@ -1,12 +1,17 @@
 import type { Tool } from './tool.ts';
+import { batchEditImages } from './tools/batch-edit-images.ts';
 import { batchGenerate } from './tools/batch-generate.ts';
 import { cancelBatch } from './tools/cancel-batch.ts';
 import { editImage } from './tools/edit-image.ts';
+import { estimateGeneration } from './tools/estimate-generation.ts';
 import { generateImage } from './tools/generate-image.ts';
 import { getJob } from './tools/get-job.ts';
+import { getModelInfo } from './tools/get-model-info.ts';
 import { gpuStatus } from './tools/gpu-status.ts';
 import { listHosts } from './tools/list-hosts.ts';
+import { listJobs } from './tools/list-jobs.ts';
 import { listModels } from './tools/list-models.ts';
+import { listPresets } from './tools/list-presets.ts';
 import { loadModel } from './tools/load-model.ts';
 import { offloadGpu } from './tools/offload-gpu.ts';
 import { releaseGpu } from './tools/release-gpu.ts';
@@ -17,10 +22,15 @@ export const TOOLS: readonly Tool[] = [
   generateImage,
   editImage,
   batchGenerate,
+  batchEditImages,
   getJob,
+  listJobs,
   cancelBatch,
-  listHosts,
   listModels,
+  getModelInfo,
+  listPresets,
+  estimateGeneration,
+  listHosts,
   gpuStatus,
   serverHealth,
   loadModel,

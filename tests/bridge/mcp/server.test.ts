@@ -10,6 +10,8 @@ import { pathToFileURL } from 'node:url';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { z } from 'zod';
 import { Fleet } from '../../../bridge/fleet/fleet.ts';
+import { PROMPTS } from '../../../bridge/mcp/prompts.ts';
+import { RESOURCES } from '../../../bridge/mcp/resources.ts';
 import { createServer } from '../../../bridge/mcp/server.ts';
 import type { Tool, ToolContext } from '../../../bridge/mcp/tool.ts';
 import { defineImageTool, defineTool, MAKES, READS } from '../../../bridge/mcp/tool.ts';
@@ -70,6 +72,9 @@ class Session implements AsyncDisposable {
         syncWaitMs: undefined,
       },
       roots: { home, cwd: home, configured: undefined, outputDir: undefined },
+      resources: async () => RESOURCES,
+      prompts: async () => PROMPTS,
+      images: async () => ({ find: async () => undefined }),
       openFleet: async () => {
         session.opened += 1;
         fleet.open();
