@@ -73,6 +73,8 @@ export type BridgeConfig = {
   home: string;
   cwd: string;
   stateDir: string;
+  /** The user's style briefs: his own texts, so they are data and no state. */
+  stylesDir: string;
 };
 
 export type BridgeFlags = { config?: string; outputDir?: string };
@@ -111,6 +113,7 @@ export function loadConfig(flags: BridgeFlags = {}, env: NodeJS.ProcessEnv = pro
     home,
     cwd,
     stateDir: stateDirectory(home, env),
+    stylesDir: stylesDirectory(home, env),
   };
 }
 
@@ -193,4 +196,9 @@ function defaultFile(home: string, env: NodeJS.ProcessEnv): string {
 function stateDirectory(home: string, env: NodeJS.ProcessEnv): string {
   if (process.platform === 'win32') return join(home, '.gantry', 'state');
   return join(env['XDG_STATE_HOME'] || join(home, '.local', 'state'), 'gantry');
+}
+
+function stylesDirectory(home: string, env: NodeJS.ProcessEnv): string {
+  if (process.platform === 'win32') return join(home, '.gantry', 'styles');
+  return join(env['XDG_DATA_HOME'] || join(home, '.local', 'share'), 'gantry', 'styles');
 }

@@ -30,6 +30,8 @@ type FleetOptions = {
   log: Log;
   /** Called before a batch ends; a failure is logged, and the batch ends all the same. */
   onEnding?: (view: BatchView) => Promise<unknown>;
+  /** Called before the record of an old batch is removed; where it fails the record stays. */
+  onRemoving?: (batchId: string) => Promise<void>;
 };
 
 const TICK_MS = 250;
@@ -77,6 +79,7 @@ export class Fleet implements AsyncDisposable {
       clientName: options.clientName,
       signal: this.#stop.signal,
       onResumed: (batch) => this.#events.onResumed(batch),
+      onRemoving: options.onRemoving,
       own: (work) => this.#own(work),
     });
     this.#desk = new WorkDesk({

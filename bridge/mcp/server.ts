@@ -2,8 +2,9 @@ import { fileURLToPath } from 'node:url';
 import { pause } from '../../shared/abort.ts';
 import { AppError } from '../../shared/errors.ts';
 import type { Fleet } from '../fleet/fleet.ts';
-import type { ImageLookup } from '../images/image-lookup.ts';
+import type { Images } from '../images/images.ts';
 import type { Roots, RootOptions } from '../output/roots.ts';
+import type { StyleBook } from '../styles/style-book.ts';
 import type { DeskContext, DeskDeps, Extra } from './desks.ts';
 import { serveDesks } from './desks.ts';
 import { syncWaitMs } from './patience.ts';
@@ -31,7 +32,8 @@ export type ServerDeps = DeskDeps & {
   /** Opens the links on the first call and then answers the same fleet; never called before a client needs it. */
   openFleet: () => Promise<Fleet>;
   /** The images that were made here. Needs no host. */
-  images: () => Promise<ImageLookup>;
+  images: () => Promise<Images>;
+  styles: () => Promise<StyleBook>;
   /** Called with what no code names: a defect, for the log. */
   onDefect: (what: string, error: unknown) => void;
 };
@@ -84,6 +86,7 @@ export function createServer(deps: ServerDeps): Server {
     roots: () => rootsWith(clientRoots, deps),
     fleet: () => settledFleet(deps, extra.signal),
     images: () => deps.images(),
+    styles: () => deps.styles(),
   });
   serveDesks(server, deps, contextOf);
   server.setRequestHandler(ListToolsRequestSchema, async () => ({ tools: [...(await deps.listTools())] }));

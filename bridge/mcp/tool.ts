@@ -3,9 +3,10 @@ import { AppError } from '../../shared/errors.ts';
 import { nearest } from '../../shared/nearest.ts';
 import type { Batch } from '../fleet/batch.ts';
 import type { Fleet } from '../fleet/fleet.ts';
-import type { ImageLookup } from '../images/image-lookup.ts';
+import type { Images } from '../images/images.ts';
 import type { Preview } from '../output/preview.ts';
 import type { Roots } from '../output/roots.ts';
+import type { StyleBook } from '../styles/style-book.ts';
 import type { Doing } from './progress.ts';
 import type { Json } from './results.ts';
 import { imageResult, jsonResult } from './results.ts';
@@ -37,7 +38,9 @@ export type ToolContext = {
   /** The fleet, once each link is up or has failed. */
   fleet: () => Promise<Fleet>;
   /** The images that were made here, by id, whatever became of their batches. */
-  images: () => Promise<ImageLookup>;
+  images: () => Promise<Images>;
+  /** The style briefs that the user saved. */
+  styles: () => Promise<StyleBook>;
 };
 
 export type Annotations = {

@@ -23,27 +23,33 @@ export type InputImage = {
 const TEXT_BYTES = 256 * 1024;
 const OwnText = z.object({ jobId: Uuid });
 
+/** The whole of a picture, for whoever shows it. */
+export type Picture = InputImage & { content: Buffer };
+
 /**
  * Looks at a picture to edit: PNG, JPEG or WebP by its first bytes, and not too large. Anything else is refused here,
  * so that no other file of the laptop ever reaches a host. `path` was already checked against the allowed roots.
  */
 export async function readInputImage(path: string): Promise<InputImage> {
+  const { content: _, ...image } = await readPicture(path, { maxBytes: LIMITS.inputBytes.value });
+  return image;
+}
+
+/** As `readInputImage`, with its bytes. */
+export async function readPicture(path: string, { maxBytes }: { maxBytes: number }): Promise<Picture> {
   const file = await openRegular(path);
   try {
     const { size } = await file.stat();
-    if (size > LIMITS.inputBytes.value) {
-      throw invalid(
-        path,
-        `it has ${mebibytes(size)} MiB and ${mebibytes(LIMITS.inputBytes.value)} MiB is the most`,
-        'Make it smaller.',
-      );
+    if (size > maxBytes) {
+      const why = `it has ${mebibytes(size)} MiB and ${mebibytes(maxBytes)} MiB is the most`;
+      throw invalid(path, why, 'Make it smaller.');
     }
     const content = await file.readFile();
     const kind = imageKind(content);
     if (kind === undefined) throw invalid(path, 'it is not an image', 'Give a PNG, JPEG or WebP file.');
     if ('refused' in kind) throw invalid(path, `it is a ${kind.refused} file`, 'Export it as PNG, JPEG or WebP first.');
     const sha256 = createHash('sha256').update(content).digest('hex');
-    return { path, sha256, bytes: content.length, format: kind.format, imageId: imageIdIn(content) };
+    return { path, sha256, bytes: content.length, format: kind.format, imageId: imageIdIn(content), content };
   } finally {
     await file.close();
   }

@@ -19,6 +19,7 @@ const server = createServer({
   resources: () => Promise.reject(new Error('listing tools reads nothing')),
   prompts: () => Promise.reject(new Error('listing tools asks for no prompt')),
   images: () => Promise.reject(new Error('listing tools finds no image')),
+  styles: () => Promise.reject(new Error('listing tools reads no style')),
   openFleet: () => Promise.reject(new Error('listing tools opens nothing')),
   onDefect: () => undefined,
 });
