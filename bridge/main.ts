@@ -11,7 +11,8 @@ const program = new Command('gantry')
   .description('Image models on all of your GPU hosts, as if they were one.')
   .version(packageVersion)
   .exitOverride()
-  .showSuggestionAfterError();
+  .showSuggestionAfterError()
+  .configureHelp({ subcommandTerm: (command) => command.name() });
 
 program
   .command('bridge')
@@ -34,16 +35,19 @@ const making: Record<MakingName, Command> = {
   generate: program
     .command('generate <words...>')
     .usage('[options] <prompt>')
+    .summary('make an image')
     .description('make an image; its path goes to stdout')
     .addHelpText('after', example('generate "a red fox asleep in the moss" --aspect-ratio 16:9 --seed 7')),
   edit: program
     .command('edit <words...>')
     .usage('[options] <image...> <prompt>')
+    .summary('edit an image by words')
     .description('edit an image by words; more images are references for the one result')
     .addHelpText('after', example('edit photo.jpg "let it snow" --output-path winter.png')),
   batch: program
     .command('batch <words...>')
     .usage('[options] <file | prompts...>')
+    .summary('make many images on all hosts')
     .description('make many images on all hosts: of 1 to 20 prompts, or of a .txt, .csv or .jsonl file of prompts')
     .addHelpText('after', example('batch prompts.txt --images-per-prompt 4 --output-dir foxes')),
 };
@@ -61,6 +65,7 @@ withScreen(program.command('status'))
   );
 
 withScreen(program.command('jobs [id]'))
+  .summary('batches, also those of other windows; or one of them')
   .description('batches of this machine, also those of other windows; with an id, each image of that one')
   .option('--wait', 'with an id: follow it to its end, and go on with it if nobody else does')
   .option('--state <state>', 'running, success, partial, failed or cancelled')
@@ -69,12 +74,13 @@ withScreen(program.command('jobs [id]'))
   .action((id: string | undefined, flags: SessionFlags & { wait?: boolean; state?: string; limit?: number }) =>
     inSession(flags, async (session) => {
       const { listJobs, showJob } = await import('./cli/jobs.ts');
-      if (id === undefined) return listJobs(flags, session);
+      if (id === undefined) return listJobs({ state: flags.state, limit: flags.limit }, session);
       return showJob(id, { isWaiting: flags.wait === true, session });
     }),
   );
 
 withScreen(program.command('cancel <id>'))
+  .summary('end a batch, whichever window works on it')
   .description('end a batch, or one image of it, whichever window works on it; what is finished stays')
   .addHelpText('after', example('cancel 1f0c9a52'))
   .action((id: string, flags: SessionFlags) =>
@@ -82,19 +88,21 @@ withScreen(program.command('cancel <id>'))
   );
 
 withScreen(program.command('hosts'))
+  .summary('hosts with link, latency and version')
   .description('each host: its link, how fast it answers, which release runs there')
   .addHelpText('after', example('hosts --json'))
   .action((flags: SessionFlags) =>
     inSession(flags, async (session) => (await import('./cli/hosts.ts')).showHosts(session)),
   );
 
-for (const [to, description] of [
-  ['load', 'bring a model onto a GPU, where it is ready soonest'],
-  ['offload', 'move the weights of a model to host RAM, so that it comes back fast'],
-  ['release', 'end the server of a model and give everything back'],
+for (const [to, summary, more] of [
+  ['load', 'bring a model onto a GPU', ', where it is ready soonest'],
+  ['offload', 'move a model to host RAM', ', so that it comes back fast'],
+  ['release', 'end the server of a model', ' and give everything back'],
 ] as const) {
   withScreen(program.command(`${to} <model>`))
-    .description(`${description}; prints the VRAM before and after`)
+    .summary(summary)
+    .description(`${summary}${more}; prints the VRAM before and after`)
     .option(
       '--host <name>',
       to === 'load' ? 'there and nowhere else' : 'only there; otherwise wherever it holds memory',
@@ -108,6 +116,7 @@ for (const [to, description] of [
 }
 
 withScreen(program.command('drain <host>'))
+  .summary('no new work on a host')
   .description('no new work there until `resume`, also after a restart; what runs ends')
   .option('--wait', 'return when nothing runs any more')
   .addHelpText('after', example('drain attic --wait'))
@@ -124,6 +133,7 @@ withScreen(program.command('resume <host>'))
   );
 
 withScreen(program.command('clients [name]'))
+  .summary('configuration for an MCP client')
   .description('what belongs into the configuration of an MCP client, and where that is')
   .addHelpText('after', example('clients cursor'))
   .action((name: string | undefined, flags: SessionFlags) =>
@@ -167,11 +177,11 @@ async function main(): Promise<void> {
 async function addToolFlags(): Promise<void> {
   const name = (['generate', 'edit', 'batch'] as const).find((one) => process.argv.slice(2, 4).includes(one));
   if (name === undefined) return;
-  const [{ addMakingFlags }, { toolList }] = await Promise.all([
+  const [{ addMakingFlags }, { flagList }] = await Promise.all([
     import('./cli/making.ts'),
-    import('./mcp/tool-list.ts'),
+    import('./mcp/flag-list.ts'),
   ]);
-  addMakingFlags(making[name], { name, tools: await toolList() });
+  addMakingFlags(making[name], { name, tools: await flagList() });
 }
 
 /** Flags of every command that shows something. */

@@ -92,6 +92,8 @@ export class Session implements AsyncDisposable {
       syncWaitMs: Infinity,
       settings: { ...this.config, preview: 'none' },
       roots: () => findRoots({ home, cwd, configured: roots, outputDir, offered: places }),
+      images: async () => (await import('./open-images.ts')).openImages(this.config),
+      styles: async () => new (await import('./styles/style-book.ts')).StyleBook(this.config.stylesDir),
       fleet: async () => (reach === 'records' ? this.records : reach === 'hosts' ? this.hosts() : this.work()),
     };
   }

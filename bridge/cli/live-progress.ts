@@ -5,8 +5,9 @@ import type { Screen } from './screen.ts';
 
 const TERMINAL_EVERY_MS = 200;
 const LOOK_EVERY_MS = 500;
-/** Without a terminal a line stays for good, so that there are few of them. */
+/** Without a terminal a line stays for good, so that there are few of them, and none for what takes no time. */
 const LINE_EVERY_MS = 10_000;
+const FIRST_LINE_MS = 3_000;
 /** A look at 10,000 jobs takes a while: no more than this share of the time goes into looks. */
 const LOOKING_SHARE = 0.1;
 const CLEAR_LINE = '\r\u001b[2K';
@@ -24,7 +25,7 @@ export class LiveProgress implements AsyncDisposable {
   #batch: RunningBatch | undefined;
   /** What stands on the last line of a terminal, and what was said last where there is none. */
   #line = '';
-  #saidAtMs = -Infinity;
+  #saidAtMs = performance.now() + FIRST_LINE_MS - LINE_EVERY_MS;
 
   constructor(screen: Screen) {
     this.#screen = screen;
