@@ -1,14 +1,11 @@
-import { createHash } from 'node:crypto';
 import { chmodSync } from 'node:fs';
 import { link, mkdir, rename, rm } from 'node:fs/promises';
 import type { Server, Socket } from 'node:net';
 import { connect, createServer } from 'node:net';
 import { once } from 'node:events';
-import { join } from 'node:path';
 import { Deadline } from '../shared/abort.ts';
+import { socketPath } from '../shared/agent-socket.ts';
 
-/** Linux allows 107 bytes in the path of a unix socket, macOS 103. */
-const MAX_PATH_BYTES = 103;
 const ANSWER_MS = 2_000;
 
 /** Another agent has this state directory. */
@@ -62,18 +59,6 @@ export class SingleInstance implements AsyncDisposable {
     this.#server.close();
     await once(this.#server, 'close');
   }
-}
-
-/** Where the agent with this state directory listens for commands on the host. */
-export function socketPath(stateDir: string): string {
-  if (process.platform === 'win32') {
-    return `\\\\.\\pipe\\gantry-agent-${createHash('sha256').update(stateDir).digest('hex').slice(0, 16)}`;
-  }
-  const path = join(stateDir, 'agent.sock');
-  if (Buffer.byteLength(path) <= MAX_PATH_BYTES) return path;
-  throw new Error(
-    `${stateDir} is too long: a socket in it may have ${MAX_PATH_BYTES} bytes in its path. Use a shorter state_dir.`,
-  );
 }
 
 async function listens(server: Server, path: string): Promise<boolean> {

@@ -1,10 +1,12 @@
 import { readFileSync, statSync } from 'node:fs';
-import { homedir } from 'node:os';
+import { homedir, hostname, networkInterfaces } from 'node:os';
 import { join, resolve } from 'node:path';
 import { z } from 'zod';
 import { checkConfig, ConfigError, Duration, parseYaml } from '../shared/config-file.ts';
 import { LIMITS } from '../shared/limits.ts';
 import type { BridgeTimes, HostConfig } from './fleet/host-view.ts';
+import type { VllmServer } from './private-agent/vllm-url.ts';
+import { parseVllmUrl } from './private-agent/vllm-url.ts';
 
 const HostName = z
   .string()
@@ -40,6 +42,19 @@ export const BridgeFile = z.strictObject({
     .max(1_000)
     .default([])
     .describe('The GPU hosts: name, address of the agent, and its token.'),
+  vllm_urls: z
+    .array(z.string())
+    .max(100)
+    .default([])
+    .describe('Plain vLLM-Omni servers without an agent, like http://gpu-box:8000.'),
+  vllm_timeout: Duration.optional().describe('A request to such a server has so long; default 300s.'),
+  vllm_linger: Duration.optional().describe(
+    'The private agent of such a server ends so long after the last bridge that used it; default 30s.',
+  ),
+  max_concurrent: z
+    .union([z.int().min(1).max(1_000), z.literal('auto')])
+    .optional()
+    .describe('Images of one batch at a time, over all hosts, where the call does not say; auto: every free slot.'),
   output_dir: z.string().min(1).optional().describe('Where images are saved unless the call says otherwise.'),
   default_model: z.string().min(1).optional().describe('Model for generate_image and batch_generate without `model`.'),
   default_edit_model: z.string().min(1).optional().describe('Model for edit_image without `model`.'),
@@ -61,6 +76,9 @@ export type BridgeConfig = {
   /** Where it is, or would be. */
   expectedFile: string;
   hosts: HostConfig[];
+  /** Servers that have no agent of their own. */
+  vllm: { servers: VllmServer[]; timeoutMs: number; lingerMs: number; env: NodeJS.ProcessEnv };
+  maxConcurrent: number | undefined;
   outputDir: string | undefined;
   defaultModel: string | undefined;
   defaultEditModel: string | undefined;
@@ -74,7 +92,15 @@ export type BridgeConfig = {
   stateDir: string;
 };
 
-export type BridgeFlags = { config?: string; outputDir?: string };
+export type BridgeFlags = {
+  config?: string;
+  outputDir?: string;
+  vllmUrl?: string[];
+  maxConcurrent?: string;
+  /** Seconds, as the flag is in the system that others come from. */
+  timeout?: string;
+  linger?: string;
+};
 
 /** Defaults < bridge.yaml < environment < flags. Throws ConfigError with every problem found. */
 export function loadConfig(flags: BridgeFlags = {}, env: NodeJS.ProcessEnv = process.env): BridgeConfig {
@@ -92,6 +118,8 @@ export function loadConfig(flags: BridgeFlags = {}, env: NodeJS.ProcessEnv = pro
     file: file?.path,
     expectedFile,
     hosts: values.hosts,
+    vllm: vllmSettings(values, { flags, env }),
+    maxConcurrent: maxConcurrentOf(flags.maxConcurrent ?? env['GANTRY_MAX_CONCURRENT'], values.max_concurrent),
     outputDir: flags.outputDir ?? env['GANTRY_OUTPUT_DIR'] ?? values.output_dir,
     defaultModel: values.default_model,
     defaultEditModel: values.default_edit_model,
@@ -111,6 +139,52 @@ export function loadConfig(flags: BridgeFlags = {}, env: NodeJS.ProcessEnv = pro
     cwd,
     stateDir: stateDirectory(home, env),
   };
+}
+
+const VLLM_TIMEOUT_MS = 300_000;
+const VLLM_LINGER_MS = 30_000;
+
+/** An environment variable that is set to nothing counts as not set: that is how bundles pass what a user left out. */
+function vllmSettings(values: BridgeFile, { flags, env }: { flags: BridgeFlags; env: NodeJS.ProcessEnv }) {
+  const fromEnv = env['GANTRY_VLLM_URLS']?.split(/[\s,]+/).filter((text) => text !== '') ?? [];
+  const asked = flags.vllmUrl ?? (fromEnv.length > 0 ? fromEnv : values.vllm_urls);
+  const own = [
+    hostname(),
+    ...Object.values(networkInterfaces()).flatMap((all) => all?.map(({ address }) => address) ?? []),
+  ];
+  const servers = asked.map((text) => parseVllmUrl(text, own));
+  const problems = servers.flatMap((server) =>
+    typeof server === 'string' ? `--vllm-url or vllm_urls: ${server}` : [],
+  );
+  const seconds = flags.timeout ?? (env['GANTRY_TIMEOUT'] || undefined);
+  if (seconds !== undefined && !/^[1-9]\d{0,5}$/.test(seconds))
+    problems.push(`--timeout ${seconds}: expected seconds, like 300`);
+  const linger = flags.linger === undefined ? undefined : Duration.safeParse(flags.linger);
+  if (linger?.success === false) problems.push(`--linger ${flags.linger}: expected a duration like 30s`);
+  if (problems.length > 0) throw new ConfigError(problems);
+  const urls = new Map(
+    servers.flatMap((server) => (typeof server === 'string' ? [] : [[server.url, server] as const])),
+  );
+  return {
+    servers: [...urls.values()],
+    timeoutMs: seconds === undefined ? (values.vllm_timeout ?? VLLM_TIMEOUT_MS) : Number(seconds) * 1_000,
+    lingerMs: linger?.data ?? values.vllm_linger ?? VLLM_LINGER_MS,
+    env: agentEnvironment(env),
+  };
+}
+
+/** What is set for the bridge is not meant for an agent of its own, but for where nvidia-smi is. */
+function agentEnvironment(env: NodeJS.ProcessEnv): NodeJS.ProcessEnv {
+  return Object.fromEntries(
+    Object.entries(env).filter(([name]) => !name.startsWith('GANTRY_') || name === 'GANTRY_NVIDIA_SMI'),
+  );
+}
+
+function maxConcurrentOf(asked: string | undefined, configured: BridgeFile['max_concurrent']): number | undefined {
+  const text = asked || String(configured ?? 'auto');
+  if (text === 'auto') return undefined;
+  if (/^[1-9]\d{0,2}$|^1000$/.test(text)) return Number(text);
+  throw new ConfigError([`--max-concurrent ${text}: expected auto, or a number from 1 to 1000`]);
 }
 
 /** The JSON Schema of bridge.yaml, for editors. */

@@ -53,6 +53,7 @@ function noHosts(): AppError {
   return new AppError(
     'NO_HOST',
     'No host is configured. Add the name, url and token of a GPU host under `hosts` in bridge.yaml ' +
-      'and restart the bridge; `gantry config check` shows which file is read.',
+      'and restart the bridge; `gantry config check` shows which file is read. A plain vLLM-Omni server needs no agent: start ' +
+      'the bridge with --vllm-url URL.',
   );
 }
