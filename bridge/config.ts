@@ -148,10 +148,7 @@ const VLLM_LINGER_MS = 30_000;
 function vllmSettings(values: BridgeFile, { flags, env }: { flags: BridgeFlags; env: NodeJS.ProcessEnv }) {
   const fromEnv = env['GANTRY_VLLM_URLS']?.split(/[\s,]+/).filter((text) => text !== '') ?? [];
   const asked = flags.vllmUrl ?? (fromEnv.length > 0 ? fromEnv : values.vllm_urls);
-  const own = [
-    hostname(),
-    ...Object.values(networkInterfaces()).flatMap((all) => all?.map(({ address }) => address) ?? []),
-  ];
+  const own = asked.length === 0 ? [] : ownAddresses();
   const servers = asked.map((text) => parseVllmUrl(text, own));
   const problems = servers.flatMap((server) =>
     typeof server === 'string' ? `--vllm-url or vllm_urls: ${server}` : [],
@@ -171,6 +168,12 @@ function vllmSettings(values: BridgeFile, { flags, env }: { flags: BridgeFlags; 
     lingerMs: linger?.data ?? values.vllm_linger ?? VLLM_LINGER_MS,
     env: agentEnvironment(env),
   };
+}
+
+/** Names and addresses of this machine. */
+function ownAddresses(): string[] {
+  const interfaces = Object.values(networkInterfaces());
+  return [hostname(), ...interfaces.flatMap((all) => all?.map(({ address }) => address) ?? [])];
 }
 
 /** What is set for the bridge is not meant for an agent of its own, but for where nvidia-smi is. */

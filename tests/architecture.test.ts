@@ -35,9 +35,18 @@ const MAY_IMPORT: Record<string, readonly string[]> = {
   ],
   'bridge/output': ['shared'],
   'bridge/fleet': ['shared', 'bridge/output'],
+  'bridge/private-agent': ['shared', 'bridge/fleet'],
   'bridge/cli': ['shared', 'bridge/fleet', 'bridge/output'],
   'bridge/mcp': ['shared', 'bridge/fleet', 'bridge/output'],
-  bridge: ['package.json', 'shared', 'bridge/cli', 'bridge/fleet', 'bridge/mcp', 'bridge/output'],
+  bridge: [
+    'package.json',
+    'shared',
+    'bridge/cli',
+    'bridge/fleet',
+    'bridge/mcp',
+    'bridge/output',
+    'bridge/private-agent',
+  ],
 };
 
 /**

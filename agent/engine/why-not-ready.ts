@@ -22,7 +22,7 @@ export async function whyNotReady(
 
 const NOT_VLLM = 'Give the base URL of a vLLM-Omni server, like http://gpu-box:8000, without a path behind it';
 
-/** What its two answers mean, when they are not those of a ready server. PURE. */
+/** What its two answers mean, when they are not those of a ready server. */
 export function ofAnswers(url: string, { health, models }: { health: EngineAnswer; models: EngineAnswer }): string {
   const { status, location } = health;
   if (status >= 300 && status < 400) {
@@ -51,7 +51,7 @@ export function ofAnswers(url: string, { health, models }: { health: EngineAnswe
 const CERTIFICATE = /^(CERT_|DEPTH_ZERO_|SELF_SIGNED_|UNABLE_TO_|ERR_TLS_CERT|HOSTNAME_MISMATCH|INVALID_CA)/;
 const NO_TLS = /^(EPROTO|ERR_SSL_)/;
 
-/** What the failure of a connection means. PURE. */
+/** What the failure of a connection means. */
 export function ofNetwork(url: string, error: unknown): string {
   const code = codeOf(error);
   const { hostname } = new URL(url);

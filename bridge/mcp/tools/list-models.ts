@@ -106,8 +106,9 @@ function defaultId(
 }
 
 function warningsOf(hosts: readonly ConnectedHost[]): string[] {
-  return hosts.flatMap(({ name, snapshot }) =>
-    snapshot.models.flatMap(({ model, alias, profileFrom, state, detail }) => [
+  return hosts.flatMap(({ name, snapshot }) => [
+    ...(snapshot.vramEstimate === undefined ? [] : [`${name}: ${snapshot.vramEstimate}`]),
+    ...snapshot.models.flatMap(({ model, alias, profileFrom, state, detail }) => [
       ...(profileFrom === 'fallback'
         ? [`${model} on ${name} is not in the known profiles; fallback defaults are used.`]
         : []),
@@ -115,7 +116,7 @@ function warningsOf(hosts: readonly ConnectedHost[]): string[] {
         ? [`${model} (${alias}) on ${name} failed${detail === undefined ? '' : `: ${detail}`}.`]
         : []),
     ]),
-  );
+  ]);
 }
 
 function ambiguousAliases(hosts: readonly ConnectedHost[]): string[] {
