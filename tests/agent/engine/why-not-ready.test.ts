@@ -31,6 +31,14 @@ function answering(statuses: Record<string, [number, string?]>, headers = {}): S
   return createServer(listener);
 }
 
+/** Says something as soon as it is asked, and hangs up. */
+function greeting(): Server {
+  return createTcpServer((socket) => {
+    socket.on('error', () => undefined);
+    socket.once('data', () => socket.end('hello\r\n', () => socket.destroy()));
+  });
+}
+
 describe('what somebody reads of a server that', () => {
   test.each<[string, Server, RegExp]>([
     [
@@ -59,7 +67,7 @@ describe('what somebody reads of a server that', () => {
     ],
     [
       'speaks no HTTP',
-      createTcpServer((socket) => socket.on('error', () => undefined).end('hello\r\n')),
+      greeting(),
       /speaks no HTTP/,
     ],
   ])('%s', async (_, server, text) => {
