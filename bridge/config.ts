@@ -1,11 +1,12 @@
 import { readFileSync, statSync } from 'node:fs';
 import { homedir, hostname, networkInterfaces } from 'node:os';
-import { join, resolve } from 'node:path';
+import { resolve } from 'node:path';
 import { z } from 'zod';
 import { checkConfig, ConfigError, Duration, parseYaml } from '../shared/config-file.ts';
 import { LIMITS } from '../shared/limits.ts';
 import type { BridgeTimes, HostConfig } from './fleet/host-view.ts';
 import type { VllmServer } from './private-agent/vllm-url.ts';
+import { placesFor } from './places.ts';
 import { parseVllmUrl } from './private-agent/vllm-url.ts';
 
 const HostName = z
@@ -106,8 +107,9 @@ export type BridgeFlags = {
 export function loadConfig(flags: BridgeFlags = {}, env: NodeJS.ProcessEnv = process.env): BridgeConfig {
   const home = homedir();
   const cwd = process.cwd();
+  const places = placesFor(process.platform, { home, env });
   const asked = flags.config ?? env['GANTRY_CONFIG'];
-  const expectedFile = asked === undefined ? defaultFile(home, env) : resolve(cwd, asked);
+  const expectedFile = asked === undefined ? places.configFile : resolve(cwd, asked);
   const file = readConfigFile(expectedFile, { isRequired: asked !== undefined });
   const values = naming(expectedFile, () => {
     const checked = checkConfig(BridgeFile, file?.values ?? {});
@@ -137,7 +139,7 @@ export function loadConfig(flags: BridgeFlags = {}, env: NodeJS.ProcessEnv = pro
     logLevel: values.log_level,
     home,
     cwd,
-    stateDir: stateDirectory(home, env),
+    stateDir: places.stateDir,
   };
 }
 
@@ -235,14 +237,4 @@ function refuseReadableTokens(path: string, values: Record<string, unknown>): vo
 function checkHosts(hosts: BridgeConfig['hosts']): void {
   const twice = hosts.filter(({ name }, index) => hosts.findIndex((other) => other.name === name) !== index);
   if (twice.length > 0) throw new ConfigError(twice.map(({ name }) => `hosts: two hosts are named ${name}`));
-}
-
-function defaultFile(home: string, env: NodeJS.ProcessEnv): string {
-  if (process.platform === 'win32') return join(home, '.gantry', 'bridge.yaml');
-  return join(env['XDG_CONFIG_HOME'] || join(home, '.config'), 'gantry', 'bridge.yaml');
-}
-
-function stateDirectory(home: string, env: NodeJS.ProcessEnv): string {
-  if (process.platform === 'win32') return join(home, '.gantry', 'state');
-  return join(env['XDG_STATE_HOME'] || join(home, '.local', 'state'), 'gantry');
 }

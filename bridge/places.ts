@@ -1,0 +1,21 @@
+import { posix, win32 } from 'node:path';
+
+type Environment = Readonly<Record<string, string | undefined>>;
+
+/**
+ * Where the bridge keeps what. The XDG directories, on macOS as well. On Windows a directory in the home: a packaged client
+ * is shown another %APPDATA% than a terminal, and the two must see the same files.
+ */
+export function placesFor(
+  platform: NodeJS.Platform,
+  { home, env }: { home: string; env: Environment },
+): { configFile: string; stateDir: string } {
+  if (platform === 'win32') {
+    const own = win32.join(home, '.gantry');
+    return { configFile: win32.join(own, 'bridge.yaml'), stateDir: win32.join(own, 'state') };
+  }
+  return {
+    configFile: posix.join(env['XDG_CONFIG_HOME'] || posix.join(home, '.config'), 'gantry', 'bridge.yaml'),
+    stateDir: posix.join(env['XDG_STATE_HOME'] || posix.join(home, '.local', 'state'), 'gantry'),
+  };
+}
