@@ -91,6 +91,8 @@ export type BridgeConfig = {
   home: string;
   cwd: string;
   stateDir: string;
+  /** The user's style briefs: his own texts, so they are data and no state. */
+  stylesDir: string;
 };
 
 export type BridgeFlags = {
@@ -140,6 +142,7 @@ export function loadConfig(flags: BridgeFlags = {}, env: NodeJS.ProcessEnv = pro
     home,
     cwd,
     stateDir: places.stateDir,
+    stylesDir: places.stylesDir,
   };
 }
 

@@ -4,6 +4,7 @@ import { createLog } from '../shared/log.ts';
 import type { BridgeConfig } from './config.ts';
 import { Fleet } from './fleet/fleet.ts';
 import type { HostConfig } from './fleet/host-view.ts';
+import { ImageIndex } from './images/image-index.ts';
 import { resultsFile } from './mcp/answers.ts';
 import { privateHosts } from './private-agent/private-hosts.ts';
 
@@ -15,7 +16,19 @@ export function createFleet(config: BridgeConfig, { clientName }: { clientName: 
   const { stateDir, times, maxConcurrent } = config;
   const bridgeId = randomUUID();
   const hosts = [...config.hosts, ...withoutAgents(config, log)];
-  const options = { hosts, bridgeId, clientName, stateDir, times, maxConcurrent, log, onEnding: resultsFile };
+  const index = new ImageIndex(stateDir);
+  const onRemoving = (batchId: string): Promise<void> => index.keep(batchId);
+  const options = {
+    hosts,
+    bridgeId,
+    clientName,
+    stateDir,
+    times,
+    maxConcurrent,
+    log,
+    onEnding: resultsFile,
+    onRemoving,
+  };
   return { fleet: new Fleet(options), log };
 }
 

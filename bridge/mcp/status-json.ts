@@ -1,6 +1,7 @@
 import { z } from 'zod';
 import type { GpuStatus, HostSnapshot, ModelStatus } from '../../shared/host-snapshot.ts';
 import type { HostView } from '../fleet/host-view.ts';
+import { concurrentAtMost } from './concurrency.ts';
 import { gb, knownGb, seconds } from './units.ts';
 
 /** PURE. One GPU in the words of the tools; a value that it does not report is left out. */
@@ -71,10 +72,6 @@ export const HostGpuJson = z.object({
   recommended_max_concurrent: z.int(),
 });
 
-/** A job needs about this much beside the model, by the predecessors' rule of thumb; more than four never helped. */
-const MIB_PER_JOB = 2 * 1024;
-const MOST_CONCURRENT = 4;
-
 export function hostGpuJson(host: HostView, problem: string | undefined): z.input<typeof HostGpuJson> {
   const { snapshot } = host;
   const head = { host: host.name, status: host.link.kind, ...(problem !== undefined && { problem }) };
@@ -87,7 +84,7 @@ export function hostGpuJson(host: HostView, problem: string | undefined): z.inpu
     ...(snapshot.vramEstimate !== undefined && { estimated: snapshot.vramEstimate }),
     gpus: snapshot.gpus.map((gpu) => gpuJson(gpu, host.statusAgeMs)),
     models: snapshot.models.map((model) => modelJson(model, snapshot)),
-    recommended_max_concurrent: recommendedConcurrent(snapshot),
+    recommended_max_concurrent: concurrentAtMost(snapshot),
   };
 }
 
@@ -125,13 +122,6 @@ export function modelLocation({
   }
 }
 
-/** How many images at once are worth asking for: what the free VRAM carries, never more than there are slots. */
-export function recommendedConcurrent({ gpus, models }: HostSnapshot): number {
-  const slots = models.reduce((sum, model) => sum + model.slots.length, 0);
-  const free = Math.max(0, ...gpus.map(({ freeMiB }) => freeMiB ?? 0));
-  return Math.min(slots, Math.max(1, Math.min(MOST_CONCURRENT, Math.floor(free / MIB_PER_JOB))));
-}
-
 function gpuJson(gpu: GpuStatus, statusAgeMs: number): z.input<typeof GpuJson> {
   return {
     gpu_name: gpu.name,
@@ -159,10 +149,7 @@ function notesOf({ note, degraded, unlisted }: GpuStatus): string[] | undefined 
   return notes.length === 0 ? undefined : notes;
 }
 
-function modelJson(
-  model: ModelStatus,
-  { vramEstimate }: Pick<HostSnapshot, 'vramEstimate'>,
-): z.input<typeof ModelJson> {
+function modelJson(model: ModelStatus, { vramEstimate }: HostSnapshot): z.input<typeof ModelJson> {
   return {
     model: model.model,
     alias: model.alias,

@@ -17,7 +17,8 @@ const WRAPPER = {
   banner: { js: '(function (exports, require, module, __filename, __dirname) {' },
   footer: { js: '})' },
 };
-const CJS = { ...COMMON, format: 'cjs', external: ['sharp'] };
+/** `import()` becomes `require`: Node finds no way to import from code that it did not compile itself. */
+const CJS = { ...COMMON, format: 'cjs', external: ['sharp'], supported: { 'dynamic-import': false } };
 
 /** The SDK's default validator of JSON Schema, a fifth of the bundle; bridge/mcp/server.ts gives it another. */
 const noAjv = replacing(

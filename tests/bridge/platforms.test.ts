@@ -10,10 +10,11 @@ const UNIX = ['linux', 'darwin'] as const;
 
 describe('where the bridge keeps what', () => {
   test.each(UNIX)('%s: the XDG directories', (platform) => {
-    const env = { XDG_CONFIG_HOME: '/c', XDG_STATE_HOME: '/s', APPDATA: 'C:\\x' };
+    const env = { XDG_CONFIG_HOME: '/c', XDG_STATE_HOME: '/s', XDG_DATA_HOME: '/d', APPDATA: 'C:\\x' };
     expect(placesFor(platform, { home: '/home/me', env })).toEqual({
       configFile: '/c/gantry/bridge.yaml',
       stateDir: '/s/gantry',
+      stylesDir: '/d/gantry/styles',
     });
   });
 
@@ -21,6 +22,7 @@ describe('where the bridge keeps what', () => {
     expect(placesFor(platform, { home: '/Users/me', env: { XDG_CONFIG_HOME: '' } })).toEqual({
       configFile: '/Users/me/.config/gantry/bridge.yaml',
       stateDir: '/Users/me/.local/state/gantry',
+      stylesDir: '/Users/me/.local/share/gantry/styles',
     });
   });
 
@@ -29,6 +31,7 @@ describe('where the bridge keeps what', () => {
     expect(placesFor('win32', { home: 'C:\\Users\\me', env })).toEqual({
       configFile: 'C:\\Users\\me\\.gantry\\bridge.yaml',
       stateDir: 'C:\\Users\\me\\.gantry\\state',
+      stylesDir: 'C:\\Users\\me\\.gantry\\styles',
     });
   });
 });

@@ -110,6 +110,10 @@ test('a plain server makes images without nvidia-smi anywhere, and what is unkno
     /"estimated":"The GPUs behind http:[^"]*cannot be read from here \(nvidia-smi was not found\)/,
   );
   expect(status).toContain('"estimated_vram_gb":');
+  for (const tool of ['list_models', 'get_model_info', 'estimate_generation']) {
+    expect(JSON.stringify(await client.ask(tool)), tool).toMatch(/so VRAM is estimated from the models' profiles\./);
+  }
+  expect(await client.ask('estimate_generation')).toMatchObject({ basis: 'estimated' });
   const { pid } = await onlyAgent();
   const agentDir = join(directory, '.local', 'state', 'gantry', 'vllm');
   const [key = ''] = await readdir(agentDir);
