@@ -1,12 +1,10 @@
-import { createHash } from 'node:crypto';
 import { lstatSync, readdirSync, readlinkSync, renameSync, rmSync, symlinkSync } from 'node:fs';
 import { mkdir, readdir } from 'node:fs/promises';
 import type { Socket } from 'node:net';
 import { join } from 'node:path';
+import { socketPath } from '../shared/agent-socket.ts';
 import { InstanceSocket, PRIVATE_NAME, UNBORN_NAME, askHolder } from './instance-socket.ts';
 
-/** Linux allows 107 bytes in the path of a unix socket, macOS 103. */
-const MAX_PATH_BYTES = 103;
 const ANSWER_MS = 5_000;
 
 /** Another agent has this state directory. */
@@ -74,18 +72,6 @@ export class SingleInstance implements AsyncDisposable {
 type Election = { stateDir: string; answerMs: number };
 
 const isWindows = process.platform === 'win32';
-
-/** Where the agent with this state directory listens for commands on the host. */
-export function socketPath(stateDir: string): string {
-  if (isWindows) {
-    return `\\\\.\\pipe\\gantry-agent-${createHash('sha256').update(stateDir).digest('hex').slice(0, 16)}`;
-  }
-  const path = join(stateDir, 'agent.sock');
-  if (Buffer.byteLength(path) <= MAX_PATH_BYTES) return path;
-  throw new Error(
-    `${stateDir} is too long: a socket in it may have ${MAX_PATH_BYTES} bytes in its path. Use a shorter state_dir.`,
-  );
-}
 
 async function takePipe(path: string, { stateDir, answerMs }: Election): Promise<InstanceSocket> {
   for (;;) {

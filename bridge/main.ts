@@ -20,6 +20,10 @@ program
   .option('--config <file>', 'bridge.yaml to use')
   .option('--output-dir <directory>', 'where images are saved')
   .addHelpText('after', example('bridge --output-dir ~/Pictures/gantry'))
+  .option('--vllm-url <url>', 'a plain vLLM-Omni server without an agent; may be repeated', oneMore)
+  .option('--max-concurrent <count>', 'images of one batch at a time, over all hosts, or auto')
+  .option('--timeout <seconds>', 'for one image of a server given by --vllm-url')
+  .option('--linger <duration>', 'how long the agent started for --vllm-url outlives its last bridge')
   .action(async (flags: BridgeFlags) => {
     const { loadConfig } = await import('./config.ts');
     const config = loadConfig(flags);
@@ -217,8 +221,14 @@ function example(words: string): string {
   return `\nExample:\n  $ gantry ${words}`;
 }
 
+/** A flag that may be repeated. */
+function oneMore(value: string, before: string[] = []): string[] {
+  return [...before, value];
+}
+
 /** For a person who starts the bridge in a terminal and wonders why nothing happens. */
-function waitingText({ file, expectedFile, hosts }: BridgeConfig): string {
-  const known = file === undefined ? `no ${expectedFile} yet` : `${hosts.length} in ${file}`;
+function waitingText({ file, expectedFile, hosts, vllm }: BridgeConfig): string {
+  const inFile = file === undefined ? `no ${expectedFile} yet` : `${hosts.length} in ${file}`;
+  const known = [inFile, ...vllm.servers.map(({ url }) => url)].join(', ');
   return `gantry bridge waits for an MCP client on its input (hosts: ${known}). Ctrl-C ends it.`;
 }

@@ -35,6 +35,7 @@ const MAY_IMPORT: Record<string, readonly string[]> = {
   ],
   'bridge/output': ['shared'],
   'bridge/fleet': ['shared', 'bridge/output'],
+  'bridge/private-agent': ['shared', 'bridge/fleet'],
   'bridge/images': ['shared', 'bridge/fleet', 'bridge/output'],
   'bridge/styles': ['shared', 'bridge/output'],
   'bridge/cli': ['shared', 'bridge/fleet', 'bridge/images', 'bridge/output'],
@@ -47,6 +48,7 @@ const MAY_IMPORT: Record<string, readonly string[]> = {
     'bridge/images',
     'bridge/mcp',
     'bridge/output',
+    'bridge/private-agent',
     'bridge/styles',
   ],
 };

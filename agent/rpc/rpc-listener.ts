@@ -26,6 +26,8 @@ export type RpcListenerOptions = {
   validTokens: () => Promise<(token: TokenRef) => boolean>;
   /** Answers a plain HTTP request from a known address; it asks for the token where it needs one. */
   onRequest: (request: IncomingMessage, response: ServerResponse, token: () => Promise<TokenRef>) => Promise<void>;
+  /** Told how many links there are, whenever one begins or ends. */
+  onLinks?: ((count: number) => void) | undefined;
   session: SessionParts;
   times: LinkTimes;
   log: Log;
@@ -140,7 +142,11 @@ export class RpcListener implements AsyncDisposable {
       this.#sockets.handleUpgrade(request, socket, head, (webSocket) => {
         const session = new BridgeSession(webSocket, { token, parts: this.#options.session });
         this.#sessions.add(session);
-        webSocket.once('close', () => this.#sessions.delete(session));
+        webSocket.once('close', () => {
+          this.#sessions.delete(session);
+          this.#options.onLinks?.(this.#sessions.size);
+        });
+        this.#options.onLinks?.(this.#sessions.size);
         this.#events.emit('session');
       });
     } catch (error) {

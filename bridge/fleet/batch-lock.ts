@@ -119,9 +119,9 @@ async function takeOver(
 }
 
 /** Beside the manifest where the path is short enough; else under a name made of it, the same for every process. */
-function lockPath(directory: string): string {
+export function lockPath(directory: string, platform: NodeJS.Platform = process.platform): string {
   const hash = createHash('sha256').update(directory).digest('hex').slice(0, 20);
-  if (process.platform === 'win32') return `\\\\.\\pipe\\gantry-batch-${hash}`;
+  if (platform === 'win32') return `\\\\.\\pipe\\gantry-batch-${hash}`;
   const path = join(directory, 'lock');
   return Buffer.byteLength(path) + WAITING_CHARACTERS <= MAX_SOCKET_PATH
     ? path

@@ -34,6 +34,8 @@ export function capableHost(
   if (want.kind !== undefined && !model.profile.capabilities.includes(want.kind)) {
     return refuse(`${want.model} cannot ${want.kind} images`, true);
   }
+  if (isUnnamed(model) && model.state !== 'ready')
+    return refuse(model.detail ?? 'its server has not answered yet', true);
   const blind = blindness(snapshot, model);
   if (blind !== undefined) return refuse(blind, snapshot.problems.length > 0);
   const short = vramRefusal(snapshot, { model, size: want.size });
@@ -55,6 +57,14 @@ export function capableHost(
     return refuse(`gives no slot of ${model.alias} now${because(reason)}`);
   }
   return { host, snapshot, model, slots };
+}
+
+/**
+ * A server of somebody else that has not said yet what it serves. A job for it would carry the parameters of no known model,
+ * and a name that nobody has any more when it does.
+ */
+export function isUnnamed({ isAttached, model, alias }: ModelStatus): boolean {
+  return isAttached && model === alias;
 }
 
 /** A host without a GPU to see. Without a problem that says why, its agent has only just started. */

@@ -3,6 +3,7 @@ import type { ModelStatus } from '../../shared/host-snapshot.ts';
 import type { ModelId } from '../../shared/job.ts';
 import type { Capability } from '../../shared/model-profile.ts';
 import { nearest } from '../../shared/nearest.ts';
+import { isUnnamed } from '../fleet/host-forecast.ts';
 import type { ConnectedHost } from './hosts.ts';
 import type { ToolSettings } from './tool.ts';
 
@@ -100,7 +101,9 @@ export function capableModels(
       found.set(status.model, { ...known, hostCount: known.hostCount + 1 });
     }
   }
-  return [...found.values()].sort((a, b) => b.hostCount - a.hostCount || (a.id < b.id ? -1 : 1));
+  // One whose server has not even said its name is no choice where there is another.
+  const rank = ({ status }: { status: ModelStatus }): number => (isUnnamed(status) ? 1 : 0);
+  return [...found.values()].sort((a, b) => rank(a) - rank(b) || b.hostCount - a.hostCount || (a.id < b.id ? -1 : 1));
 }
 
 function knownNames(hosts: readonly ConnectedHost[]): string {

@@ -26,7 +26,12 @@ export class BridgeClient implements AsyncDisposable {
   }
 
   static async start(o: {
-    config: string;
+    /** Its bridge.yaml; without one there is none. */
+    config?: string;
+    /** More flags of `gantry bridge`. */
+    flags?: readonly string[];
+    /** Another copy of the program than that of this repository. */
+    program?: string;
     home: string;
     clientName?: string;
     stderr?: 'inherit' | 'ignore';
@@ -35,7 +40,12 @@ export class BridgeClient implements AsyncDisposable {
   }) {
     const transport = new StdioClientTransport({
       command: process.execPath,
-      args: [resolve('dist/gantry.cjs'), 'bridge', '--config', o.config],
+      args: [
+        o.program ?? resolve('dist/gantry.cjs'),
+        'bridge',
+        ...(o.config === undefined ? [] : ['--config', o.config]),
+        ...(o.flags ?? []),
+      ],
       env: { PATH: process.env['PATH'] ?? '', HOME: o.home, XDG_STATE_HOME: `${o.home}/.local/state`, ...o.env },
       cwd: o.home,
       stderr: o.stderr ?? 'inherit',

@@ -10,7 +10,8 @@ import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { AlreadyRunning, SingleInstance, socketPath } from '../../agent/single-instance.ts';
+import { AlreadyRunning, SingleInstance } from '../../agent/single-instance.ts';
+import { socketPath } from '../../shared/agent-socket.ts';
 
 const MODULE = fileURLToPath(new URL('../../agent/single-instance.ts', import.meta.url));
 

@@ -11,7 +11,7 @@ import { refusalText } from '../../fleet/placement.ts';
 import { model, side, steps } from '../arguments.ts';
 import { concurrentOn } from '../concurrency.ts';
 import type { ConnectedHost } from '../hosts.ts';
-import { connectedHosts } from '../hosts.ts';
+import { connectedHosts, estimateNotes } from '../hosts.ts';
 import type { ChosenModel } from '../model-choice.ts';
 import { modelToShow, placesOf } from '../model-choice.ts';
 import { defineTool, READS } from '../tool.ts';
@@ -145,7 +145,11 @@ function estimate({ ends, placement }: Forecast, o: Asked): z.input<typeof outpu
     })),
     refused: placement.refused.map(({ host, reason }) => ({ host, reason })),
     basis: isMeasured ? 'measured' : 'estimated',
-    notes: [...o.notes, ...notesOf(working, { chosen, request, isMeasured })],
+    notes: [
+      ...o.notes,
+      ...notesOf(working, { chosen, request, isMeasured }),
+      ...estimateNotes(places.flatMap(({ host }) => (able.has(host.name) ? host : []))),
+    ],
   };
 }
 

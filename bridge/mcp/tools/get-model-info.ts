@@ -3,7 +3,7 @@ import type { ModelProfile } from '../../../shared/model-profile.ts';
 import { profileNotes } from '../../../shared/parameters.ts';
 import { promptGuidanceFor } from '../../../shared/prompt-guidance.ts';
 import { model } from '../arguments.ts';
-import { connectedHosts } from '../hosts.ts';
+import { connectedHosts, estimateNotes } from '../hosts.ts';
 import { modelToShow, placesOf } from '../model-choice.ts';
 import { presetsOf } from '../model-json.ts';
 import { modelLocation } from '../status-json.ts';
@@ -88,6 +88,7 @@ export const getModelInfo = defineTool({
       notes: [
         ...(chosen.note === undefined ? [] : [chosen.note]),
         ...profileNotes(profile, { model: chosen.id, profileFrom }),
+        ...estimateNotes(places.map(({ host }) => host)),
       ],
     };
   },

@@ -1,6 +1,6 @@
 import { z } from 'zod';
 import type { ModelStatus } from '../../../shared/host-snapshot.ts';
-import { connectedHosts } from '../hosts.ts';
+import { connectedHosts, estimateNotes } from '../hosts.ts';
 import type { ConnectedHost } from '../hosts.ts';
 import { capableModels, findModel, placesOf } from '../model-choice.ts';
 import { DownloadJson, downloadJson, modelLocation } from '../status-json.ts';
@@ -50,7 +50,12 @@ export const listModels = defineTool({
     return {
       status: 'success',
       models: ids.map((id) => modelEntry(id, { hosts, defaults })),
-      warnings: [...warningsOf(hosts), ...ambiguousAliases(hosts), ...defaultWarnings(hosts, context.settings)],
+      warnings: [
+        ...warningsOf(hosts),
+        ...estimateNotes(hosts),
+        ...ambiguousAliases(hosts),
+        ...defaultWarnings(hosts, context.settings),
+      ],
     };
   },
 });
