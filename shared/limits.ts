@@ -17,3 +17,6 @@ export const LIMITS = {
   statusSkipBytes: { value: 256 * 1024, meaning: 'unsent bytes on a link above which a status is skipped' },
   statusEndBytes: { value: 4 * 1024 * 1024, meaning: 'unsent bytes on a link above which it is ended' },
 } as const satisfies Record<string, { value: number; meaning: string }>;
+
+/** The name in the certificate that every agent makes for itself. It says nothing: the certificate is known as a whole. */
+export const SERVER_NAME = 'gantry-agent';
