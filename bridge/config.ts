@@ -5,7 +5,8 @@ import { z } from 'zod';
 import { checkConfig, ConfigError, Duration, parseYaml } from '../shared/config-file.ts';
 import { LIMITS } from '../shared/limits.ts';
 import type { BridgeTimes, HostConfig } from './fleet/host-view.ts';
-import { hostConfigs, isBareInPublic } from './host-entries.ts';
+import { hostConfigs } from './host-entries.ts';
+import { isBareInPublic } from './pairing/bare-link.ts';
 
 const HostName = z
   .string()
@@ -71,6 +72,8 @@ export type BridgeConfig = {
   /** Where it is, or would be. */
   expectedFile: string;
   hosts: HostConfig[];
+  /** Of GANTRY_HOSTS: each is paired at its first use. */
+  invites: readonly string[];
   outputDir: string | undefined;
   defaultModel: string | undefined;
   defaultEditModel: string | undefined;
@@ -87,12 +90,16 @@ export type BridgeConfig = {
 export type BridgeFlags = { config?: string; outputDir?: string };
 
 /** Defaults < bridge.yaml < environment < flags. Throws ConfigError with every problem found. */
-export function loadConfig(flags: BridgeFlags = {}, env: NodeJS.ProcessEnv = process.env): BridgeConfig {
+export function loadConfig(
+  flags: BridgeFlags = {},
+  env: NodeJS.ProcessEnv = process.env,
+  { mayBeAbsent = false }: { mayBeAbsent?: boolean } = {},
+): BridgeConfig {
   const home = homedir();
   const cwd = process.cwd();
   const asked = flags.config ?? env['GANTRY_CONFIG'];
   const expectedFile = asked === undefined ? defaultFile(home, env) : resolve(cwd, asked);
-  const file = readConfigFile(expectedFile, { isRequired: asked !== undefined });
+  const file = readConfigFile(expectedFile, { isRequired: asked !== undefined && !mayBeAbsent });
   const values = naming(expectedFile, () => {
     const checked = checkConfig(BridgeFile, file?.values ?? {});
     checkHosts(checked.hosts);
@@ -102,6 +109,7 @@ export function loadConfig(flags: BridgeFlags = {}, env: NodeJS.ProcessEnv = pro
     file: file?.path,
     expectedFile,
     hosts: values.hosts,
+    invites: (env['GANTRY_HOSTS'] ?? '').split(/\s+/).filter((line) => line !== ''),
     outputDir: flags.outputDir ?? env['GANTRY_OUTPUT_DIR'] ?? values.output_dir,
     defaultModel: values.default_model,
     defaultEditModel: values.default_edit_model,

@@ -2,6 +2,7 @@ import './stdout-guard.ts';
 import { Command } from 'commander';
 import { ConfigError } from '../shared/config-file.ts';
 import { EXIT } from '../shared/exit-codes.ts';
+import type { AddFlags } from './add-host.ts';
 import { loadConfig } from './config.ts';
 import type { BridgeConfig, BridgeFlags } from './config.ts';
 import { packageVersion } from './version.ts';
@@ -45,6 +46,24 @@ program
       write: (text) => process.stdout.write(text),
     });
     process.exitCode = isAnyUp ? 0 : EXIT.unavailable;
+  });
+
+program
+  .command('add [invite]')
+  .description('pair with a host: the line that `gantry-agent invite` prints there, in quotes')
+  .option('--config <file>', 'bridge.yaml to use')
+  .option('--name <name>', 'what to call it here; default: what it calls itself')
+  .option('--ssh <user@host>', 'ask for the invite through ssh')
+  .action(async (invite: string | undefined, flags: AddFlags) => {
+    process.exitCode = await (await import('./add-host.ts')).runAdd(invite, flags);
+  });
+
+program
+  .command('remove <host>')
+  .description('forget a host')
+  .option('--config <file>', 'bridge.yaml to use')
+  .action(async (host: string, flags: AddFlags) => {
+    process.exitCode = await (await import('./add-host.ts')).runRemove(host, flags);
   });
 
 const config = program.command('config').description('look at the configuration');

@@ -35,9 +35,10 @@ const MAY_IMPORT: Record<string, readonly string[]> = {
   ],
   'bridge/output': ['shared'],
   'bridge/fleet': ['shared', 'bridge/output'],
-  'bridge/cli': ['shared', 'bridge/fleet', 'bridge/output'],
+  'bridge/pairing': ['shared', 'bridge/fleet'],
+  'bridge/cli': ['shared', 'bridge/fleet', 'bridge/output', 'bridge/pairing'],
   'bridge/mcp': ['shared', 'bridge/fleet', 'bridge/output'],
-  bridge: ['package.json', 'shared', 'bridge/cli', 'bridge/fleet', 'bridge/mcp', 'bridge/output'],
+  bridge: ['package.json', 'shared', 'bridge/cli', 'bridge/fleet', 'bridge/mcp', 'bridge/output', 'bridge/pairing'],
 };
 
 /**
