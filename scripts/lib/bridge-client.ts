@@ -32,10 +32,14 @@ export class BridgeClient implements AsyncDisposable {
     stderr?: 'inherit' | 'ignore';
     /** More environment for the bridge. */
     env?: Readonly<Record<string, string>>;
+    /** What its command line begins with, to run it in a network of its own. */
+    enter?: readonly string[];
   }) {
+    const bridge = [process.execPath, resolve('dist/gantry.cjs'), 'bridge', '--config', o.config];
+    const [command = '', ...args] = [...(o.enter ?? []), ...bridge];
     const transport = new StdioClientTransport({
-      command: process.execPath,
-      args: [resolve('dist/gantry.cjs'), 'bridge', '--config', o.config],
+      command,
+      args,
       env: { PATH: process.env['PATH'] ?? '', HOME: o.home, XDG_STATE_HOME: `${o.home}/.local/state`, ...o.env },
       cwd: o.home,
       stderr: o.stderr ?? 'inherit',
