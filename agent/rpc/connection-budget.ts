@@ -22,7 +22,13 @@ export const CONNECTION_LIMITS: ConnectionLimits = {
   crowdedMs: 1_000,
 };
 
-type Unknown = { address: string; connection: Socket; sinceMs: number; patience: Deadline };
+/** What is asked of a socket. */
+type Connection = Pick<Socket, 'remoteAddress' | 'remotePort'> & {
+  once: (event: 'close', listener: () => void) => unknown;
+  destroy: () => unknown;
+};
+
+type Unknown = { address: string; connection: Connection; sinceMs: number; patience: Deadline };
 
 /**
  * Counts the connections of the port. One that shows no token ends after a while even if it sends something, and earlier
@@ -40,7 +46,7 @@ export class ConnectionBudget {
     this.#limits = limits;
   }
 
-  add(connection: Socket): void {
+  add(connection: Connection): void {
     const key = keyOf(connection);
     if (key === undefined) return void connection.destroy(); // it has gone already
     const address = addressOf(connection);
@@ -53,7 +59,7 @@ export class ConnectionBudget {
   }
 
   /** The connection has shown a token; false when there is no room for one more of those. */
-  know(connection: Socket): boolean {
+  know(connection: Connection): boolean {
     const key = keyOf(connection);
     if (key === undefined || !this.#unknown.has(key)) return true; // it did so before, or has gone
     if (this.#known >= this.#limits.known) return false;
@@ -98,7 +104,7 @@ export function addressOf({ remoteAddress = '' }: Pick<Socket, 'remoteAddress'>)
   return [...front, ...(plain.includes('::') ? zeros : []), ...back].slice(0, 4).join(':');
 }
 
-function keyOf({ remoteAddress, remotePort }: Socket): string | undefined {
+function keyOf({ remoteAddress, remotePort }: Connection): string | undefined {
   return remoteAddress === undefined ? undefined : `${remoteAddress} ${remotePort}`;
 }
 
