@@ -1,6 +1,7 @@
 import { readFile } from 'node:fs/promises';
 import { dirname, join, resolve } from 'node:path';
 import { z } from 'zod';
+import { reachOf } from '../shared/addresses.ts';
 import { checkConfig, ConfigError, parseYaml } from '../shared/config-file.ts';
 import { profileFor } from '../shared/profiles.ts';
 import type { ModelEntry } from './config-schema.ts';
@@ -30,6 +31,8 @@ export type AgentTimes = {
 
 export type AgentConfig = {
   listen: { host: string; port: number };
+  /** Whether the port speaks TLS only. */
+  tls: boolean;
   /** Names a Host header may carry besides this machine's own. */
   names: readonly string[];
   stateDir: string;
@@ -170,6 +173,7 @@ function toConfig(file: AgentFile, baseDir: string): AgentConfig {
   const { times } = file;
   return {
     listen: file.listen,
+    tls: file.tls === undefined ? reachOf(file.listen.host) !== 'loopback' : file.tls === 'on',
     names: file.names,
     stateDir,
     logDir: file.log_dir === undefined ? join(stateDir, 'logs') : resolve(baseDir, file.log_dir),

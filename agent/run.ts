@@ -30,9 +30,10 @@ export async function run(flags: AgentFlags): Promise<void> {
   const onLinks = (count: number): void => owners?.links(count);
   const agent = await startUnlessStopped(settings, { log, signal: stop.signal, readConfig, onLinks });
   if (agent === undefined) return;
+  const { address, reach } = agent;
   const { stateDir } = settings;
-  const door = owners && (await PrivateDoor.open({ stateDir, address: agent.address }));
-  log.info({ event: 'listening', ...agent.address, models: settings.models.length, agentVersion: AGENT_VERSION });
+  const door = owners && (await PrivateDoor.open({ stateDir, address }));
+  log.info({ event: 'listening', ...address, reach, models: settings.models.length, agentVersion: AGENT_VERSION });
   hangUps.reload = () => {
     const failed = (error: unknown): void => log.error({ event: 'config-not-reloaded', err: error });
     void agent.reload().catch(failed); // nobody waits for it, and its failure is logged

@@ -6,6 +6,8 @@ import { checkConfig, ConfigError, Duration, parseYaml } from '../shared/config-
 import { LIMITS } from '../shared/limits.ts';
 import type { Places } from './cli/clients.ts';
 import type { BridgeTimes, HostConfig } from './fleet/host-view.ts';
+import { hostConfigs } from './host-entries.ts';
+import { isBareInPublic } from './pairing/bare-link.ts';
 import type { VllmServer } from './private-agent/vllm-url.ts';
 import { placesFor } from './places.ts';
 import { parseVllmUrl } from './private-agent/vllm-url.ts';
@@ -18,14 +20,23 @@ const HostEntry = z.strictObject({
   name: HostName,
   url: z
     .string()
-    .regex(/^(?!wss:)/, { error: 'this release has no encrypted links; use ws:// through an SSH tunnel' })
-    .regex(/^wss:|^ws:\/\/([^\s/:]+|\[[0-9a-fA-F:.]+\]):\d{1,5}\/?$/, {
-      error: 'expected an address with a port, like ws://127.0.0.1:7801',
+    .regex(/^wss?:\/\/([^\s/:]+|\[[0-9a-fA-F:.]+\]):\d{1,5}\/?$/, {
+      error: 'expected an address with a port, like wss://10.0.0.5:7801, or ws://127.0.0.1:7801 for a tunnel',
+    })
+    .refine((url) => !isBareInPublic(url), {
+      error: 'ws:// would send the token and the prompts unencrypted to a public address; use wss://, or a tunnel',
     }),
   token: z
     .string()
     .max(200)
     .regex(/^gantry_\S+$/, { error: 'expected what `gantry-agent tokens add` printed: gantry_ and 43 characters' }),
+  certificate: z
+    .string()
+    .min(1)
+    .optional()
+    .describe(
+      'With wss://: the one certificate that is accepted, as text or as the path of a file; `gantry add` writes it.',
+    ),
 });
 
 const TIMES = {
@@ -87,6 +98,8 @@ export type BridgeConfig = {
   /** Servers that have no agent of their own. */
   vllm: { servers: VllmServer[]; timeoutMs: number; lingerMs: number; env: NodeJS.ProcessEnv };
   maxConcurrent: number | undefined;
+  /** Of GANTRY_HOSTS: each is paired at its first use. */
+  invites: readonly string[];
   outputDir: string | undefined;
   defaultModel: string | undefined;
   defaultEditModel: string | undefined;
@@ -114,17 +127,21 @@ export type BridgeFlags = {
 };
 
 /** Defaults < bridge.yaml < environment < flags. Throws ConfigError with every problem found. */
-export function loadConfig(flags: BridgeFlags = {}, env: NodeJS.ProcessEnv = process.env): BridgeConfig {
+export function loadConfig(
+  flags: BridgeFlags = {},
+  env: NodeJS.ProcessEnv = process.env,
+  { mayBeAbsent = false }: { mayBeAbsent?: boolean } = {},
+): BridgeConfig {
   const home = homedir();
   const cwd = process.cwd();
   const places = placesFor(process.platform, { home, env });
   const asked = flags.config ?? env['GANTRY_CONFIG'];
   const expectedFile = asked === undefined ? places.configFile : resolve(cwd, asked);
-  const file = readConfigFile(expectedFile, { isRequired: asked !== undefined });
+  const file = readConfigFile(expectedFile, { isRequired: asked !== undefined && !mayBeAbsent });
   const values = naming(expectedFile, () => {
     const checked = checkConfig(BridgeFile, file?.values ?? {});
     checkHosts(checked.hosts);
-    return checked;
+    return { ...checked, hosts: hostConfigs(checked.hosts, expectedFile) };
   });
   return {
     file: file?.path,
@@ -132,6 +149,7 @@ export function loadConfig(flags: BridgeFlags = {}, env: NodeJS.ProcessEnv = pro
     hosts: values.hosts,
     vllm: vllmSettings(values, { flags, env }),
     maxConcurrent: maxConcurrentOf(flags.maxConcurrent ?? env['GANTRY_MAX_CONCURRENT'], values.max_concurrent),
+    invites: (env['GANTRY_HOSTS'] ?? '').split(/\s+/).filter((line) => line !== ''),
     outputDir: flags.outputDir ?? env['GANTRY_OUTPUT_DIR'] ?? values.output_dir,
     defaultModel: values.default_model,
     defaultEditModel: values.default_edit_model,

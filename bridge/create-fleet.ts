@@ -1,4 +1,5 @@
 import { randomUUID } from 'node:crypto';
+import { hostname } from 'node:os';
 import type { Log } from '../shared/log.ts';
 import { createLog } from '../shared/log.ts';
 import type { BridgeConfig } from './config.ts';
@@ -6,6 +7,7 @@ import { Fleet } from './fleet/fleet.ts';
 import type { HostConfig } from './fleet/host-view.ts';
 import { ImageIndex } from './images/image-index.ts';
 import { resultsFile } from './mcp/answers.ts';
+import { invitedHosts } from './pairing/invited-hosts.ts';
 import { privateHosts } from './private-agent/private-hosts.ts';
 
 export type FleetParts = { fleet: Fleet; log: Log };
@@ -14,8 +16,9 @@ export type FleetParts = { fleet: Fleet; log: Log };
 export function createFleet(config: BridgeConfig, { clientName }: { clientName: () => string }): FleetParts {
   const log = createLog({ name: 'gantry', to: 'stderr', level: config.logLevel });
   const { stateDir, times, maxConcurrent, hasSideCars } = config;
+  const paired = [...config.hosts, ...invited(config, { clientName, log })];
+  const hosts = [...paired, ...withoutAgents({ ...config, hosts: paired }, log)];
   const bridgeId = randomUUID();
-  const hosts = [...config.hosts, ...withoutAgents(config, log)];
   const index = new ImageIndex(stateDir);
   const onRemoving = (batchId: string): Promise<void> => index.keep(batchId);
   const options = {
@@ -37,4 +40,15 @@ export function createFleet(config: BridgeConfig, { clientName }: { clientName: 
 function withoutAgents({ vllm, hosts, stateDir }: BridgeConfig, log: Log): HostConfig[] {
   const taken = hosts.map(({ name }) => name);
   return vllm.servers.length === 0 ? [] : privateHosts({ ...vllm, taken, stateDir, log });
+}
+
+/** Hosts of GANTRY_HOSTS, paired when their first link opens. */
+function invited(
+  { invites, hosts, stateDir }: BridgeConfig,
+  { clientName, log }: { clientName: () => string; log: Log },
+): HostConfig[] {
+  const taken = hosts.map(({ name }) => name);
+  // A token is named after the laptop that has it, and after what runs there.
+  const label = (): string => `${hostname()} ${clientName()}`.slice(0, 80);
+  return invites.length === 0 ? [] : invitedHosts(invites, { stateDir, taken, clientName: label, log });
 }

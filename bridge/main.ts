@@ -1,5 +1,6 @@
 import './stdout-guard.ts';
 import { Command, Option } from 'commander';
+import type { AddFlags } from './add-host.ts';
 import type { MakingName } from './cli/making.ts';
 import type { BridgeConfig, BridgeFlags } from './config.ts';
 import type { Session, SessionFlags } from './session.ts';
@@ -142,6 +143,26 @@ withScreen(program.command('clients [name]'))
   .addHelpText('after', example('clients cursor'))
   .action((name: string | undefined, flags: SessionFlags) =>
     reported(flags, async () => (await import('./own-start.ts')).showClients(name, flags)),
+  );
+
+program
+  .command('add [invite]')
+  .description('pair with a host: the line that `gantry-agent invite` prints there, in quotes')
+  .option('--config <file>', 'bridge.yaml to use')
+  .option('--name <name>', 'what to call it here; default: what it calls itself')
+  .option('--ssh <user@host>', 'ask for the invite through ssh')
+  .addHelpText('after', example('add --ssh me@gpu-box'))
+  .action((invite: string | undefined, flags: AddFlags) =>
+    reported({}, async () => (await import('./add-host.ts')).runAdd(invite, flags)),
+  );
+
+program
+  .command('remove <host>')
+  .description('forget a host')
+  .option('--config <file>', 'bridge.yaml to use')
+  .addHelpText('after', example('remove attic'))
+  .action((host: string, flags: AddFlags) =>
+    reported({}, async () => (await import('./add-host.ts')).runRemove(host, flags)),
   );
 
 const config = program.command('config').description('look at the configuration');

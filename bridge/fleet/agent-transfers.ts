@@ -117,9 +117,9 @@ export class AgentTransfers {
   }
 
   #errorOf(status: number, body: Buffer): AppError {
+    if (status === 401) return authFailed(this.#host);
     const said = parseError(body);
     if (said !== undefined) return said;
-    if (status === 401) return authFailed(this.#host);
     if (status === 404) return new AppError('JOB_NOT_FOUND', `${this.#host.name} does not have it (any more).`);
     return new AppError('AGENT_UNREACHABLE', `${this.#host.name} answered HTTP ${status} to a transfer.`);
   }

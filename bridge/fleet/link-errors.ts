@@ -21,7 +21,7 @@ export function refused(host: HostConfig, status: number): AppError {
 export function authFailed(host: HostConfig): AppError {
   return new AppError(
     'AUTH_FAILED',
-    `${host.name} refused the token of this bridge. Make a new one there with "gantry-agent tokens add" and put it into bridge.yaml.`,
+    `${host.name} refused the token of this laptop: it was revoked, or never was. Run \`gantry-agent invite\` there, and here \`gantry remove ${host.name}\` and \`gantry add\` with the new line.`,
   );
 }
 

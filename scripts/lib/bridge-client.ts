@@ -37,15 +37,16 @@ export class BridgeClient implements AsyncDisposable {
     stderr?: 'inherit' | 'ignore';
     /** More environment for the bridge. */
     env?: Readonly<Record<string, string>>;
+    /** What its command line begins with, to run it in a network of its own. */
+    enter?: readonly string[];
   }) {
+    const program = [process.execPath, o.program ?? resolve('dist/gantry.cjs')];
+    const config = o.config === undefined ? [] : ['--config', o.config];
+    const bridge = [...program, 'bridge', ...config, ...(o.flags ?? [])];
+    const [command = '', ...args] = [...(o.enter ?? []), ...bridge];
     const transport = new StdioClientTransport({
-      command: process.execPath,
-      args: [
-        o.program ?? resolve('dist/gantry.cjs'),
-        'bridge',
-        ...(o.config === undefined ? [] : ['--config', o.config]),
-        ...(o.flags ?? []),
-      ],
+      command,
+      args,
       env: { PATH: process.env['PATH'] ?? '', HOME: o.home, XDG_STATE_HOME: `${o.home}/.local/state`, ...o.env },
       cwd: o.home,
       stderr: o.stderr ?? 'inherit',

@@ -27,6 +27,8 @@ export type SimulatedHostOptions = {
   config?: Readonly<Record<string, unknown>>;
   /** More environment for the agent; its servers get none of it. */
   env?: Readonly<Record<string, string>>;
+  /** What the agent's command line begins with, to run it somewhere else, for example in a network of its own. */
+  enter?: readonly string[];
 };
 
 /** One line of the agent's log: its fixed name, the time, and what else it says. */
@@ -117,9 +119,9 @@ export class SimulatedHost implements AsyncDisposable {
     await this.startAgent();
   }
 
-  /** Starts the agent, on the port it had before if it had one. */
-  async startAgent(): Promise<void> {
-    await writeConfig(this.#options, this.#port);
+  /** Starts the agent, on the port it had before if it had one. `keepsConfig`: with agent.yaml as somebody changed it. */
+  async startAgent({ keepsConfig = false }: { keepsConfig?: boolean } = {}): Promise<void> {
+    if (!keepsConfig) await writeConfig(this.#options, this.#port);
     const agent = spawnAgent(this.#options, this.ledger);
     this.#agent = agent;
     this.#hasCrashed = false;
@@ -179,7 +181,8 @@ async function newToken(options: SimulatedHostOptions, name: string): Promise<st
 }
 
 function spawnAgent(options: SimulatedHostOptions, ledger: string) {
-  return execa(join(DIST, 'gantry-agent.mjs'), ['run', '--config', configPath(options)], {
+  const [command = '', ...rest] = [...(options.enter ?? []), join(DIST, 'gantry-agent.mjs'), 'run'];
+  return execa(command, [...rest, '--config', configPath(options)], {
     env: { ...options.env, GANTRY_SIM_LEDGER: ledger, PATH: `${join(DIST, 'sim')}:${process.env['PATH'] ?? ''}` },
     stdin: 'ignore',
     stdout: 'pipe',

@@ -54,6 +54,7 @@ export class TestFleet implements AsyncDisposable {
     config: Record<string, unknown> = {},
     home = `laptop-${this.#bridges.length}`,
     env: Readonly<Record<string, string>> = {},
+    enter: readonly string[] = [],
   ): Promise<BridgeClient> {
     const directory = join(this.directory, home);
     await mkdir(directory, { recursive: true });
@@ -62,7 +63,7 @@ export class TestFleet implements AsyncDisposable {
     await writeFile(path, stringify({ hosts, output_dir: this.output, roots: [this.directory], ...config }), {
       mode: 0o600,
     });
-    const bridge = await BridgeClient.start({ config: path, home: directory, clientName: 'gantry-test', env });
+    const bridge = await BridgeClient.start({ config: path, home: directory, clientName: 'gantry-test', env, enter });
     this.#bridges.push(bridge);
     return bridge;
   }
