@@ -17,7 +17,7 @@ export const StyleHead = z.looseObject({
 export type StyleHead = z.infer<typeof StyleHead>;
 
 export const MAX_STYLE_BYTES = 16 * 1024;
-const FRONT_MATTER = /^\uFEFF?---[ \t]*\r?\n(?:([\s\S]*?)\r?\n)?---[ \t]*(?:\r?\n|$)/;
+const FRONT_MATTER = /^\uFEFF?---[ \t]*\r?\n(?:([\s\S]*?)\r?\n)??---[ \t]*(?:\r?\n|$)/;
 const SLUG = /^[a-z0-9](?:[a-z0-9_-]{0,62}[a-z0-9])?$/;
 /** Names of resources. */
 const RESERVED = new Set(['list']);
