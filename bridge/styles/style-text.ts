@@ -3,7 +3,7 @@ import { z } from 'zod';
 import { AppError } from '../../shared/errors.ts';
 import { isDeviceName } from '../output/file-names.ts';
 
-/** PURE. A style brief: what a person wants images to look like, in words for an assistant to interpret. */
+/** A style brief: what a person wants images to look like, in words for an assistant to interpret. */
 export type Style = { head: StyleHead; body: string };
 
 /** The front matter. Keys of other programs stay as they are. */
