@@ -7,6 +7,7 @@ import type { JobClass, JobRequest } from '../../shared/job.ts';
 import type { Log } from '../../shared/log.ts';
 import type { AgentJob, Method, Notification, Params, Result } from '../../shared/protocol.ts';
 import { AgentLink } from './agent-link.ts';
+import type { LockHolder } from './batch-lock.ts';
 import type { BatchOrder } from './batch-order.ts';
 import type { BatchView } from './batch-view.ts';
 import type { Batch } from './batch.ts';
@@ -199,6 +200,11 @@ export class Fleet implements AsyncDisposable {
   /** Newest first, at most so many. */
   list(limit = LISTED): BatchView[] {
     return this.#batches.list(limit);
+  }
+
+  /** Which process of this machine works on a batch; undefined when none does. */
+  async holder(batchId: string): Promise<LockHolder | undefined> {
+    return await this.#batches.holder(batchId);
   }
 
   /** Ends a batch or one job of it. Another process that holds it is asked, and does it within seconds; see `isOurs`. */

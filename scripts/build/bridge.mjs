@@ -28,13 +28,8 @@ const noAjv = replacing(
 
 /** Resolves with what is inside. */
 export async function buildBridge() {
-  const tools = await toolList();
-  const finishedTools = replacing(
-    /bridge[/\\]mcp[/\\]tool-list\.ts$/,
-    () =>
-      `const TOOLS = JSON.parse(${JSON.stringify(JSON.stringify(tools))}); export const toolList = async () => TOOLS;`,
-  );
-  const plugins = [...LESS_ZOD, noAjv, finishedTools];
+  const finished = await Promise.all([finishedList('tool-list', 'toolList'), finishedList('flag-list', 'flagList')]);
+  const plugins = [...LESS_ZOD, noAjv, ...finished];
   const { contents: program, metafile } = await bundle({
     ...SMALL,
     ...WRAPPER,
@@ -62,11 +57,24 @@ async function bundle(options) {
 
 /** What clients see of the tools, made from their schemas by the bridge's own code. */
 export async function toolList() {
-  const { contents } = await bundle({ entryPoints: ['bridge/mcp/tool-list.ts'] });
+  return await listOf('tool-list', 'toolList');
+}
+
+/** What the bridge's own code makes of the schemas of the tools, in the place of that code. */
+async function finishedList(file, name) {
+  const json = JSON.stringify(JSON.stringify(await listOf(file, name)));
+  return replacing(
+    new RegExp(`bridge[/\\\\]mcp[/\\\\]${file}\\.ts$`),
+    () => `const LIST = JSON.parse(${json}); export const ${name} = async () => LIST;`,
+  );
+}
+
+async function listOf(file, name) {
+  const { contents } = await bundle({ entryPoints: [`bridge/mcp/${file}.ts`] });
   const code = Buffer.from(contents).toString();
   const module = { exports: {} };
   new Function('module', 'exports', 'require', code)(module, module.exports, createRequire(import.meta.url));
-  return await module.exports.toolList();
+  return await module.exports[name]();
 }
 
 /** The code V8 made in a first run, with the list of tools and a call. It has a home of its own and finds no host. */
