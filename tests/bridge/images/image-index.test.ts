@@ -85,6 +85,17 @@ describe('the index', () => {
     expect(await new ImageIndex(stateDir).find(made.id)).toEqual(made);
   });
 
+  test('who only lists what there is writes nothing', async () => {
+    const made = entry();
+    const { batchId } = await writeBatch(stateDir, [made]);
+    const index = new ImageIndex(stateDir);
+    expect((await index.recent({ limit: 5, isQuiet: true })).entries).toEqual([made]);
+    expect(await readdir(stateDir)).toEqual(['batches']);
+    expect(await readdir(join(stateDir, 'batches', batchId))).toEqual(['manifest.jsonl']);
+    expect((await index.recent({ limit: 5 })).entries).toEqual([made]);
+    expect((await readdir(stateDir)).sort()).toEqual(['batches', 'images']);
+  });
+
   test('a batch goes only when its images are kept', async () => {
     const made = entry();
     const { batchId } = await writeBatch(stateDir, [made]);
