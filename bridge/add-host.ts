@@ -10,18 +10,16 @@ import { hostConfigs } from './host-entries.ts';
 
 export type AddFlags = { config?: string; name?: string; ssh?: string };
 
+const NO_INVITE = 'Give the line that `gantry-agent invite` prints on the host, or --ssh user@host.';
 /** How long the new link may take; one that is not there by then is tried again by whoever uses it. */
 const SETTLE_MS = 5_000;
 
 /** `gantry add`. */
 export async function runAdd(line: string | undefined, flags: AddFlags): Promise<void> {
   const options = { ...optionsOf(configOf(flags)), name: flags.name };
-  if (flags.ssh !== undefined) return await addOverSsh(flags.ssh, options);
-  if (line !== undefined) return await addInvited(line, options);
-  throw new AppError(
-    'INVALID_ARGUMENT',
-    'Give the line that `gantry-agent invite` prints on the host, or --ssh user@host.',
-  );
+  if (flags.ssh !== undefined) await addOverSsh(flags.ssh, options);
+  else if (line !== undefined) await addInvited(line, options);
+  else throw new AppError('INVALID_ARGUMENT', NO_INVITE);
 }
 
 /** `gantry remove`. */

@@ -8,7 +8,12 @@ import { ImageLog } from './image-log.ts';
 /** Beside the manifest of an ended batch whose images are all in the log. */
 const KEPT = 'images-kept';
 
-export type Wanted = { limit: number; matches?: (entry: ImageEntry) => boolean };
+export type Wanted = {
+  limit: number;
+  matches?: (entry: ImageEntry) => boolean;
+  /** Nothing is written: for clients that list what there is at their start. */
+  isQuiet?: boolean;
+};
 export type Recent = { entries: ImageEntry[]; hasMore: boolean; damagedLines: number };
 
 /**
@@ -59,8 +64,8 @@ export class ImageIndex {
   }
 
   /** The newest that match, newest first. */
-  async recent({ limit, matches = () => true }: Wanted): Promise<Recent> {
-    await this.#look();
+  async recent({ limit, matches = () => true, isQuiet = false }: Wanted): Promise<Recent> {
+    await this.#look({ isQuiet });
     const found = new Map<string, ImageEntry>();
     for (const batch of this.#open.values())
       for (const entry of batch.images.values()) if (matches(entry)) found.set(entry.id, entry);
@@ -86,22 +91,22 @@ export class ImageIndex {
   }
 
   /** Whoever asks while a look is under way waits for the next one: his image may have been saved since it began. */
-  async #look(): Promise<void> {
+  async #look({ isQuiet } = { isQuiet: false }): Promise<void> {
     await this.#looking;
-    this.#looking ??= this.#lookAtAll().finally(() => {
+    this.#looking ??= this.#lookAtAll(isQuiet).finally(() => {
       this.#looking = undefined;
     });
     await this.#looking;
   }
 
-  async #lookAtAll(): Promise<void> {
+  async #lookAtAll(isQuiet: boolean): Promise<void> {
     const names = await readdir(this.#root).catch(() => []); // nothing was ever asked for
     const there = new Set(names);
     for (const id of [...this.#open.keys()]) if (!there.has(id)) this.#open.delete(id);
-    for (const id of names) if (!this.#kept.has(id) && Uuid.safeParse(id).success) await this.#lookAt(id);
+    for (const id of names) if (!this.#kept.has(id) && Uuid.safeParse(id).success) await this.#lookAt(id, { isQuiet });
   }
 
-  async #lookAt(batchId: string): Promise<void> {
+  async #lookAt(batchId: string, { isQuiet }: { isQuiet: boolean }): Promise<void> {
     const directory = join(this.#root, batchId);
     if (await isThere(join(directory, KEPT))) {
       this.#kept.add(batchId);
@@ -111,7 +116,7 @@ export class ImageIndex {
     const batch = this.#open.get(batchId) ?? new BatchImages(directory);
     if (!(await batch.refresh())) return void this.#open.delete(batchId);
     this.#open.set(batchId, batch);
-    if (!batch.isEnded) return;
+    if (!batch.isEnded || isQuiet) return;
     try {
       await this.#log.append([...batch.images.values()]);
       await writeFile(join(directory, KEPT), '', { mode: 0o600 });

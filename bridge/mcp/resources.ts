@@ -82,7 +82,7 @@ const TEMPLATES: readonly ResourceTemplate[] = [
 /** Everything that clients may read. */
 export const RESOURCES: ResourceDesk = {
   list: async (context) => {
-    const { entries } = await (await context.images()).recent({ limit: LISTED_IMAGES });
+    const { entries } = await (await context.images()).recent({ limit: LISTED_IMAGES, isQuiet: true });
     const styles = (await (await context.styles()).list()).slice(0, LISTED_STYLES);
     const there = await Promise.all(entries.map(({ path }) => isFile(path)));
     return [...FIXED, ...styles.map(toStyleResource), ...entries.filter((_, index) => there[index]).map(toResource)];

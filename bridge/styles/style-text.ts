@@ -3,7 +3,7 @@ import { z } from 'zod';
 import { AppError } from '../../shared/errors.ts';
 import { isDeviceName } from '../output/file-names.ts';
 
-/** PURE. A style brief: what a person wants images to look like, in words for an assistant to interpret. */
+/** A style brief: what a person wants images to look like, in words for an assistant to interpret. */
 export type Style = { head: StyleHead; body: string };
 
 /** The front matter. Keys of other programs stay as they are. */
@@ -17,7 +17,7 @@ export const StyleHead = z.looseObject({
 export type StyleHead = z.infer<typeof StyleHead>;
 
 export const MAX_STYLE_BYTES = 16 * 1024;
-const FRONT_MATTER = /^\uFEFF?---[ \t]*\r?\n(?:([\s\S]*?)\r?\n)?---[ \t]*(?:\r?\n|$)/;
+const FRONT_MATTER = /^\uFEFF?---[ \t]*\r?\n(?:([\s\S]*?)\r?\n)??---[ \t]*(?:\r?\n|$)/;
 const SLUG = /^[a-z0-9](?:[a-z0-9_-]{0,62}[a-z0-9])?$/;
 /** Names of resources. */
 const RESERVED = new Set(['list']);

@@ -1,6 +1,8 @@
-import { ErrorCode, McpError } from '@modelcontextprotocol/sdk/types.js';
+import { Client } from '@modelcontextprotocol/sdk/client/index.js';
+import { StdioClientTransport } from '@modelcontextprotocol/sdk/client/stdio.js';
+import { CallToolResultSchema, ErrorCode, McpError } from '@modelcontextprotocol/sdk/types.js';
 import { randomUUID } from 'node:crypto';
-import { mkdir, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { cp, mkdir, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import sharp from 'sharp';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
@@ -220,6 +222,68 @@ describe('styles', () => {
   });
 });
 
+describe('what is shown', () => {
+  test('more than four images come as one sheet, and the whole answer fits', async () => {
+    const prompts = Array.from({ length: 6 }, (_, index) => `fox ${index}`);
+    const answer = await bridge.call('batch_generate', { prompts, ...SMALL });
+    expect(answer.images).toHaveLength(1);
+    expect(answer.text).toMatch(/contact sheet of 6 of 6 images/);
+    expect(answer.text.length + (answer.images[0]?.base64Bytes ?? 0)).toBeLessThan(700_000);
+  });
+
+  test('without sharp the stored preview is shown, and the answer says so', async () => {
+    const bare = join(fleet.directory, 'bare');
+    await cp('dist', join(bare, 'dist'), { recursive: true });
+    const transport = new StdioClientTransport({
+      command: process.execPath,
+      args: [join(bare, 'dist/gantry.cjs'), 'bridge', '--config', join(fleet.directory, 'laptop-0/bridge.yaml')],
+      env: { PATH: process.env['PATH'] ?? '', HOME: join(fleet.directory, 'laptop-0') },
+      cwd: bare,
+    });
+    const client = new Client({ name: 'bare', version: '1' });
+    await client.connect(transport);
+    try {
+      const shown = CallToolResultSchema.parse(
+        await client.callTool({ name: 'get_image', arguments: { id: made.id, width: 8 } }),
+      );
+      expect(shown.content).toMatchObject([
+        { text: expect.stringMatching(/the stored preview.*no sharp/s) as string },
+        { mimeType: 'image/jpeg' },
+      ]);
+      const read = await client.readResource({ uri: `image://${made.id}/view?width=8` });
+      expect(read.contents).toMatchObject([
+        { mimeType: 'image/jpeg', _meta: { 'gantry/shown': 'the stored preview' } },
+      ]);
+      const many = await client.callTool({
+        name: 'batch_generate',
+        arguments: { prompts: ['1', '2', '3', '4', '5'], ...SMALL },
+      });
+      expect(CallToolResultSchema.parse(many).content.filter(({ type }) => type === 'image')).toHaveLength(4);
+    } finally {
+      await client.close();
+    }
+  });
+
+  test('a JPEG, which has no room for text, has it in a file beside it', async () => {
+    const answer = await bridge.ask('generate_image', {
+      prompt: 'a fox',
+      seed: 3,
+      format: 'jpg',
+      filename: 'side',
+      ...SMALL,
+    });
+    const path = String(answer['file_path']);
+    expect(JSON.parse(await readFile(`${path}.json`, 'utf8'))).toMatchObject({
+      version: 1,
+      host: 'a',
+      request: { prompt: 'a fox', seed: 3 },
+    });
+    await using other = await fleet.bridge({ side_car: false });
+    const without = await other.ask('generate_image', { prompt: 'a fox', format: 'webp', filename: 'side', ...SMALL });
+    await expect(readFile(`${String(without['file_path'])}.json`)).rejects.toThrow(/ENOENT/);
+  });
+});
+
 describe('what outlives', () => {
   test('another bridge knows the images, also when the batches are gone, and finds a file that was renamed', async () => {
     const home = 'laptop-0';
@@ -228,8 +292,7 @@ describe('what outlives', () => {
     await using second = await fleet.bridge({}, home);
     const renamed = join(fleet.output, 'fox of the year.png');
     await rename(made.path, renamed);
-    expect((await second.ask('list_images'))['images']).toMatchObject([
-      { id: edited.id },
+    expect((await second.ask('list_images', { query: 'red fox snow' }))['images']).toMatchObject([
       { id: made.id, missing: true },
     ]);
     expect(await readJson(`image://${made.id}/metadata`, second)).toMatchObject({

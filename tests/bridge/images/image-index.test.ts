@@ -2,6 +2,7 @@ import { appendFile, mkdtemp, readdir, readFile, rename, rm, writeFile } from 'n
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { removeOldBatches } from '../../../bridge/fleet/old-batches.ts';
 import type { ImageEntry } from '../../../bridge/images/image-entry.ts';
 import { ImageIndex } from '../../../bridge/images/image-index.ts';
 import { ImageLog } from '../../../bridge/images/image-log.ts';
@@ -81,6 +82,30 @@ describe('the index', () => {
     const { batchId } = await writeBatch(stateDir, [made]);
     await new ImageIndex(stateDir).keep(batchId);
     await rm(join(stateDir, 'batches'), { recursive: true });
+    expect(await new ImageIndex(stateDir).find(made.id)).toEqual(made);
+  });
+
+  test('who only lists what there is writes nothing', async () => {
+    const made = entry();
+    const { batchId } = await writeBatch(stateDir, [made]);
+    const index = new ImageIndex(stateDir);
+    expect((await index.recent({ limit: 5, isQuiet: true })).entries).toEqual([made]);
+    expect(await readdir(stateDir)).toEqual(['batches']);
+    expect(await readdir(join(stateDir, 'batches', batchId))).toEqual(['manifest.jsonl']);
+    expect((await index.recent({ limit: 5 })).entries).toEqual([made]);
+    expect((await readdir(stateDir)).sort()).toEqual(['batches', 'images']);
+  });
+
+  test('a batch goes only when its images are kept', async () => {
+    const made = entry();
+    const { batchId } = await writeBatch(stateDir, [made]);
+    const root = join(stateDir, 'batches');
+    const sweep = (onRemoving: (id: string) => Promise<void>) =>
+      removeOldBatches(root, { nowMs: Date.now(), keep: 0, onRemoving });
+    await expect(sweep(() => Promise.reject(new Error('disk full')))).rejects.toThrow('disk full');
+    expect(await readdir(root)).toEqual([batchId]);
+    await sweep((id) => new ImageIndex(stateDir).keep(id));
+    expect(await readdir(root)).toEqual([]);
     expect(await new ImageIndex(stateDir).find(made.id)).toEqual(made);
   });
 
