@@ -42,6 +42,11 @@ test('the instructions fit where clients cut them', () => {
   expect(INSTRUCTIONS.length).toBeLessThan(2_048);
 });
 
+test('what an assistant must know is where every client still shows it', () => {
+  for (const word of ['generate_image', 'batch_generate', 'edit_image', '"running"', 'get_job', 'wait_seconds'])
+    expect(INSTRUCTIONS.slice(0, 500)).toContain(word);
+});
+
 describe.each(listed.tools.map((tool) => [tool.name, tool] as const))('%s', (name, tool) => {
   test('has a short name, a title and a description well under 2 KB', () => {
     expect(name).toMatch(/^[a-z_]{1,19}$/);
