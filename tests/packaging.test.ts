@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
-import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
 import { z } from 'zod';
 import { toolList } from '../bridge/mcp/tool-list.ts';
 import { layOutMcpb } from '../scripts/build/mcpb.mjs';
@@ -40,6 +40,9 @@ beforeAll(async () => {
   await layOutMcpb(join(folder, 'mcpb'));
 });
 afterAll(() => rm(folder, { recursive: true, force: true }));
+
+// Some of these build, and wait for npm.
+vi.setConfig({ testTimeout: 60_000, hookTimeout: 60_000 });
 
 describe('names and versions', () => {
   test('of package.json, server.json, the manifest and the server itself agree', async () => {

@@ -196,6 +196,7 @@ async function expectDetached(
   row.injected();
   await leave(client);
   await row.sees('the bridge has ended', 2_000 / FACTOR, async () => !(await isAlive(pid)));
+  expect(await client.ended(), 'its exit code').toBe(0);
   const { snapshot } = await statusOf(host);
   expect(snapshot.offered).toEqual([]);
   await row.holds('offers withdrawn');

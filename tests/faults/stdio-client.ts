@@ -49,9 +49,9 @@ export class StdioClient implements AsyncDisposable {
     return await this.#pidOf('node');
   }
 
-  /** Of the bridge, once it has ended. */
-  get exitCode(): number | null {
-    return this.#child.exitCode;
+  /** The exit code of the bridge, once it has ended. */
+  async ended(): Promise<number | undefined> {
+    return (await this.#child).exitCode;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -5,6 +5,7 @@
  *   low    nothing fails, but only BYTES are free
  *   eio    fsync and fdatasync below PATH fail with EIO
  *   rofs   nothing below PATH can be created, changed or removed: EROFS
+ *   denied the same with EACCES: what others than root meet where they may not write
  * Without the file all is well.
  */
 #define _GNU_SOURCE
@@ -106,8 +107,9 @@ int fdatasync(int fd) { return fails_to_sync(fd) ? -1 : REAL(fdatasync)(fd); }
 
 static int is_read_only(const char *path) {
   struct fault fault;
-  if (!has_fault(&fault, "rofs", path)) return 0;
-  errno = EROFS;
+  if (has_fault(&fault, "rofs", path)) errno = EROFS;
+  else if (has_fault(&fault, "denied", path)) errno = EACCES;
+  else return 0;
   return 1;
 }
 

@@ -3,7 +3,7 @@ import { rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 
 /** `full`: no byte (or `bytes` more) can be written, and none is free; `low`: only `bytes` are free; see disk-faults.c. */
-export type DiskFault = { mode: 'full' | 'low' | 'eio' | 'rofs'; path: string; bytes?: number };
+export type DiskFault = { mode: 'full' | 'low' | 'eio' | 'rofs' | 'denied'; path: string; bytes?: number };
 
 /** Without a C compiler there is no such disk. */
 export async function whyNoDiskFaults(): Promise<string | undefined> {

@@ -75,7 +75,7 @@ test('every line of a whole session is right by the official schema', async () =
   const notes = bridge.lines.filter((line) => line.includes('notifications/progress'));
   expect(notes.length, 'progress is among them').toBeGreaterThan(0);
   for (const note of notes) expect(problemsBy('ProgressNotification', JSON.parse(note))).toEqual([]);
-});
+}, 180_000);
 
 test('lines that are no requests of MCP are survived, and answered by the schema', async () => {
   const bridge = new RawBridge(await laptop());
