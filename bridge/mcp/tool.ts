@@ -132,7 +132,12 @@ function sentencesOf(issue: z.core.$ZodIssue, valid: readonly string[]): string[
   const name = issue.path
     .map((step, index) => (typeof step === 'number' ? `[${step}]` : `${index > 0 ? '.' : ''}${String(step)}`))
     .join('');
-  return [`${name || 'arguments'} ${problemOf(issue)}.`];
+  return [`${name || 'arguments'} ${problemOf(issue)}.${nextStep(issue)}`];
+}
+
+/** What a schema itself says to do instead of more; zod's own words for it are not a next step. */
+function nextStep({ code, message }: z.core.$ZodIssue): string {
+  return code === 'too_big' && !message.startsWith('Too big') ? ` ${message}` : '';
 }
 
 function unknownArgument(key: string, valid: readonly string[]): string {
@@ -160,5 +165,6 @@ function article(type: string): string {
 
 function boundOf(origin: string, bound: string): string {
   if (origin === 'string') return `must have ${bound} characters`;
-  return origin === 'array' ? `must have ${bound} entries` : `must be ${bound}`;
+  const entries = bound.endsWith(' 1') ? 'entry' : 'entries';
+  return origin === 'array' ? `must have ${bound} ${entries}` : `must be ${bound}`;
 }

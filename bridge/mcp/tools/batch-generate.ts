@@ -37,7 +37,7 @@ const MAX_SEEDS = 10_000;
 const SEEDS = 2 ** 32;
 
 const input = z.strictObject({
-  prompts: z.array(prompt).min(1).max(MAX_PROMPTS).optional(),
+  prompts: z.array(prompt).min(1).max(MAX_PROMPTS, 'Put more of them into a prompts_file.').optional(),
   prompts_file: z
     .string()
     .min(1)

@@ -184,7 +184,11 @@ describe('arguments', () => {
     ['generate_image', { prompt: 'x', format: 'gif' }, /format must be one of png, jpg, webp\./],
     ['generate_image', { prompt: 'x'.repeat(8_001) }, /prompt must have at most 8000 characters\./],
     ['generate_image', { prompt: 'x', wait_seconds: 46 }, /wait_seconds must be at most 45\./],
-    ['batch_generate', { prompts: Array.from({ length: 21 }, () => 'x') }, /prompts must have at most 20 entries\./],
+    [
+      'batch_generate',
+      { prompts: Array.from({ length: 21 }, () => 'x') },
+      /prompts must have at most 20 entries\. Put more of them into a prompts_file\./,
+    ],
     ['batch_generate', { prompts: ['x', 1] }, /prompts\[1\] must be a string\./],
     ['batch_generate', {}, /Give either prompts \(1 to 20\) or prompts_file\./],
     ['batch_generate', { prompts: ['x'], prompts_file: 'a.txt' }, /Give either prompts/],
@@ -195,8 +199,8 @@ describe('arguments', () => {
       { image_paths: ['a', 'b', 'c'], prompts: ['x', 'y'] },
       /prompts has 2 entries but there are 3 images\. Give one prompt for all, or one for each\./,
     ],
-    ['batch_edit_images', { image_paths: [], prompts: ['x'] }, /image_paths must have at least 1 entries\./],
-    ['batch_generate', { prompts: [] }, /prompts must have at least 1 entries\./],
+    ['batch_edit_images', { image_paths: [], prompts: ['x'] }, /image_paths must have at least 1 entry\./],
+    ['batch_generate', { prompts: [] }, /prompts must have at least 1 entry\./],
     ['edit_image', { prompt: 'x', image_path: 'a', image_paths: ['b'] }, /Give either image_path/],
     [
       'generate_image',
