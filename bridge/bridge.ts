@@ -31,7 +31,7 @@ export class Bridge implements AsyncDisposable {
       settings: config,
       roots: { home: config.home, cwd: config.cwd, configured: config.roots, outputDir: config.outputDir },
       openFleet: () => this.openFleet(),
-      images: () => (this.#images ??= this.#loadImages()),
+      images: () => (this.#images ??= import('./open-images.ts').then(({ openImages }) => openImages(config))),
       styles: async () => {
         this.#styles ??= new (await import('./styles/style-book.ts')).StyleBook(config.stylesDir);
         return this.#styles;
@@ -61,26 +61,6 @@ export class Bridge implements AsyncDisposable {
     await this.detach();
     const parts = await this.#parts;
     await parts?.fleet[Symbol.asyncDispose]();
-  }
-
-  /** Needs no host, so it opens no link. */
-  async #loadImages(): Promise<Images> {
-    const [{ createImages }, { findRoots, outputDirectory }] = await Promise.all([
-      import('./images/images.ts'),
-      import('./output/roots.ts'),
-    ]);
-    const { home, cwd, roots: configured, outputDir, stateDir } = this.#config;
-    return createImages({
-      stateDir,
-      directories: async () => {
-        const roots = await findRoots({ home, cwd, configured, outputDir, offered: [] });
-        // A directory that is not allowed is refused when something is saved there; nothing is looked for in it.
-        return outputDirectory({ asked: undefined, configured: outputDir, roots }).then(
-          (directory) => [directory],
-          () => [],
-        );
-      },
-    });
   }
 
   async #loadFleet(): Promise<FleetParts> {

@@ -1,9 +1,10 @@
 import { readFileSync, statSync } from 'node:fs';
 import { homedir, hostname, networkInterfaces } from 'node:os';
-import { resolve } from 'node:path';
+import { join, resolve } from 'node:path';
 import { z } from 'zod';
 import { checkConfig, ConfigError, Duration, parseYaml } from '../shared/config-file.ts';
 import { LIMITS } from '../shared/limits.ts';
+import type { Places } from './cli/clients.ts';
 import type { BridgeTimes, HostConfig } from './fleet/host-view.ts';
 import type { VllmServer } from './private-agent/vllm-url.ts';
 import { placesFor } from './places.ts';
@@ -64,6 +65,12 @@ export const BridgeFile = z.strictObject({
     .array(z.string().min(1))
     .optional()
     .describe('Directories that tools may read and write, instead of the home and working directory.'),
+  side_car: z
+    .boolean()
+    .default(true)
+    .describe(
+      'Whether a JPEG or WebP gets a file NAME.json beside it that says how it was made. A PNG says so itself.',
+    ),
   sync_wait: Duration.optional().describe('How long a call waits before it answers `running`, for every client.'),
   times: z.strictObject(TIMES).default({}).describe('Intervals and limits of the links.'),
   log_level: z.enum(['debug', 'info', 'warn', 'error']).default('info').describe('What is logged to stderr.'),
@@ -85,6 +92,7 @@ export type BridgeConfig = {
   defaultEditModel: string | undefined;
   preview: 'inline' | 'none';
   roots: string[] | undefined;
+  hasSideCars: boolean;
   syncWaitMs: number | undefined;
   times: BridgeTimes;
   logLevel: BridgeFile['log_level'];
@@ -129,6 +137,7 @@ export function loadConfig(flags: BridgeFlags = {}, env: NodeJS.ProcessEnv = pro
     defaultEditModel: values.default_edit_model,
     preview: values.preview,
     roots: values.roots,
+    hasSideCars: values.side_car,
     syncWaitMs: values.sync_wait,
     times: {
       pingEveryMs: values.times.ping_every ?? LIMITS.pingEveryMs.value,
@@ -193,6 +202,30 @@ function maxConcurrentOf(asked: string | undefined, configured: BridgeFile['max_
   if (text === 'auto') return undefined;
   if (/^[1-9]\d{0,2}$|^1000$/.test(text)) return Number(text);
   throw new ConfigError([`--max-concurrent ${text}: expected auto, or a number from 1 to 1000`]);
+}
+
+/** For those who say where a setting comes from: only here it is read. */
+export function environment(): NodeJS.ProcessEnv {
+  return process.env;
+}
+
+/** Whether commands use colour; `auto` is on a terminal only. By https://no-color.org and its counterpart. */
+export function colourWish(env: NodeJS.ProcessEnv = process.env): 'always' | 'auto' | 'never' {
+  if (env['NO_COLOR']) return 'never';
+  if (env['FORCE_COLOR'] && env['FORCE_COLOR'] !== '0') return 'always';
+  return env['TERM'] === 'dumb' || env['FORCE_COLOR'] === '0' ? 'never' : 'auto';
+}
+
+/** Where the MCP clients of this person keep their settings. */
+export function clientPlaces(env: NodeJS.ProcessEnv = process.env): Places {
+  const home = homedir();
+  return {
+    platform: process.platform === 'win32' || process.platform === 'darwin' ? process.platform : 'linux',
+    home,
+    configHome: env['XDG_CONFIG_HOME'] || join(home, '.config'),
+    appData: env['APPDATA'] || join(home, 'AppData', 'Roaming'),
+    localAppData: env['LOCALAPPDATA'] || join(home, 'AppData', 'Local'),
+  };
 }
 
 /** The JSON Schema of bridge.yaml, for editors. */

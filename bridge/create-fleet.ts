@@ -13,7 +13,7 @@ export type FleetParts = { fleet: Fleet; log: Log };
 /** The fleet of this process and the log it writes. Nothing is open yet. */
 export function createFleet(config: BridgeConfig, { clientName }: { clientName: () => string }): FleetParts {
   const log = createLog({ name: 'gantry', to: 'stderr', level: config.logLevel });
-  const { stateDir, times, maxConcurrent } = config;
+  const { stateDir, times, maxConcurrent, hasSideCars } = config;
   const bridgeId = randomUUID();
   const hosts = [...config.hosts, ...withoutAgents(config, log)];
   const index = new ImageIndex(stateDir);
@@ -25,6 +25,7 @@ export function createFleet(config: BridgeConfig, { clientName }: { clientName: 
     stateDir,
     times,
     maxConcurrent,
+    hasSideCars,
     log,
     onEnding: resultsFile,
     onRemoving,

@@ -2,11 +2,24 @@ import { readFile } from 'node:fs/promises';
 import { fileURLToPath } from 'node:url';
 import { describe, expect, test } from 'vitest';
 import { z } from 'zod';
+import type { DeskContext } from '../bridge/mcp/desks.ts';
+import { PROMPTS } from '../bridge/mcp/prompts.ts';
+import { RESOURCES } from '../bridge/mcp/resources.ts';
 import { TOOLS } from '../bridge/mcp/tools.ts';
 import { IMAGE_ANSWERS } from '../scripts/lib/image-answers.ts';
 
 /** docs/compared.md claims that names of other servers are somewhere here: what it names must be there. */
 const text = await readFile(fileURLToPath(new URL('../docs/compared.md', import.meta.url)), 'utf8');
+
+const everything = {
+  images: async () => ({ recent: async () => ({ entries: [] }) }),
+  styles: async () => ({ list: async () => [] }),
+} as unknown as DeskContext; // nothing was made or saved yet: what is listed then is what is always there
+const addresses = [
+  ...(await RESOURCES.list(everything)).map(({ uri }) => uri),
+  ...RESOURCES.templates().map(({ uriTemplate }) => uriTemplate),
+];
+const prompts = (await PROMPTS.list(everything)).map(({ name }) => name);
 
 type Row = { there: string; here: string; remark: string };
 const rows = [...text.matchAll(/^\| (.+?) *\| (.*?) *\| (.*?) *\|$/gm)]
@@ -19,7 +32,8 @@ function isHere(name: string): boolean | undefined {
   if (argument !== null) return Object.hasOwn(toolNamed(argument[1])?.input.shape ?? {}, argument[2] ?? '');
   const field = /^([a-z_]+) → ([a-z_.]+)$/.exec(name);
   if (field !== null) return hasField(answerOf(field[1]), (field[2] ?? '').split('.'));
-  if (/^[a-z_]+$/.test(name)) return toolNamed(name) !== undefined;
+  if (name.includes('://')) return addresses.includes(name);
+  if (/^[a-z_]+$/.test(name)) return toolNamed(name) !== undefined || prompts.includes(name);
   return undefined;
 }
 

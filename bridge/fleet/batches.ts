@@ -6,7 +6,8 @@ import { AppError } from '../../shared/errors.ts';
 import { Uuid } from '../../shared/job.ts';
 import type { FleetSide } from './batch-book.ts';
 import { BatchIndex } from './batch-index.ts';
-import { sweepDeadLocks } from './batch-lock.ts';
+import { lockHolder, sweepDeadLocks } from './batch-lock.ts';
+import type { LockHolder } from './batch-lock.ts';
 import type { BatchOrder } from './batch-order.ts';
 import { manifestView } from './batch-view.ts';
 import type { BatchView } from './batch-view.ts';
@@ -89,6 +90,11 @@ export class Batches {
       ...others.flatMap(({ state }) => manifestView(state) ?? []),
     ];
     return views.sort((a, b) => (a.createdAt < b.createdAt ? 1 : -1)).slice(0, limit);
+  }
+
+  /** Which process works on a batch; undefined when none does. */
+  async holder(batchId: string): Promise<LockHolder | undefined> {
+    return await lockHolder(join(this.#options.root, batchId));
   }
 
   /** Ends a batch or one job of it. Another process that holds it is asked by a file, and looks every second. */

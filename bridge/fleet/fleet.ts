@@ -7,6 +7,7 @@ import type { JobClass, JobRequest } from '../../shared/job.ts';
 import type { Log } from '../../shared/log.ts';
 import type { AgentJob, Method, Notification, Params, Result } from '../../shared/protocol.ts';
 import { AgentLink } from './agent-link.ts';
+import type { LockHolder } from './batch-lock.ts';
 import type { BatchOrder } from './batch-order.ts';
 import type { BatchView } from './batch-view.ts';
 import type { Batch } from './batch.ts';
@@ -29,6 +30,8 @@ type FleetOptions = {
   /** Slots of all hosts together that one batch may have, where its order does not say; undefined: all. */
   maxConcurrent?: number | undefined;
   log: Log;
+  /** Whether images that cannot carry their parameters get a file that does. */
+  hasSideCars?: boolean;
   /** Called before a batch ends; a failure is logged, and the batch ends all the same. */
   onEnding?: (view: BatchView) => Promise<unknown>;
   /** Called before the record of an old batch is removed; where it fails the record stays. */
@@ -65,6 +68,7 @@ export class Fleet implements AsyncDisposable {
     const side: FleetSide = {
       times: options.times,
       log: options.log,
+      ...(options.hasSideCars !== undefined && { hasSideCars: options.hasSideCars }),
       hosts: () => this.hosts(),
       link: (host) => this.#links.get(host),
       holdings: () => this.#desk.holdings(),
@@ -203,6 +207,11 @@ export class Fleet implements AsyncDisposable {
   /** Newest first, at most so many. */
   list(limit = LISTED): BatchView[] {
     return this.#batches.list(limit);
+  }
+
+  /** Which process of this machine works on a batch; undefined when none does. */
+  async holder(batchId: string): Promise<LockHolder | undefined> {
+    return await this.#batches.holder(batchId);
   }
 
   /** Ends a batch or one job of it. Another process that holds it is asked, and does it within seconds; see `isOurs`. */

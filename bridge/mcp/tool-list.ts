@@ -11,7 +11,8 @@ export async function toolList(): Promise<readonly ToolListing[]> {
   return TOOLS.map(listing);
 }
 
-function listing(tool: Tool): ToolListing {
+/** As a client sees one. */
+export function listing(tool: Tool): ToolListing {
   const { name, title, description, annotations } = tool;
   return {
     name,

@@ -2,6 +2,7 @@ import { ZodArray, ZodOptional, ZodString } from 'zod';
 import type { z } from 'zod';
 import { AppError } from '../../shared/errors.ts';
 import { nearest } from '../../shared/nearest.ts';
+import type { Batch } from '../fleet/batch.ts';
 import type { Fleet } from '../fleet/fleet.ts';
 import type { Images } from '../images/images.ts';
 import type { Preview } from '../output/preview.ts';
@@ -28,6 +29,8 @@ export type ToolContext = {
   cancelReason: () => 'asked' | 'left' | undefined;
   /** From now on the client, where it wants to know, is told what this returns; it is asked at most twice a second. */
   progress: (look: () => Doing) => void;
+  /** For a caller that shows more of the work than the answer does. */
+  onBatch?: (batch: Pick<Batch, 'id' | 'view'>) => void;
   client: { name: string; version: string };
   /** How long this client is known to wait; Infinity where it waits without limit. */
   syncWaitMs: number;

@@ -161,6 +161,42 @@ const JobAnswer = z.strictObject({
   notes: z.array(Sentence),
 });
 
+const ShownImage = z.strictObject({
+  status: z.literal('success'),
+  file_path: Path,
+  id: Id.optional(),
+  created_at: z.iso.datetime().optional(),
+  kind: z.enum(['generate', 'edit']).optional(),
+  model: z.string().optional(),
+  prompt: z.string().optional(),
+  negative_prompt: z.string().optional(),
+  seed: z.int().optional(),
+  num_inference_steps: z.int().optional(),
+  guidance_scale: z.number().optional(),
+  size_level: z.int().optional(),
+  width: z.int().optional(),
+  height: z.int().optional(),
+  format: z.string().optional(),
+  bytes: z.int().optional(),
+  sha256: z.string().optional(),
+  host: z.string().optional(),
+  gpu: z.string().optional(),
+  generation_time_seconds: Seconds.optional(),
+  batch_id: Id.optional(),
+  parents: z.array(z.strictObject({ id: Id.optional(), path: Path, sha256: z.string() })).optional(),
+  shown: z.union([
+    z.strictObject({
+      mime_type: z.string(),
+      width: z.int(),
+      height: z.int(),
+      quality: z.int().optional(),
+      bytes: z.int(),
+    }),
+    z.string(),
+  ]),
+  notes: z.array(Sentence),
+});
+
 /** By tool: in the order of success, under way, and stopped where they differ. */
 export const IMAGE_ANSWERS: Readonly<Record<string, z.ZodType>> = {
   generate_image: GenerateAnswer,
@@ -168,4 +204,5 @@ export const IMAGE_ANSWERS: Readonly<Record<string, z.ZodType>> = {
   batch_generate: BatchAnswer,
   batch_edit_images: BatchEditAnswer,
   get_job: JobAnswer,
+  get_image: ShownImage,
 };

@@ -63,12 +63,17 @@ function boundsText(schema: z.core.$ZodType): string {
   if (schema instanceof z.ZodEnum) return schema.options.map((value) => `\`${value}\``).join(' or ');
   if (schema instanceof z.ZodArray) {
     const { minLength, maxLength } = limitsOf(schema);
-    return `${minLength ?? 0} to ${maxLength ?? 'any number of'} times: ${boundsText(schema.element)}`;
+    const times = maxLength === undefined ? 'any number' : `${minLength ?? 0} to ${maxLength}`;
+    return `a list of ${times} of: ${boundsText(schema.element)}`;
   }
-  if (schema instanceof z.ZodString) return `text, at most ${schema.maxLength ?? '?'} characters`;
+  if (schema instanceof z.ZodString) {
+    return schema.maxLength === null ? 'text' : `text, at most ${schema.maxLength} characters`;
+  }
+  if (schema instanceof z.ZodBoolean) return '`true` or `false`';
   if (schema instanceof z.ZodNumber) {
     const kind = schema instanceof z.ZodNumberFormat ? 'whole number' : 'number';
-    return `${kind}, ${schema.minValue ?? '?'} to ${schema.maxValue ?? '?'}`;
+    const { minValue, maxValue } = schema;
+    return Number.isFinite(minValue) && Number.isFinite(maxValue) ? `${kind}, ${minValue} to ${maxValue}` : kind;
   }
   throw new Error(`scripts/lib/tool-docs.ts cannot show an argument of kind ${schema._zod.def.type}`);
 }

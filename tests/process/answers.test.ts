@@ -145,6 +145,17 @@ test('an edit of an image made here knows what it comes from', async () => {
   expect(JSON.parse(text?.text ?? '{}')).toMatchObject({ request: { kind: 'edit', parents: [parent] } });
 });
 
+test('images and styles: shown, listed, saved and deleted', async () => {
+  const made = await good('generate_image', { prompt: 'a heron in the reeds', ...SMALL });
+  await good('get_image', { id: made['job_id'] });
+  await good('get_image', { path: photo, width: 32, crop: [0, 0, 40, 40], format: 'webp', quality: 50 });
+  const listed = await good('list_images', { query: 'heron', limit: 5 });
+  expect(listed['images']).toMatchObject([{ id: made['job_id'], file_path: made['file_path'] }]);
+  await good('save_style', { name: 'night', body: 'Dark blue, few lights.', tags: ['dark'], aspect_ratio: '16:9' });
+  await good('save_style', { name: 'night', body: 'Darker.', overwrite: true });
+  await good('delete_style', { name: 'night' });
+});
+
 test('a batch of edits: partial, with one that cannot be read, and under way', async () => {
   const gone = join(fleet.output, 'gone.png');
   const args = { image_paths: [photo, gone, photo], prompts: ['a', 'b', 'c'], model: 'step1x', size_level: 512 };

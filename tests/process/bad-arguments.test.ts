@@ -45,6 +45,9 @@ const GOOD: Record<string, Args> = {
   get_job: { id: NO_ID },
   cancel_batch: { batch_id: NO_ID },
   load_model: { model: 'klein' },
+  get_image: { id: NO_ID },
+  save_style: { name: 'night', body: 'dark' },
+  delete_style: { name: 'night' },
 };
 
 /** What any tool may get from a confused model. */
@@ -96,6 +99,11 @@ const hopeless: fc.Arbitrary<BadCall> = fc.oneof(
   call('get_job', { id: fc.oneof(path, fc.uuid(), odd) }),
   call('cancel_batch', { batch_id: fc.oneof(path, fc.uuid(), odd) }),
   call('load_model', { model: odd }),
+  call('get_image', { path }),
+  call('get_image', { id: fc.oneof(path, fc.uuid({ version: 4 }), odd) }),
+  call('get_image', { id: fc.uuid({ version: 4 }), crop: fc.array(fc.double(), { maxLength: 6 }) }),
+  call('save_style', { name: path, body: fc.constant('x') }),
+  call('delete_style', { name: fc.oneof(path, odd) }),
   call('get_model_info', { model: odd }),
   call('list_presets', { model: odd }),
   call('estimate_generation', { width: fc.constantFrom(1, 17, 99_999) }),
