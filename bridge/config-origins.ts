@@ -68,7 +68,7 @@ function originOf(key: string, { flags, env, file }: Sources & { file: FileLines
   const { flag, variable } = OVERRIDES[key] ?? {};
   if (flag !== undefined && flags[flag] !== undefined)
     return { origin: 'flag', where: `--${flag.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}` };
-  if (variable !== undefined && env[variable] !== undefined) return { origin: 'environment', where: variable };
+  if (variable !== undefined && env[variable]) return { origin: 'environment', where: variable };
   const line = file?.where(key.split('.'));
   return line === undefined ? { origin: 'default' } : { origin: 'file', where: line };
 }

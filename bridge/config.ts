@@ -150,7 +150,7 @@ export function loadConfig(
     vllm: vllmSettings(values, { flags, env }),
     maxConcurrent: maxConcurrentOf(flags.maxConcurrent ?? env['GANTRY_MAX_CONCURRENT'], values.max_concurrent),
     invites: (env['GANTRY_HOSTS'] ?? '').split(/\s+/).filter((line) => line !== ''),
-    outputDir: flags.outputDir ?? env['GANTRY_OUTPUT_DIR'] ?? values.output_dir,
+    outputDir: flags.outputDir ?? (env['GANTRY_OUTPUT_DIR'] || undefined) ?? values.output_dir,
     defaultModel: values.default_model,
     defaultEditModel: values.default_edit_model,
     preview: values.preview,

@@ -131,7 +131,8 @@ export function snippetOf(client: McpClient, start: Start): string {
 
 /** A command as it is typed; quoted where a shell would split it. */
 export function typed(words: readonly string[], platform: Places['platform']): string {
-  return words.map((word) => (/^[\w@%+=:,./\\-]+$/.test(word) ? word : quoted(word, platform))).join(' ');
+  const plain = platform === 'win32' ? /^[\w@+=:,./\\-]+$/ : /^[\w@%+=:,./-]+$/;
+  return words.map((word) => (plain.test(word) ? word : quoted(word, platform))).join(' ');
 }
 
 function quoted(word: string, platform: Places['platform']): string {
