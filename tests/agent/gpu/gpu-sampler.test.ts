@@ -1,7 +1,7 @@
 import { expect, test, vi } from 'vitest';
 import { never, Stage } from './stage.ts';
 
-vi.setConfig({ testTimeout: 30_000 });
+vi.setConfig({ testTimeout: 120_000 });
 
 const COUNT = 'echo x >> "$DIR/starts"';
 const IS_LOOP = 'case "$*" in *-lms*) ;; *) exit 9 ;; esac';

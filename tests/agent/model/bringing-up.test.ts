@@ -9,7 +9,7 @@ import { SEVERAL_AT_ONCE } from '../../helpers/at-once.ts';
 import { generate, ModelHost, never, omni, QUIET, until } from './model-host.ts';
 
 // Real processes: how long they take to start is up to the machine.
-vi.setConfig({ testTimeout: 60_000, ...SEVERAL_AT_ONCE });
+vi.setConfig({ testTimeout: 120_000, ...SEVERAL_AT_ONCE });
 
 test('who waits for a load or a wake hears again and again how long it takes, and so does the status', async () => {
   await using host = await ModelHost.start([omni('a', ['--load-ms', '600', '--sleep-ms', '300'])]);

@@ -11,7 +11,7 @@ import { SEVERAL_AT_ONCE } from '../../helpers/at-once.ts';
 import { Collected, generate, ModelHost, never, omni, QUIET, until } from './model-host.ts';
 
 // Real processes: how long they take to start is up to the machine.
-vi.setConfig({ testTimeout: 60_000, ...SEVERAL_AT_ONCE });
+vi.setConfig({ testTimeout: 120_000, ...SEVERAL_AT_ONCE });
 
 const errorOf = (promise: Promise<unknown>): Promise<unknown> => promise.catch((error: unknown) => error);
 /** A job that may take 600 ms by what is known of the model, however long it really takes. */
@@ -160,7 +160,7 @@ describe('an engine', () => {
         0,
       );
     };
-    await vi.waitFor(async () => expect(await inEngine()).toBe(1), { timeout: 5_000 });
+    await vi.waitFor(async () => expect(await inEngine()).toBe(1), { timeout: 60_000 });
     leaving.abort(new Error('left'));
     await first;
     let isOver = false;
@@ -195,7 +195,7 @@ describe('an engine', () => {
         [...where, '--load-ms', '20', '--generate-ms', '20', '--served-model-name', ...names],
         { reject: false, stdio: 'ignore' },
       );
-      await vi.waitFor(() => callEngine(`${launch.url}/health`, { signal: never }), { timeout: 10_000 });
+      await vi.waitFor(() => callEngine(`${launch.url}/health`, { signal: never }), { timeout: 60_000 });
       const dispose = async (): Promise<void> => {
         server.kill('SIGKILL');
         await server;

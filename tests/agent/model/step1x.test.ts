@@ -11,7 +11,7 @@ import { SEVERAL_AT_ONCE } from '../../helpers/at-once.ts';
 import { Collected, edit, ModelHost, never, QUIET, step1x, until } from './model-host.ts';
 
 // Real processes: how long they take to start is up to the machine.
-vi.setConfig({ testTimeout: 60_000, ...SEVERAL_AT_ONCE });
+vi.setConfig({ testTimeout: 120_000, ...SEVERAL_AT_ONCE });
 
 const errorOf = (promise: Promise<unknown>): Promise<string> => promise.then(String, String);
 
@@ -44,7 +44,7 @@ describe('Step1X-Edit that cannot work', () => {
 
   test('is told from another server that answers there', async () => {
     await using their = await attach('vllm-omni', ['serve', 'x/y', '--omni', '--load-ms', '20'], { isUp: false });
-    await vi.waitFor(() => callEngine(`${their.url}/health`, { signal: never }), { timeout: 10_000 });
+    await vi.waitFor(() => callEngine(`${their.url}/health`, { signal: never }), { timeout: 60_000 });
     expect(await errorOf(their.host.move('step1x', 'load'))).toContain('is no Step1X-Edit');
     expect(their.host.state('step1x')).toBe('failed');
   });
@@ -143,7 +143,7 @@ async function attach(
     restart: async (more: readonly string[]): Promise<void> => {
       await stop();
       server = start([...quick, ...more]);
-      await vi.waitFor(() => callEngine(`${url}/health`, { signal: never }), { timeout: 10_000 });
+      await vi.waitFor(() => callEngine(`${url}/health`, { signal: never }), { timeout: 60_000 });
     },
     [Symbol.asyncDispose]: async (): Promise<void> => {
       await stop();

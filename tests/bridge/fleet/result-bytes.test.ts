@@ -104,7 +104,7 @@ describe('a result that is fetched', () => {
     expect(network.connections).toBe(4);
   });
 
-  test('is given up where nothing more comes, and nothing is left of it', { timeout: 30_000 }, async () => {
+  test('is given up where nothing more comes, and nothing is left of it', { timeout: 120_000 }, async () => {
     network.faults = [{ kind: 'reset', after: 1_000_000 }, ...Array<Fault>(50).fill({ kind: 'reset', after: 0 })];
     await expect(save()).rejects.toMatchObject({ code: 'AGENT_UNREACHABLE' });
     expect(network.connections).toBeLessThan(12);
