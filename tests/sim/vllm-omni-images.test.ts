@@ -194,7 +194,7 @@ describe('one at a time', () => {
     await leave((signal) => server.generate({ num_inference_steps: 60 }, signal), '1/60 [');
     const startedMs = performance.now();
     expect((await server.generate({ num_inference_steps: 1 })).status).toBe(200);
-    expect(performance.now() - startedMs, 'the rest of 60 steps was not made').toBeLessThan(8_000);
+    expect(performance.now() - startedMs, 'the rest of 60 steps was not made').toBeLessThan(15_000);
     expect(server.stderr).not.toContain('60/60 [');
     const edit = { image: input, prompt: 'x', num_inference_steps: '3' };
     await leave((signal) => server.postForm('/v1/images/edits', edit, signal), '1/3 [');

@@ -36,7 +36,7 @@ describe('an engine that hangs in a job', () => {
     for (const pid of await leaderAndWorkers(host)) process.kill(pid, 'SIGSTOP');
     const error = await run;
     expect(error).toMatchObject({ code: 'TIMEOUT', retryable: true });
-    expect(performance.now() - startMs).toBeLessThan(5_000);
+    expect(performance.now() - startMs).toBeLessThan(30_000);
     await until(() => host.state('a') === 'failed');
     expect(host.pids().filter((pid) => pids.includes(pid))).toEqual([]);
     expect(host.usedMiB()).toBe(0);
@@ -128,12 +128,12 @@ describe('a job that runs out of memory', () => {
   });
 
   test('and then hangs is ended long before its deadline', async () => {
-    await using host = await ModelHost.start([omni('a', ['--oom', 'hang'])], { times: { jobFloorMs: 2_000 } });
+    await using host = await ModelHost.start([omni('a', ['--oom', 'hang'])], { times: { jobFloorMs: 10_000 } });
     const startMs = performance.now();
     const error = await errorOf(host.run('a'));
     expect(error).toMatchObject({ code: 'GPU_OUT_OF_MEMORY' });
     expect(String(error)).toContain('did not survive');
-    expect(performance.now() - startMs).toBeLessThan(15_000); // the first job of a model may take ten times the floor
+    expect(performance.now() - startMs).toBeLessThan(60_000); // the first job of a model may take ten times the floor
     await until(() => host.state('a') === 'failed');
     await until(() => host.residency.slotFacts('a').retryInMs === 0);
   });
