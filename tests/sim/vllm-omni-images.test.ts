@@ -202,7 +202,7 @@ describe('one at a time', () => {
   });
 
   test('an edit does not notice that its client left while it waited', async () => {
-    await using server = await SimServer.omni(host, ['--generate-ms', '700', '--log-stats']);
+    await using server = await SimServer.omni(host, ['--generate-ms', '3000', '--log-stats']);
     const leaving = new AbortController();
     const first = server.generate();
     const queued = server.postForm('/v1/images/edits', { image: input, prompt: 'x' }, leaving.signal);

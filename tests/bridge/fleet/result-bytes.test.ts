@@ -144,8 +144,8 @@ describe('a result that is fetched', () => {
 
   test('waits for a slow disk without taking that for silence', async () => {
     let bytes = 0;
-    for await (const chunk of body({ silenceMs: 80 })) {
-      if (bytes === 0) await pause(300, never); // the disk
+    for await (const chunk of body({ silenceMs: 1_000 })) {
+      if (bytes === 0) await pause(2_500, never); // the disk
       bytes += chunk.length;
     }
     expect(bytes).toBe(PNG.length);
