@@ -390,7 +390,7 @@ test('a directory that cannot be written pauses the batch until it can', async (
     pausedBy: expect.stringMatching(/could not be saved/) as string,
   });
   await rm(laptop.output);
-  await mkdir(laptop.output);
+  await mkdir(laptop.output, { recursive: true }); // the batch may have looked, and made it, in between
   expect(await ended(batch)).toMatchObject({ state: 'success', completed: 3 });
 });
 
