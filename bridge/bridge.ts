@@ -1,9 +1,11 @@
 import type { BridgeConfig } from './config.ts';
 import type { FleetParts } from './create-fleet.ts';
 import type { Fleet } from './fleet/fleet.ts';
+import type { Images } from './images/images.ts';
 import type { Server } from './mcp/sdk.ts';
 import { createServer } from './mcp/server.ts';
 import { toolList } from './mcp/tool-list.ts';
+import type { StyleBook } from './styles/style-book.ts';
 import { packageVersion } from './version.ts';
 
 /**
@@ -14,6 +16,8 @@ export class Bridge implements AsyncDisposable {
   readonly server: Server;
   readonly #config: BridgeConfig;
   #parts: Promise<FleetParts> | undefined;
+  #images: Promise<Images> | undefined;
+  #styles: StyleBook | undefined;
   #isDetached = false;
 
   constructor(config: BridgeConfig) {
@@ -22,9 +26,16 @@ export class Bridge implements AsyncDisposable {
       version: packageVersion,
       listTools: toolList,
       tools: async () => (await import('./mcp/tools.ts')).TOOLS,
+      resources: async () => (await import('./mcp/resources.ts')).RESOURCES,
+      prompts: async () => (await import('./mcp/prompts.ts')).PROMPTS,
       settings: config,
       roots: { home: config.home, cwd: config.cwd, configured: config.roots, outputDir: config.outputDir },
       openFleet: () => this.openFleet(),
+      images: () => (this.#images ??= this.#loadImages()),
+      styles: async () => {
+        this.#styles ??= new (await import('./styles/style-book.ts')).StyleBook(config.stylesDir);
+        return this.#styles;
+      },
       onDefect: (tool, error) => void this.#logDefect(tool, error), // its own failure has nowhere left to be told
     });
   }
@@ -50,6 +61,26 @@ export class Bridge implements AsyncDisposable {
     await this.detach();
     const parts = await this.#parts;
     await parts?.fleet[Symbol.asyncDispose]();
+  }
+
+  /** Needs no host, so it opens no link. */
+  async #loadImages(): Promise<Images> {
+    const [{ createImages }, { findRoots, outputDirectory }] = await Promise.all([
+      import('./images/images.ts'),
+      import('./output/roots.ts'),
+    ]);
+    const { home, cwd, roots: configured, outputDir, stateDir } = this.#config;
+    return createImages({
+      stateDir,
+      directories: async () => {
+        const roots = await findRoots({ home, cwd, configured, outputDir, offered: [] });
+        // A directory that is not allowed is refused when something is saved there; nothing is looked for in it.
+        return outputDirectory({ asked: undefined, configured: outputDir, roots }).then(
+          (directory) => [directory],
+          () => [],
+        );
+      },
+    });
   }
 
   async #loadFleet(): Promise<FleetParts> {

@@ -48,6 +48,12 @@ export const BridgeFile = z.strictObject({
     .array(z.string().min(1))
     .optional()
     .describe('Directories that tools may read and write, instead of the home and working directory.'),
+  side_car: z
+    .boolean()
+    .default(true)
+    .describe(
+      'Whether a JPEG or WebP gets a file NAME.json beside it that says how it was made. A PNG says so itself.',
+    ),
   sync_wait: Duration.optional().describe('How long a call waits before it answers `running`, for every client.'),
   times: z.strictObject(TIMES).default({}).describe('Intervals and limits of the links.'),
   log_level: z.enum(['debug', 'info', 'warn', 'error']).default('info').describe('What is logged to stderr.'),
@@ -66,12 +72,15 @@ export type BridgeConfig = {
   defaultEditModel: string | undefined;
   preview: 'inline' | 'none';
   roots: string[] | undefined;
+  hasSideCars: boolean;
   syncWaitMs: number | undefined;
   times: BridgeTimes;
   logLevel: BridgeFile['log_level'];
   home: string;
   cwd: string;
   stateDir: string;
+  /** The user's style briefs: his own texts, so they are data and no state. */
+  stylesDir: string;
 };
 
 export type BridgeFlags = { config?: string; outputDir?: string };
@@ -97,6 +106,7 @@ export function loadConfig(flags: BridgeFlags = {}, env: NodeJS.ProcessEnv = pro
     defaultEditModel: values.default_edit_model,
     preview: values.preview,
     roots: values.roots,
+    hasSideCars: values.side_car,
     syncWaitMs: values.sync_wait,
     times: {
       pingEveryMs: values.times.ping_every ?? LIMITS.pingEveryMs.value,
@@ -110,6 +120,7 @@ export function loadConfig(flags: BridgeFlags = {}, env: NodeJS.ProcessEnv = pro
     home,
     cwd,
     stateDir: stateDirectory(home, env),
+    stylesDir: stylesDirectory(home, env),
   };
 }
 
@@ -168,4 +179,9 @@ function defaultFile(home: string, env: NodeJS.ProcessEnv): string {
 function stateDirectory(home: string, env: NodeJS.ProcessEnv): string {
   if (process.platform === 'win32') return join(home, '.gantry', 'state');
   return join(env['XDG_STATE_HOME'] || join(home, '.local', 'state'), 'gantry');
+}
+
+function stylesDirectory(home: string, env: NodeJS.ProcessEnv): string {
+  if (process.platform === 'win32') return join(home, '.gantry', 'styles');
+  return join(env['XDG_DATA_HOME'] || join(home, '.local', 'share'), 'gantry', 'styles');
 }

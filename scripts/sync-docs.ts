@@ -15,6 +15,7 @@ import { ERROR_CODES } from '../shared/errors.ts';
 import { PROFILES } from '../shared/profiles.ts';
 import { CLOSE_CODES, HOST_REQUESTS, LIMITS, NOTIFICATIONS, REQUESTS } from '../shared/protocol.ts';
 import { configRows } from './lib/config-rows.ts';
+import { toolChapter } from './lib/tool-docs.ts';
 import { NAMED_TYPES, typeText } from './lib/type-text.ts';
 
 const ROOT = fileURLToPath(new URL('..', import.meta.url));
@@ -66,6 +67,7 @@ const BLOCKS: Record<string, Record<string, () => string>> = {
         TOOLS.map(({ name, input, description }) => [`\`${name}\``, parameters(input), firstSentence(description)]),
       ),
   },
+  'docs/tools.md': { tools: () => TOOLS.map(toolChapter).join('\n\n') },
   'docs/configuration.md': {
     'agent-keys': () => table(['key', 'value', 'default', 'meaning'], configRows(AgentFile)),
     'bridge-keys': () => table(['key', 'value', 'default', 'meaning'], configRows(BridgeFile)),

@@ -20,6 +20,8 @@ type BatchesOptions = {
   clientName: () => string;
   signal: AbortSignal;
   onResumed: (batch: Batch) => void;
+  /** Called before the record of an old batch goes; a failure keeps it. */
+  onRemoving?: ((batchId: string) => Promise<void>) | undefined;
   /** Whoever waits for what runs here, and sees its failure. */
   own: (work: Promise<void>) => void;
 };
@@ -132,10 +134,13 @@ export class Batches {
   }
 
   async #resumeAll(): Promise<void> {
-    const { root, side, clientName, signal } = this.#options;
+    const { root, side, clientName, signal, onRemoving } = this.#options;
     if (performance.now() - this.#sweptAtMs > SWEEP_EVERY_MS) {
       this.#sweptAtMs = performance.now();
-      const removed = await removeOldBatches(root, { nowMs: Date.now() });
+      const removed = await removeOldBatches(root, { nowMs: Date.now(), onRemoving }).catch((error: unknown) => {
+        side.log.error({ event: 'old-batches-not-removed', err: error }); // tried again at the next sweep
+        return 0;
+      });
       if (removed > 0) side.log.info({ event: 'old-batches-removed', count: removed });
       await sweepDeadLocks({ nowMs: Date.now() });
     }

@@ -1,5 +1,5 @@
+import { z } from 'zod';
 import { AppError, isErrorCode } from '../../shared/errors.ts';
-import { JobError } from '../../shared/job.ts';
 import type { HostConfig } from './host-view.ts';
 
 /** No connection, with the address and what is done about it. */
@@ -25,12 +25,13 @@ export function authFailed(host: HostConfig): AppError {
   );
 }
 
+const ErrorBody = z.object({ error: z.object({ code: z.string(), message: z.string().max(2_000) }) });
+
 /** The error that the agent itself put into a body, if it did. */
 export function parseError(body: Buffer): AppError | undefined {
-  const json = parseJson(body.toString('utf8'));
-  const parsed = JobError.safeParse(json);
-  if (!parsed.success || !isErrorCode(parsed.data.code)) return undefined;
-  return new AppError(parsed.data.code, parsed.data.message);
+  const parsed = ErrorBody.safeParse(parseJson(body.toString('utf8')));
+  if (!parsed.success || !isErrorCode(parsed.data.error.code)) return undefined;
+  return new AppError(parsed.data.error.code, parsed.data.error.message);
 }
 
 /** Undefined for what is not JSON: it matches no schema, and is treated as an invalid frame or answer. */

@@ -76,8 +76,8 @@ test('a pinned batch goes to its host only, and max_concurrent holds over all ho
   const fail = (): undefined => {
     most = Math.max(most, agents.filter(({ runningJob }) => runningJob !== undefined).length);
   };
-  await using a = await ScriptedAgent.start('a', { runMs: 30, fail });
-  await using b = await ScriptedAgent.start('b', { runMs: 30, fail });
+  await using a = await ScriptedAgent.start('a', { runMs: 400, fail });
+  await using b = await ScriptedAgent.start('b', { runMs: 400, fail });
   agents.push(a, b);
   await using laptop = await Laptop.create();
   const fleet = await opened(laptop.fleet(agents));
