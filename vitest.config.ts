@@ -4,6 +4,8 @@ const common = {
   globalSetup: ['tests/helpers/build.ts'],
   setupFiles: ['tests/helpers/leak-census.ts'],
   pool: 'forks' as const,
+  // Vitest's own is a second.
+  expect: { poll: { timeout: 60_000 } },
 };
 
 export default defineConfig({
@@ -15,7 +17,9 @@ export default defineConfig({
           name: 'unit',
           include: ['tests/**/*.test.ts'],
           exclude: ['tests/process/**', 'tests/faults/**', 'tests/gpu/**'],
-          testTimeout: 10_000,
+          // Longer than any of them takes where ten others run beside it: a limit ends what hangs and judges nothing.
+          testTimeout: 120_000,
+          hookTimeout: 120_000,
           // These wait for processes and timers more than they compute, so one more than the two cores of CI.
           maxWorkers: 3,
           sequence: { groupOrder: 0 },
@@ -26,8 +30,8 @@ export default defineConfig({
           ...common,
           name: 'process',
           include: ['tests/process/**/*.test.ts'],
-          testTimeout: 60_000,
-          hookTimeout: 60_000,
+          testTimeout: 240_000,
+          hookTimeout: 120_000,
           // Each file starts agents, engines and a bridge, and then mostly waits for them.
           maxWorkers: 3,
           sequence: { groupOrder: 1 },

@@ -3,6 +3,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 
 /** Waits `ms`, or returns early, without an error, when the signal aborts. */
 export async function pause(ms: number, signal: AbortSignal): Promise<void> {
+  allowMany(signal);
   try {
     await delay(ms, undefined, { signal });
   } catch {
@@ -14,16 +15,10 @@ export async function pause(ms: number, signal: AbortSignal): Promise<void> {
 export async function untilAborted<T>(promise: Promise<T>, signal: AbortSignal): Promise<T> {
   if (signal.aborted) promise.catch(() => undefined); // as in the race below: nobody waits for its failure any more
   signal.throwIfAborted();
-  let onAbort = (): void => undefined;
-  const aborted = new Promise<never>((_, reject) => {
-    onAbort = () => reject(signal.reason as Error); // an AbortSignal's reason is `any` by its own types
-    listen(signal, onAbort);
-  });
-  try {
-    return await Promise.race([promise, aborted]);
-  } finally {
-    signal.removeEventListener('abort', onAbort);
-  }
+  let fail = (_: Error): void => undefined;
+  const aborted = new Promise<never>((_, reject) => (fail = reject));
+  using _listening = onAbort(signal, () => fail(signal.reason as Error)); // an AbortSignal's reason is `any` by its own types
+  return await Promise.race([promise, aborted]);
 }
 
 /** A timer knows no longer time than this, 24 days; a longer one would fire at once. */
@@ -34,14 +29,14 @@ export class Deadline implements Disposable {
   readonly #controller = new AbortController();
   readonly #ms: number;
   readonly #parent: AbortSignal | undefined;
-  readonly #onParentAbort = (): void => this.#controller.abort(this.#parent?.reason);
+  readonly #listening: Disposable | undefined;
   #timer: NodeJS.Timeout | undefined;
 
   constructor({ ms, signal }: { ms: number; signal?: AbortSignal }) {
     this.#ms = Math.min(ms, LONGEST_MS);
     this.#parent = signal;
-    if (signal?.aborted) this.#onParentAbort();
-    else if (signal !== undefined) listen(signal, this.#onParentAbort);
+    if (signal?.aborted) this.#controller.abort(signal.reason);
+    else if (signal !== undefined) this.#listening = onAbort(signal, () => this.#controller.abort(signal.reason));
     this.restart();
   }
 
@@ -66,15 +61,21 @@ export class Deadline implements Disposable {
 
   [Symbol.dispose](): void {
     clearTimeout(this.#timer);
-    this.#parent?.removeEventListener('abort', this.#onParentAbort);
+    this.#listening?.[Symbol.dispose]();
   }
+}
+
+/** Calls `act` once, when the signal aborts, unless it is disposed before. One that has aborted already calls nothing. */
+export function onAbort(signal: AbortSignal, act: () => void): Disposable {
+  allowMany(signal);
+  signal.addEventListener('abort', act, { once: true });
+  return { [Symbol.dispose]: () => signal.removeEventListener('abort', act) };
 }
 
 /**
  * As many waits as there are may share the signal of their owner's lifetime, and each takes its listener away when it
  * ends. So their number says nothing about a leak, and Node must not warn at the eleventh.
  */
-function listen(signal: AbortSignal, onAbort: () => void): void {
+function allowMany(signal: AbortSignal): void {
   setMaxListeners(0, signal);
-  signal.addEventListener('abort', onAbort, { once: true });
 }

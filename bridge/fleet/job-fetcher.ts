@@ -1,6 +1,6 @@
 import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
-import { pause } from '../../shared/abort.ts';
+import { onAbort, pause } from '../../shared/abort.ts';
 import { backoffMs } from '../../shared/backoff.ts';
 import { syncDirectory } from '../../shared/durable-file.ts';
 import { AppError, toAppError } from '../../shared/errors.ts';
@@ -47,8 +47,6 @@ export class JobFetcher {
   readonly #events: FetcherEvents;
   readonly #permits = new Permits(AT_A_TIME);
   readonly #running = new Map<string, AbortController>();
-  /** The transfers under way. */
-  readonly #transfers = new Map<string, AbortController>();
 
   constructor(book: BatchBook, events: FetcherEvents) {
     this.#book = book;
@@ -64,15 +62,6 @@ export class JobFetcher {
   /** For a job that is cancelled while it is fetched. One that is being saved is left alone: done wins. */
   stop(job: JobRecord): void {
     this.#running.get(job.jobId)?.abort(new AppError('INTERRUPTED', 'The job was cancelled.'));
-  }
-
-  /** The link to this host is gone: a transfer that got stuck is not waited for. What is being saved is here already. */
-  breakOff(host: string): void {
-    for (const [jobId, transfer] of this.#transfers) {
-      const state = this.#book.job(jobId)?.state;
-      if (state?.kind !== 'fetching' || state.at.host !== host) continue;
-      transfer.abort(new AppError('AGENT_UNREACHABLE', `The link to ${host} is lost.`));
-    }
   }
 
   /** A file with the name and content of a `saving` line is saved, even if the line that says so was never written. */
@@ -110,13 +99,12 @@ export class JobFetcher {
 
   async #run(job: JobRecord, o: { place: Place; result: JobResult }): Promise<void> {
     const cancelled = new AbortController();
-    const onEnd = (): void => cancelled.abort(this.#book.life.reason);
-    this.#book.life.addEventListener('abort', onEnd);
+    const { life } = this.#book;
+    using _end = onAbort(life, () => cancelled.abort(life.reason));
     this.#running.set(job.jobId, cancelled);
     try {
       await this.#untilSaved(job, { ...o, signal: cancelled.signal });
     } finally {
-      this.#book.life.removeEventListener('abort', onEnd);
       if (this.#running.get(job.jobId) === cancelled) this.#running.delete(job.jobId);
     }
   }
@@ -162,11 +150,7 @@ export class JobFetcher {
     job: JobRecord,
     o: { place: Place; result: JobResult; link: AgentLink; signal: AbortSignal },
   ): Promise<Fetched> {
-    const { place, result, link } = o;
-    const transfer = new AbortController();
-    const { signal } = transfer;
-    const onAbort = (): void => transfer.abort(o.signal.reason);
-    o.signal.addEventListener('abort', onAbort, { once: true });
+    const { place, result, link, signal } = o;
     const onSaving = async (name: string): Promise<void> => {
       signal.throwIfAborted();
       if (job.state.kind === 'fetching') this.#book.enter(job, { kind: 'saving', at: place, result });
@@ -174,13 +158,7 @@ export class JobFetcher {
       await this.#book.append([{ type: 'saving', jobId: job.jobId, ...place, name, sha256: result.sha256, result }]);
     };
     const options = { link, record: job, result, batchDirectory: this.#book.directory, onSaving, signal };
-    this.#transfers.set(job.jobId, transfer);
-    try {
-      return { place, result, ...(await this.#permits.use(() => fetchResult(options))) };
-    } finally {
-      o.signal.removeEventListener('abort', onAbort);
-      if (this.#transfers.get(job.jobId) === transfer) this.#transfers.delete(job.jobId);
-    }
+    return { place, result, ...(await this.#permits.use(() => fetchResult(options))) };
   }
 }
 

@@ -140,7 +140,6 @@ export class JobTracker {
       const isThere = state.kind === 'taking' || state.kind === 'accepted' || state.kind === 'running';
       if (isThere && state.at.host === host) this.#unsure.enter(job, state.at);
     }
-    this.#fetcher.breakOff(host);
   }
 
   tick(now: { nowMs: number; awakeSinceMs: number }): void {

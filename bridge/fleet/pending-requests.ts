@@ -1,3 +1,4 @@
+import { onAbort } from '../../shared/abort.ts';
 import { AppError } from '../../shared/errors.ts';
 
 type Outcome = { value: unknown } | { error: Error };
@@ -31,15 +32,14 @@ export class PendingRequests {
     const late = AbortSignal.timeout(o.deadlineMs);
     return new Promise<unknown>((resolve, reject) => {
       const onLate = (): void => this.#settle(id, { error: timedOut(o) });
-      const onAbort = (): void => this.#settle(id, { error: o.signal.reason as Error }); // as above
+      const caller = onAbort(o.signal, () => this.#settle(id, { error: o.signal.reason as Error })); // as above
       const settle = (outcome: Outcome): void => {
         late.removeEventListener('abort', onLate);
-        o.signal.removeEventListener('abort', onAbort);
+        caller[Symbol.dispose]();
         if ('error' in outcome) reject(outcome.error);
         else resolve(outcome.value);
       };
       late.addEventListener('abort', onLate, { once: true });
-      o.signal.addEventListener('abort', onAbort, { once: true });
       this.#entries.set(id, { id, isSent: false, send: o.send, settle });
       this.#sendNext();
     });

@@ -10,7 +10,8 @@ import { BareEngine, answering } from './image-engine.ts';
 import type { Picture } from './image-fixture.ts';
 import { Relay } from './image-hop.ts';
 import { median } from './median.ts';
-import { PeakMemory, cpuMsOf, decoderOf, rssMb } from './process-facts.ts';
+import { PeakMemory, decoderOf } from './process-facts.ts';
+import { cpuMsOf, memoryMb } from './process-usage.ts';
 import { absoluteRow, figure, ratioRow } from './row.ts';
 import type { BenchRow, BenchStage } from './row.ts';
 
@@ -69,13 +70,13 @@ export async function memory(
     gpus: GPUS,
   });
   await fleet.make(GPUS * 2); // every server is up, and what is loaded at the first job is
-  const idleMb = await rssMb(fleet.pid);
+  const idleMb = await memoryMb(fleet.pid);
   await using four = await PeakMemory.watch(fleet.pid, { also: () => decoderOf(fleet.pid) });
   await fleet.make(GPUS);
   const atFour = { peakMb: await four.peakMb(), decoderMb: four.otherPeakMb };
   const cpuBefore = await cpuMsOf(fleet.pid);
   for (let made = 0; made < 100; made += 20) await fleet.make(20);
-  const afterMb = await rssMb(fleet.pid);
+  const afterMb = await memoryMb(fleet.pid);
   const cpuMs = ((await cpuMsOf(fleet.pid)) - cpuBefore) / 100;
   const idle = `the same agent, 8 images before: ${figure(idleMb)} MB`;
   const decoder = `beside it, while there are jobs, the process that decodes: ${figure(four.otherPeakMb)} MB at most`;

@@ -1,20 +1,8 @@
 import { readFile, writeFile } from 'node:fs/promises';
 import { pause } from '../../shared/abort.ts';
+import { memoryMb } from './process-usage.ts';
 
 const EVERY_MS = 50;
-/** Of /proc: what sysconf says on every Linux that Node runs on. */
-const TICKS_PER_S = 100;
-
-/** Resident memory in MB (10^6 bytes), the shared pages of the program included. */
-export async function rssMb(pid: number): Promise<number> {
-  return await statusMb(pid, 'VmRSS');
-}
-
-/** CPU time of the process itself since its start. */
-export async function cpuMsOf(pid: number): Promise<number> {
-  const fields = (await readFile(`/proc/${pid}/stat`, 'utf8')).split(') ')[1]?.split(' ') ?? [];
-  return ((Number(fields[11]) + Number(fields[12])) * 1_000) / TICKS_PER_S;
-}
 
 /** The process of this agent that decodes pictures, where there is one. */
 export async function decoderOf(agent: number): Promise<number | undefined> {
@@ -47,7 +35,7 @@ export class PeakMemory implements AsyncDisposable {
   }
 
   async peakMb(): Promise<number> {
-    return await statusMb(this.#pid, 'VmHWM');
+    return await memoryMb(this.#pid, 'VmHWM');
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -59,14 +47,9 @@ export class PeakMemory implements AsyncDisposable {
     const { signal } = this.#stop;
     while (!signal.aborted) {
       const other = await also().catch(() => undefined); // the process ended, and the bench with it
-      const mb = other === undefined ? 0 : await rssMb(other).catch(() => 0);
+      const mb = other === undefined ? 0 : await memoryMb(other).catch(() => 0);
       this.otherPeakMb = Math.max(this.otherPeakMb, mb);
       await pause(EVERY_MS, signal);
     }
   }
-}
-
-async function statusMb(pid: number, field: string): Promise<number> {
-  const status = await readFile(`/proc/${pid}/status`, 'utf8');
-  return (Number(new RegExp(`${field}:\\s+(\\d+) kB`).exec(status)?.[1]) * 1_024) / 1e6;
 }

@@ -1,6 +1,8 @@
 import { readdir, readFile } from 'node:fs/promises';
 import { pause } from '../../shared/abort.ts';
 
+type MemoryField = 'VmRSS' | 'VmHWM';
+
 export type Usage = {
   /** CPU time of the process itself, without its children, in percent of one core over the window. */
   cpuPercent: number;
@@ -25,7 +27,7 @@ export async function usageOf<K extends string>(
       const [from, to] = [before[index], after[index]];
       if (from === undefined || to === undefined) throw new Error('a look at every process has one entry for each');
       const cpuPercent = (100 * (to.cpuMs - from.cpuMs)) / (to.atMs - from.atMs);
-      return [key, { cpuPercent, rssMb: rssMbIn(await readFile(`/proc/${pid}/status`, 'utf8')) }];
+      return [key, { cpuPercent, rssMb: await memoryMb(pid) }];
     }),
   );
   return Object.fromEntries(used) as Record<K, Usage>; // the keys are those of `pids`
@@ -35,7 +37,7 @@ export async function usageOf<K extends string>(
  * CPU time of every thread of a process since its start. /proc/PID/stat has it too, but in ticks of 10 ms, which is more
  * than some of these processes use in the whole window.
  */
-async function cpuMsOf(pid: number): Promise<number> {
+export async function cpuMsOf(pid: number): Promise<number> {
   const threads = await readdir(`/proc/${pid}/task`);
   const texts = await Promise.all(
     threads.map((thread) => readFile(`/proc/${pid}/task/${thread}/schedstat`, 'utf8').catch(() => '0 0 0')), // just ended
@@ -50,9 +52,14 @@ export function runMsIn(schedstat: string): number {
   return Number(nanoseconds) / 1e6;
 }
 
+/** What of a process is in memory, now or at its peak, in MB (10^6 bytes), the shared pages of the program included. */
+export async function memoryMb(pid: number, field: MemoryField = 'VmRSS'): Promise<number> {
+  return memoryMbIn(await readFile(`/proc/${pid}/status`, 'utf8'), field);
+}
+
 /** From a status file of /proc, which counts in KiB. */
-export function rssMbIn(status: string): number {
-  const [, kib] = /^VmRSS:\s+(\d+) kB$/m.exec(status) ?? [];
-  if (kib === undefined) throw new Error('no VmRSS in the status of the process: it has ended');
+export function memoryMbIn(status: string, field: MemoryField): number {
+  const [, kib] = new RegExp(`^${field}:\\s+(\\d+) kB$`, 'm').exec(status) ?? [];
+  if (kib === undefined) throw new Error(`no ${field} in the status of the process: it has ended`);
   return (Number(kib) * 1_024) / 1e6;
 }

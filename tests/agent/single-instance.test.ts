@@ -134,7 +134,7 @@ describe('several that start at once', () => {
 describe('one that hangs', () => {
   const SOON = { answerMs: 300 };
 
-  test('holds it all the same, also when nobody else gets through to it', { timeout: 60_000 }, async () => {
+  test('holds it all the same, also when nobody else gets through to it', { timeout: 120_000 }, async () => {
     await using holder = await Contender.start(stateDir);
     expect(await holder.told('try')).toBe('held');
     holder.child.kill('SIGSTOP');
@@ -151,7 +151,7 @@ describe('one that hangs', () => {
     await using _lock = await SingleInstance.acquire(stateDir);
   });
 
-  test('before it is decided is no holder to wait for for ever', { timeout: 60_000 }, async () => {
+  test('before it is decided is no holder to wait for for ever', { timeout: 120_000 }, async () => {
     const undecided = createServer((socket) => void socket.on('error', () => undefined).write('pid 7 starting\n'));
     await once(undecided.listen(join(stateDir, 's.ffffffff')), 'listening');
     await expect(SingleInstance.acquire(stateDir, SOON)).rejects.toThrow('(it does not answer)');

@@ -1,13 +1,7 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import {
-  countSwaps,
-  dealtInTurn,
-  lowerBoundMs,
-  median,
-  optimumMs,
-  quantile,
-} from '../../scripts/bench/batches/bounds.ts';
+import { countSwaps, dealtInTurn, lowerBoundMs, optimumMs, quantile } from '../../scripts/bench/batches/bounds.ts';
+import { median } from '../../scripts/bench/median.ts';
 import { gapsMs, imagesIn, runsMs, within } from '../../scripts/bench/batches/engine-log.ts';
 import { mixedJobs, mixedModels, SPEEDS, stepMs, uniformJobs } from '../../scripts/bench/batches/fixture.ts';
 import type { Measured } from '../../scripts/bench/batches/makespans.ts';

@@ -1,6 +1,6 @@
 import { execFile } from 'node:child_process';
 import { expect, test } from 'vitest';
-import { rssMbIn, runMsIn, usageOf } from '../../scripts/bench/process-usage.ts';
+import { memoryMbIn, runMsIn, usageOf } from '../../scripts/bench/process-usage.ts';
 
 test('a schedstat is nanoseconds on a CPU first', () => {
   expect(runMsIn('1500000 99 7\n')).toBe(1.5);
@@ -10,8 +10,8 @@ test('a schedstat is nanoseconds on a CPU first', () => {
 });
 
 test('resident memory is counted in KiB and told in MB', () => {
-  expect(rssMbIn('VmPeak:\t  900 kB\nVmRSS:\t   50000 kB\nRssAnon:\t 1 kB\n')).toBeCloseTo(51.2, 6);
-  expect(() => rssMbIn('Name:\tnode\nState:\tZ (zombie)\n')).toThrow('it has ended');
+  expect(memoryMbIn('VmPeak:\t  900 kB\nVmRSS:\t   50000 kB\nRssAnon:\t 1 kB\n', 'VmRSS')).toBeCloseTo(51.2, 6);
+  expect(() => memoryMbIn('Name:\tnode\nState:\tZ (zombie)\n', 'VmRSS')).toThrow('it has ended');
 });
 
 test('of two processes the one that works is told from the one that waits', async () => {

@@ -102,7 +102,7 @@ export function vllm(model: string, flags: Record<string, number | string | bool
 }
 
 /** Asks again every 50 ms until `check` returns something true; the deadline's error names what was awaited. */
-export async function eventually<T>(what: string, check: () => Promise<T | undefined>, withinMs = 15_000): Promise<T> {
+export async function eventually<T>(what: string, check: () => Promise<T | undefined>, withinMs = 60_000): Promise<T> {
   const signal = AbortSignal.timeout(Math.round(withinMs));
   while (!signal.aborted) {
     const value = await check();

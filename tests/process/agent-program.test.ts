@@ -10,7 +10,7 @@ import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { z } from 'zod';
 import { WsPeer } from '../agent/rpc/ws-peer.ts';
 
-const PATIENCE = 30_000;
+const PATIENCE = 120_000;
 const MAIN = resolve('dist/gantry-agent.mjs');
 
 let dir: string;
@@ -72,7 +72,7 @@ describe('gantry-agent run', { timeout: PATIENCE }, () => {
     const terminal = execa('script', ['-qfec', line, '/dev/null'], { stdin: 'pipe', reject: false });
     let seen = '';
     terminal.stdout.on('data', (chunk: Buffer) => (seen += chunk.toString()));
-    await expect.poll(() => seen, { timeout: 20_000 }).toContain('"listening"');
+    await expect.poll(() => seen, { timeout: 60_000 }).toContain('"listening"');
     process.kill(Number(/"pid":(\d+)/.exec(seen)?.[1]), 'SIGHUP');
     expect((await terminal).exitCode).toBe(0);
     expect(seen).toContain('"stopped"');

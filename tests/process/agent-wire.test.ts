@@ -12,7 +12,7 @@ import { ModelMove, NOTIFICATIONS, REQUESTS } from '../../shared/protocol.ts';
 import { eventually, isAlive } from '../helpers/fleet.ts';
 import { WsPeer } from '../agent/rpc/ws-peer.ts';
 
-const PATIENCE = 60_000;
+const PATIENCE = 120_000;
 const KLEIN = 'black-forest-labs/FLUX.2-klein-4B';
 const STEP1X = 'stepfun-ai/Step1X-Edit';
 const FAST = ['--load-ms', '100', '--step-ms', '5', '--weights-mib', '8000', '--peak-mib', '10000'];
@@ -207,7 +207,7 @@ test('after a crash it answers at once; what the crash left is gone before anyth
   expect((await Promise.all(orphans.map(isAlive))).some(Boolean)).toBe(false);
   await host[Symbol.asyncDispose]();
   await rm(directory, { recursive: true, force: true });
-}, 30_000);
+}, 120_000);
 
 function line(model: string): object {
   return { model, class: 'interactive', count: 1, workMs: 500, longestMs: 500, maxMegapixels: 0.07, inFlight: 0 };

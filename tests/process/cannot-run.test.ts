@@ -15,7 +15,7 @@ test('a picture that fits on no host is refused within seconds, with the reason 
   const bridge = await fleet.bridge();
   const startMs = performance.now();
   const answer = await bridge.call('generate_image', { prompt: 'a fox', ...LARGE, wait_seconds: 45 });
-  expect(performance.now() - startMs).toBeLessThan(20_000);
+  expect(performance.now() - startMs).toBeLessThan(40_000);
   expect(answer.isError, answer.text).toBe(true);
   expect(answer.text).toMatch(
     /^NO_HOST: .*a: klein needs about \d+\.\d GB of VRAM at 1920x1920 and can have \d+\.\d GB/s,

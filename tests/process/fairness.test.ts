@@ -7,7 +7,7 @@ import { worstDifference } from '../helpers/served.ts';
 import type { ServedRun } from '../helpers/served.ts';
 
 // Each takes a third of a minute; the rest is for a machine that does other things as well.
-vi.setConfig({ testTimeout: 120_000 });
+vi.setConfig({ testTimeout: 600_000 });
 
 const MODEL = 'black-forest-labs/FLUX.2-klein-4B';
 const OTHER = 'Tongyi-MAI/Z-Image-Turbo';
@@ -26,12 +26,13 @@ describe('two bridges with 40 equal jobs each of one model on the same four host
       connected(fleet.bridge(tokens === 1 ? {} : { hosts: await otherTokens(fleet) }, 'laptop-1')),
     ]);
     // Every host has its model and knows its own speed.
-    await ended(bridges[0], await start(bridges[0], { fleet, count: 16, model: MODEL }), 60_000);
+    await ended(bridges[0], await start(bridges[0], { fleet, count: 16, model: MODEL }));
     const differences: number[] = [];
     // Jobs that take what they should leave 0 to 7 %, a wrong order 31 % each time (see docs/decisions.md). In between is a
-    // machine with other things to do, which holds up some of the jobs: the same is done again.
+    // machine with other things to do, which holds up some of the jobs: the same is done again. Six times chance is not what
+    // makes a wrong order right.
     do differences.push(worstDifference(await share(fleet, bridges), 20));
-    while (differences.length < 3 && Math.min(...differences) > 0.1);
+    while (differences.length < 6 && Math.min(...differences) > 0.1);
     expect(Math.min(...differences)).toBeLessThanOrEqual(0.1);
   });
 });
@@ -40,7 +41,7 @@ describe('two bridges with 40 equal jobs each of one model on the same four host
 async function share(fleet: TestFleet, bridges: readonly BridgeClient[]): Promise<ServedRun[]> {
   const fromLines = fleet.hosts.map((host) => host.log.length);
   const ids = await Promise.all(bridges.map((bridge) => start(bridge, { fleet, count: 40, model: MODEL })));
-  for (const [at, bridge] of bridges.entries()) await ended(bridge, ids[at] ?? '', 60_000);
+  for (const [at, bridge] of bridges.entries()) await ended(bridge, ids[at] ?? '');
   const owners = new Map<string, number>();
   for (const at of bridges.keys()) {
     for (const jobId of await jobIds(fleet, { laptop: `laptop-${at}`, batchId: ids[at] ?? '' })) owners.set(jobId, at);
@@ -72,11 +73,11 @@ test('two models on one host: the second comes after one turn and one swap, and 
   const startedMs = Date.now();
   const first = await start(bridges[0], { fleet, count: 20, model: MODEL });
   // Its turn has begun, its times are known: from now on every job is granted ahead of the end of the one before.
-  await eventually('the first has pictures', () => Promise.resolve(host.events('job-done').length >= 3), 30_000);
+  await eventually('the first has pictures', () => Promise.resolve(host.events('job-done').length >= 3));
   const askedMs = Date.now();
   const second = await start(bridges[1], { fleet, count: 20, model: OTHER });
-  await ended(bridges[0], first, 80_000);
-  await ended(bridges[1], second, 80_000);
+  await ended(bridges[0], first);
+  await ended(bridges[1], second);
   const elapsedMs = Date.now() - startedMs;
 
   const owned = new Set(await jobIds(fleet, { laptop: 'laptop-1', batchId: second }));
@@ -103,18 +104,18 @@ async function start(bridge: BridgeClient, o: { fleet: TestFleet; count: number;
   return String(answer['batch_id']);
 }
 
-async function ended(bridge: BridgeClient, id: string, withinMs: number): Promise<void> {
+async function ended(bridge: BridgeClient, id: string): Promise<void> {
   await eventually(
     'the batch ends',
     async () => (await bridge.ask('get_job', { id, wait_seconds: 0 }))['state'] === 'success',
-    withinMs,
+    300_000,
   );
 }
 
 /** Once all its links are up: what is started then is offered to every host at once. */
 async function connected(starting: Promise<BridgeClient>): Promise<BridgeClient> {
   const bridge = await starting;
-  await eventually('the links are up', async () => (await bridge.ask('list_hosts'))['status'] === 'success', 30_000);
+  await eventually('the links are up', async () => (await bridge.ask('list_hosts'))['status'] === 'success');
   return bridge;
 }
 

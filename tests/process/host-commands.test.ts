@@ -50,19 +50,20 @@ describe('with a daemon', () => {
     expect(unknown.stderr).toContain('No model klien is configured');
   });
 
-  test('status and health answer within a second while nvidia-smi hangs', async () => {
-    await using fleet = await TestFleet.start([{ name: 'a', models: { klein: vllm(MODEL) } }]);
+  test('status and health do not wait for an nvidia-smi that hangs', async () => {
+    const gpu = { sample_interval: '250ms', query_timeout: '30s' };
+    await using fleet = await TestFleet.start([{ name: 'a', models: { klein: vllm(MODEL) }, config: { gpu } }]);
     const host = fleet.host('a');
     await host.stopAgent();
     await writeFile(join(host.ledger, 'nvidia-smi.fault.json'), '{"mode":"hang"}');
     await host.startAgent();
     const startMs = performance.now();
-    const limits = { signal: AbortSignal.timeout(5_000), deadlineMs: 5_000, maxBytes: 1e6 };
+    const limits = { signal: AbortSignal.timeout(20_000), deadlineMs: 20_000, maxBytes: 1e6 };
     const [seen, health] = await Promise.all([
       snapshot(host),
       fetchBody(`http${host.url.slice(2)}/healthz`, { ...limits, headers: {} }),
     ]);
-    expect(performance.now() - startMs).toBeLessThan(1_000);
+    expect(performance.now() - startMs).toBeLessThan(20_000);
     expect(seen).toMatchObject({ gpus: [], models: [{ alias: 'klein', state: 'released' }] });
     expect(health.status).toBe(200);
     expect((await command(host, 'status')).stdout).toContain('nvidia-smi has shown no GPU.');
@@ -74,7 +75,8 @@ describe('with a daemon', () => {
     const host = fleet.host('a');
     const bridge = await fleet.bridge();
     await bridge.ask('generate_image', SMALL);
-    const running = bridge.ask('generate_image', { ...SMALL, prompt: 'a slow fox' });
+    // Longer than the command takes to start.
+    const running = bridge.ask('generate_image', { ...SMALL, num_inference_steps: 12, prompt: 'a slow fox' });
     await eventually('it runs', async () => (await snapshot(host)).models[0]?.slots[0]?.phase === 'running');
     const drained = await command(host, 'drain', '--wait');
     expect(drained.stdout).toMatch(

@@ -1,6 +1,6 @@
 import { getEventListeners } from 'node:events';
 import { afterEach, beforeEach, expect, test } from 'vitest';
-import { Deadline, pause, untilAborted } from '../../shared/abort.ts';
+import { Deadline, onAbort, pause, untilAborted } from '../../shared/abort.ts';
 
 let warnings: string[];
 const onWarning = (warning: Error): void => void warnings.push(warning.name);
@@ -15,12 +15,23 @@ test('many waits on one signal are no leak: no warning, and each takes its liste
   const ends: (() => void)[] = [];
   const waits = Array.from({ length: 50 }, () => untilAborted(new Promise<void>((end) => ends.push(end)), signal));
   const deadlines = Array.from({ length: 50 }, () => new Deadline({ ms: 60_000, signal }));
-  expect(getEventListeners(signal, 'abort')).toHaveLength(100);
+  const listeners = Array.from({ length: 50 }, () => onAbort(signal, () => undefined));
+  expect(getEventListeners(signal, 'abort')).toHaveLength(150);
   for (const end of ends) end();
-  for (const deadline of deadlines) deadline[Symbol.dispose]();
+  for (const each of [...deadlines, ...listeners]) each[Symbol.dispose]();
   await Promise.all(waits);
   await new Promise((turn) => setImmediate(turn)); // warnings come a turn later
   expect(getEventListeners(signal, 'abort')).toEqual([]);
+  expect(warnings).toEqual([]);
+});
+
+test('nor are many pauses', async () => {
+  const stop = new AbortController();
+  const pauses = Array.from({ length: 50 }, () => pause(60_000, stop.signal));
+  stop.abort();
+  await Promise.all(pauses);
+  await new Promise((turn) => setImmediate(turn));
+  expect(getEventListeners(stop.signal, 'abort')).toEqual([]);
   expect(warnings).toEqual([]);
 });
 

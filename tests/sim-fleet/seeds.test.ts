@@ -23,6 +23,7 @@ const ONCE_BROKEN: readonly { seed: number; because: string }[] = [
   { seed: 12_357, because: 'as 119: the batch counted as asleep until it was taken over' },
   { seed: 21_209, because: 'as 163: the name of the manifest was not synced either' },
   { seed: 10_070, because: 'a take that could not be written, on a link that was lost meanwhile, was unsure for ever' },
+  { seed: 21_242, because: 'a given-up attempt that failed late was counted, by the checks, as one try too many' },
 ];
 
 let runSeed: RunSeed;
@@ -48,7 +49,7 @@ describe('histories of the simulated fleet', () => {
     expect((await runSeed(14, { isTraced: true })).hash).toBe((await runSeed(14)).hash);
   });
 
-  test('100 seeds keep all promises, and much happens in them', { timeout: 60_000 }, async () => {
+  test('100 seeds keep all promises, and much happens in them', { timeout: 120_000 }, async () => {
     const broken: unknown[] = [];
     const seen = { files: 0, crashes: 0, partitions: 0, powerLosses: 0, cancelledJobs: 0, failedJobs: 0 };
     for (let seed = 1; seed <= 100; seed += 1) {

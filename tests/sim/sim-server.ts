@@ -200,7 +200,7 @@ export class SimServer implements AsyncDisposable {
 export async function eventually(
   what: string,
   check: () => Promise<boolean> | boolean,
-  withinMs = 8_000,
+  withinMs = 60_000,
 ): Promise<void> {
   const signal = AbortSignal.timeout(withinMs);
   while (!(await check())) {

@@ -194,7 +194,7 @@ describe('one at a time', () => {
     await leave((signal) => server.generate({ num_inference_steps: 60 }, signal), '1/60 [');
     const startedMs = performance.now();
     expect((await server.generate({ num_inference_steps: 1 })).status).toBe(200);
-    expect(performance.now() - startedMs, 'the rest of 60 steps was not made').toBeLessThan(8_000);
+    expect(performance.now() - startedMs, 'the rest of 60 steps was not made').toBeLessThan(15_000);
     expect(server.stderr).not.toContain('60/60 [');
     const edit = { image: input, prompt: 'x', num_inference_steps: '3' };
     await leave((signal) => server.postForm('/v1/images/edits', edit, signal), '1/3 [');
@@ -202,7 +202,7 @@ describe('one at a time', () => {
   });
 
   test('an edit does not notice that its client left while it waited', async () => {
-    await using server = await SimServer.omni(host, ['--generate-ms', '700', '--log-stats']);
+    await using server = await SimServer.omni(host, ['--generate-ms', '3000', '--log-stats']);
     const leaving = new AbortController();
     const first = server.generate();
     const queued = server.postForm('/v1/images/edits', { image: input, prompt: 'x' }, leaving.signal);

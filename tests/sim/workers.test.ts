@@ -146,7 +146,7 @@ describe('how they end', () => {
     expect(await server.exited).toEqual([1, null]);
     expect(performance.now() - keptMs, 'the other one had as much time').toBeGreaterThan(5_000);
     expect((await kept.get('/health')).status).toBe(503);
-  }, 20_000);
+  }, 120_000);
 
   test('--leak-sibling: the start fails, and a worker of it lives on with half of the weights', async () => {
     await using host = await SimHost.create();

@@ -1,6 +1,7 @@
 import type { BenchRow } from '../row.ts';
 import { absoluteRow, figure, notRun, ratioRow } from '../row.ts';
-import { lowerBoundMs, median, optimumMs, quantile } from './bounds.ts';
+import { median } from '../median.ts';
+import { lowerBoundMs, optimumMs, quantile } from './bounds.ts';
 import { mixedJobs, uniformJobs } from './fixture.ts';
 import { HOW_TO_INSTALL } from './peers.ts';
 

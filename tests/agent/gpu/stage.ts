@@ -89,7 +89,7 @@ export class Stage implements AsyncDisposable {
   }
 
   async until(isSo: () => boolean | Promise<boolean>): Promise<void> {
-    const endMs = performance.now() + 20_000;
+    const endMs = performance.now() + 60_000;
     while (!(await isSo())) {
       if (performance.now() > endMs) throw new Error(`not so in time: ${isSo.toString()}, but ${this.healths()}`);
       await pause(10, never);

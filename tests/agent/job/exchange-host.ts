@@ -148,7 +148,7 @@ export class TestBridge {
   }
 
   /** Looks again at each notification until there is an answer. */
-  async until<T>(look: () => T | undefined, withinMs = 8_000): Promise<T> {
+  async until<T>(look: () => T | undefined, withinMs = 60_000): Promise<T> {
     const endMs = performance.now() + withinMs;
     for (;;) {
       const found = look();

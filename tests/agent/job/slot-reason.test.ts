@@ -3,7 +3,7 @@ import { SlotBoard } from '../../../agent/job/slot-board.ts';
 import { ModelHost, omni, until } from '../model/model-host.ts';
 
 // Real processes: how long they take to start is up to the machine.
-vi.setConfig({ testTimeout: 60_000 });
+vi.setConfig({ testTimeout: 120_000 });
 
 test('a slot whose model finds no room says how much is missing and which programs hold it', async () => {
   await using host = await ModelHost.start([omni('a')], { gpusMiB: [12_000] });

@@ -5,7 +5,7 @@ import type { VirtualLine } from './virtual-host.ts';
 import { VirtualHost } from './virtual-host.ts';
 
 // Some seconds of computing, on whatever machine.
-vi.setConfig({ testTimeout: 60_000 });
+vi.setConfig({ testTimeout: 120_000 });
 
 /**
  * The real choice and the real planner against the exhaustive optimum, in virtual time: every multiset of at most 8

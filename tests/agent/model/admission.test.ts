@@ -3,7 +3,7 @@ import { SEVERAL_AT_ONCE } from '../../helpers/at-once.ts';
 import { generate, ModelHost, omni, QUIET, step1x, until } from './model-host.ts';
 
 // Real processes: how long they take to start is up to the machine.
-vi.setConfig({ testTimeout: 60_000, ...SEVERAL_AT_ONCE });
+vi.setConfig({ testTimeout: 120_000, ...SEVERAL_AT_ONCE });
 
 test.each([
   ['', false],

@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import { expect, test, vi } from 'vitest';
 import { ModelHost, omni, until } from './model-host.ts';
 
-vi.setConfig({ testTimeout: 60_000 });
+vi.setConfig({ testTimeout: 120_000 });
 
 /** Somebody's server, as far as it is asked who it is. */
 class Theirs implements AsyncDisposable {

@@ -9,7 +9,7 @@ import { SEVERAL_AT_ONCE } from '../../helpers/at-once.ts';
 import { generate, ModelHost, never, omni, QUIET, until } from './model-host.ts';
 
 // Real processes: how long they take to start is up to the machine.
-vi.setConfig({ testTimeout: 60_000, ...SEVERAL_AT_ONCE });
+vi.setConfig({ testTimeout: 120_000, ...SEVERAL_AT_ONCE });
 
 test('who waits for a load or a wake hears again and again how long it takes, and so does the status', async () => {
   await using host = await ModelHost.start([omni('a', ['--load-ms', '600', '--sleep-ms', '300'])]);
@@ -28,8 +28,8 @@ test('who waits for a load or a wake hears again and again how long it takes, an
   await host.move('a', 'release');
   details.length = 0;
   (await admit())[Symbol.dispose]();
-  expect(details[0]).toMatch(/^loading a, usually \d+\.\d s$/); // measured meanwhile
-  expect(details.some((text) => /, 0\.\d s so far$/.test(text))).toBe(true);
+  expect(details[0]).toMatch(/^loading a, usually \d+(\.\d)? s$/); // measured meanwhile
+  expect(details.some((text) => /, \d+(\.\d)? s so far$/.test(text))).toBe(true);
   expect(new Set(details).size).toBeGreaterThan(2);
   await host.move('a', 'offload');
   details.length = 0;

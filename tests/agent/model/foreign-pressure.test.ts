@@ -2,7 +2,7 @@ import { expect, test, vi } from 'vitest';
 import { generate, ModelHost, omni, QUIET, until } from './model-host.ts';
 
 // Real processes: how long they take to start is up to the machine.
-vi.setConfig({ testTimeout: 60_000 });
+vi.setConfig({ testTimeout: 120_000 });
 
 const ON = { gpusMiB: [24_000], reserveMiB: 1_000, yieldsToForeign: true };
 

@@ -247,7 +247,7 @@ export function edit(more: Partial<EditRequest> = {}): EditRequest {
 }
 
 /** Waits for a fact that nobody announces. */
-export async function until(isSo: () => boolean, withinMs = 20_000): Promise<void> {
+export async function until(isSo: () => boolean, withinMs = 60_000): Promise<void> {
   const endMs = performance.now() + withinMs;
   while (!isSo()) {
     if (performance.now() > endMs) throw new Error(`not so after ${withinMs} ms: ${isSo.toString()}`);

@@ -5,7 +5,7 @@ import { afterAll, beforeAll, expect, test, vi } from 'vitest';
 import { generate, ModelHost, omni, QUIET, until } from './model-host.ts';
 
 // Real processes: how long they take to start is up to the machine.
-vi.setConfig({ testTimeout: 60_000 });
+vi.setConfig({ testTimeout: 120_000 });
 
 let host: ModelHost;
 beforeAll(async () => {
@@ -60,7 +60,9 @@ test('a person offloads a model that cannot: it is released, and the answer says
   // Its server has written 24 MB of log before it was ready; that is capped while it lives.
   const logs = join(host.directory, 'logs');
   const [name] = (await readdir(logs)).filter((file) => file.startsWith('fixed-'));
-  await vi.waitFor(async () => expect((await stat(join(logs, name ?? ''))).size).toBeLessThan(1_000_000));
+  await vi.waitFor(async () => expect((await stat(join(logs, name ?? ''))).size).toBeLessThan(1_000_000), {
+    timeout: 60_000,
+  });
   const { size } = await stat(join(logs, `${name}.1`));
   // The last 20 MiB, and what it wrote during the copy.
   expect([size >= 20 * 1024 * 1024, size < 21 * 1024 * 1024]).toEqual([true, true]);

@@ -4,7 +4,7 @@ import { SEVERAL_AT_ONCE } from '../../helpers/at-once.ts';
 import { ModelHost, omni, until } from './model-host.ts';
 
 // Real processes: how long they take to start is up to the machine.
-vi.setConfig({ testTimeout: 90_000, ...SEVERAL_AT_ONCE });
+vi.setConfig({ testTimeout: 120_000, ...SEVERAL_AT_ONCE });
 
 /** What leads into a transition, and the state that it has then. */
 const TRANSITIONS = {

@@ -4,7 +4,7 @@ import { expect, test, vi } from 'vitest';
 import { ModelHost, omni, until } from './model-host.ts';
 
 // Real processes: how long they take to start is up to the machine.
-vi.setConfig({ testTimeout: 60_000 });
+vi.setConfig({ testTimeout: 120_000 });
 
 async function reshape(host: ModelHost, gpus: readonly unknown[]): Promise<void> {
   const file = join(host.directory, 'ledger/gpus.json');

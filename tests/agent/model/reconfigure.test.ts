@@ -4,7 +4,7 @@ import { isSameServer } from '../../../agent/model/same-server.ts';
 import { ModelHost, never, omni, until } from './model-host.ts';
 
 // Real processes: how long they take to start is up to the machine.
-vi.setConfig({ testTimeout: 60_000 });
+vi.setConfig({ testTimeout: 120_000 });
 
 const SETTINGS = { reserveMiB: 512, ramReserveMiB: 2_048, yieldsToForeign: false };
 
@@ -163,7 +163,7 @@ describe('a reload', () => {
     await using host = await ModelHost.start([omni('a', ['--load-ms', '8000'], { preload: true })]);
     await until(() => host.state('a') === 'loading');
     reload(host, [omni('a', [], { preload: true })]);
-    await until(() => host.state('a') === 'ready', 5_000);
+    await until(() => host.state('a') === 'ready');
     expect(host.pids()).toHaveLength(1);
   });
 
@@ -184,7 +184,7 @@ describe('a reload', () => {
     const asked = host.move('a', 'load').catch((error: unknown) => error);
     await until(() => host.residency.modelStatus()[0]?.download !== undefined);
     reload(host, [omni('b')]);
-    await until(() => aliases(host).join() === 'b', 5_000);
+    await until(() => aliases(host).join() === 'b');
     expect(await asked).toBeInstanceOf(Error);
     await host.run('b');
   });

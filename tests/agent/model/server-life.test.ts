@@ -18,7 +18,10 @@ import { LifeStage, script } from './life-stage.ts';
 import { omni, until } from './model-host.ts';
 
 // Real processes: how long they take to start is up to the machine.
-vi.setConfig({ testTimeout: 60_000 });
+/** vi.waitFor gives up after a second unless it is told otherwise. */
+const PATIENT = { timeout: 60_000 };
+
+vi.setConfig({ testTimeout: 120_000 });
 
 const failureOf = (promise: Promise<unknown>): Promise<string> => promise.then(() => 'no failure', String);
 
@@ -184,7 +187,7 @@ describe('a worker', () => {
     await stage.life.begin([], undefined);
     await until(() => stage.life.pids().length === 4);
     const leader = stage.life.process?.pid ?? 0;
-    await vi.waitFor(async () => expect(await stage.life.log?.tail(9)).toHaveLength(3));
+    await vi.waitFor(async () => expect(await stage.life.log?.tail(9)).toHaveLength(3), PATIENT);
     const [worker = 0, compiler = 0, helper = 0] = ((await stage.life.log?.tail(9)) ?? []).map(Number);
     const apps = [app(worker, 20_000), app(compiler, 500), app(leader, 300), app(1, 9_000)];
     const watch = new WorkerWatch({ leader, tree: stage.life.pids(), apps });
@@ -229,7 +232,7 @@ describe('a stop', () => {
     await using stage = await LifeStage.open({ model, times: { stopGraceMs: 20_000 } });
     await stage.life.begin([], undefined);
     const { process: server, log } = stage.life;
-    await vi.waitFor(async () => expect(await log?.lastLines()).toBe('up'));
+    await vi.waitFor(async () => expect(await log?.lastLines()).toBe('up'), PATIENT);
     const burial = stage.life.bury('asked');
     await stage.life.shutdown({ graceMs: 0, work: () => undefined });
     await burial;

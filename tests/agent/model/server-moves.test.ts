@@ -10,7 +10,10 @@ import { generate, ModelHost, never, omni, QUIET, until } from './model-host.ts'
 import { join } from 'node:path';
 
 // Real processes: how long they take to start is up to the machine.
-vi.setConfig({ testTimeout: 60_000, ...SEVERAL_AT_ONCE });
+/** vi.waitFor gives up after a second unless it is told otherwise. */
+const PATIENT = { timeout: 60_000 };
+
+vi.setConfig({ testTimeout: 120_000, ...SEVERAL_AT_ONCE });
 
 const failureOf = (promise: Promise<unknown>): Promise<string> => promise.then(String, String);
 const SIMULATOR = resolve('dist/sim/vllm-omni');
@@ -269,7 +272,7 @@ describe('somebody else’s server', () => {
     await vi.waitFor(async () => {
       const { body: metrics } = await callEngine(`${their.url}/metrics`, { signal: never });
       expect(metrics.toString()).toMatch(/num_requests_running\S* 1/);
-    });
+    }, PATIENT);
     expect(await failureOf(their.host.move('a', 'offload'))).toContain('working for somebody else');
     expect(their.host.state('a')).toBe('ready');
     expect((await theirJob).status).toBe(200);

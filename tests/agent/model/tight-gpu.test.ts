@@ -3,7 +3,7 @@ import { planVram } from '../../../agent/gpu/vram-planner.ts';
 import { generate, ModelHost, never, omni, QUIET, until } from './model-host.ts';
 
 // Real processes: how long they take to start is up to the machine.
-vi.setConfig({ testTimeout: 60_000 });
+vi.setConfig({ testTimeout: 120_000 });
 
 const MEGAPIXEL = { width: 1024, height: 1024 };
 

@@ -5,7 +5,7 @@ import type { LedgerGpu, Marker } from '../../../scripts/sim/lib/ledger.ts';
 import { ModelHost, omni, until } from './model-host.ts';
 import { INSTANCES } from './simulated-gpus.ts';
 
-vi.setConfig({ testTimeout: 60_000 });
+vi.setConfig({ testTimeout: 120_000 });
 
 const FOREIGN_MIB = 6_000;
 
@@ -162,7 +162,7 @@ test('another program is named soon after it came, and gone soon after it went',
   await using host = await ModelHost.start([omni('a')]);
   await until(() => status(host).usedMiB === 0);
   host.plant(FOREIGN_MIB);
-  await until(() => status(host).foreign.some(({ pid }) => pid === process.pid), 8_000);
+  await until(() => status(host).foreign.some(({ pid }) => pid === process.pid), 20_000);
   host.plant(0);
-  await until(() => status(host).foreign.length === 0, 8_000);
+  await until(() => status(host).foreign.length === 0, 20_000);
 });

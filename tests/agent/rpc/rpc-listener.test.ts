@@ -198,7 +198,7 @@ describe('a link', () => {
     for (let id = 1; id <= 40_000; id += 1) deaf.send(question(id));
     let isCut = false;
     const isRefused = (error?: Error): void => void (isCut ||= error !== undefined);
-    await expect.poll(() => (deaf.send(question(1), isRefused), isCut), { timeout: 8_000 }).toBe(true);
+    await expect.poll(() => (deaf.send(question(1), isRefused), isCut), { timeout: 60_000 }).toBe(true);
     deaf.resume();
     await closed;
     await using other = await WsPeer.hello(agent.address, operator);

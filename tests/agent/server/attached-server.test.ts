@@ -10,7 +10,7 @@ import type { StageOptions } from '../model/life-stage.ts';
 import { LifeStage } from '../model/life-stage.ts';
 import { never, omni, until } from '../model/model-host.ts';
 
-vi.setConfig({ testTimeout: 60_000 });
+vi.setConfig({ testTimeout: 120_000 });
 
 const failureOf = (promise: Promise<unknown>): Promise<string> => promise.then(() => 'no failure', String);
 
@@ -73,7 +73,7 @@ test('that answers already is not started, and without a stop it is never ended'
   await execa('/bin/sh', [join(theirs.directory, 'start.sh')], { stdio: 'ignore' });
   await using stage = await theirs.stage({ start: theirs.program('start') });
   await until(() => existsSync(join(theirs.directory, 'pid')));
-  await vi.waitFor(async () => expect(await isUp(theirs.port)).toBe(true), { timeout: 15_000 });
+  await vi.waitFor(async () => expect(await isUp(theirs.port)).toBe(true), { timeout: 60_000 });
   await stage.load();
   expect(await theirs.calls()).toEqual(['started']);
   await stage.life.bury('asked');

@@ -11,7 +11,7 @@ import { pause } from '../../../shared/abort.ts';
 import { LifeStage, eventLog, quietSampler, script } from '../model/life-stage.ts';
 import { never, until } from '../model/model-host.ts';
 
-vi.setConfig({ testTimeout: 30_000 });
+vi.setConfig({ testTimeout: 120_000 });
 
 describe('the directory of our own group', () => {
   const V2 = '29 22 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate';
@@ -63,7 +63,7 @@ describe.skipIf(REAL === undefined)('a real control group', () => {
     const [group = ''] = groupsIn(own);
     expect(group).toMatch(/^gantry-[0-9a-f]{8}-a-\d{17}$/);
     expect(await stage.recordsText()).toContain(join(own, group));
-    await vi.waitFor(async () => expect(await stage.life.log?.lastLines()).toBe('up'));
+    await vi.waitFor(async () => expect(await stage.life.log?.lastLines()).toBe('up'), { timeout: 60_000 });
     const pids = stage.life.pids();
     expect(pids).toContain(stage.life.process?.pid);
     expect(pids.length).toBeGreaterThanOrEqual(2);

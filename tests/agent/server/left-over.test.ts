@@ -10,7 +10,10 @@ import { eventLog, quietSampler } from '../model/life-stage.ts';
 import type { Event } from '../model/life-stage.ts';
 import { never, until } from '../model/model-host.ts';
 
-vi.setConfig({ testTimeout: 30_000 });
+/** vi.waitFor gives up after a second unless it is told otherwise. */
+const PATIENT = { timeout: 60_000 };
+
+vi.setConfig({ testTimeout: 120_000 });
 
 const STUBBORN = 'trap "" TERM; echo up; while :; do sleep 0.05; done';
 
@@ -48,7 +51,7 @@ class Start implements AsyncDisposable {
     await vi.waitFor(async () => {
       pid = Number(await readFile(pidFile, 'utf8'));
       expect(pid).toBeGreaterThan(0);
-    });
+    }, PATIENT);
     this.#pids.push(pid);
     return pid;
   }

@@ -11,7 +11,7 @@ import { ServerProcess } from '../../../agent/server/server-process.ts';
 import { pause } from '../../../shared/abort.ts';
 import { never, until } from '../model/model-host.ts';
 
-vi.setConfig({ testTimeout: 30_000 });
+vi.setConfig({ testTimeout: 120_000 });
 
 const ENV = { PATH: '/usr/bin:/bin' };
 

@@ -6,7 +6,7 @@ import type { ConfiguredModel } from '../../../agent/configured-model.ts';
 import { ModelHost, omni, until } from '../model/model-host.ts';
 
 // Real processes: how long they take to start is up to the machine.
-vi.setConfig({ testTimeout: 60_000 });
+vi.setConfig({ testTimeout: 120_000 });
 
 let cache: string;
 beforeAll(async () => void (cache = await mkdtemp(join(tmpdir(), 'gantry-hub-'))));

@@ -93,11 +93,11 @@ export async function opened(fleet: Fleet): Promise<Fleet> {
   return fleet;
 }
 
-export async function ended(batch: Batch, ms = 8_000): Promise<BatchView> {
+export async function ended(batch: Batch, ms = 60_000): Promise<BatchView> {
   return await batch.wait(AbortSignal.timeout(ms));
 }
 
-export async function until(condition: () => boolean, what: string, ms = 5_000): Promise<void> {
+export async function until(condition: () => boolean, what: string, ms = 60_000): Promise<void> {
   const late = AbortSignal.timeout(ms);
   while (!condition()) {
     if (late.aborted) throw new Error(`not within ${ms} ms: ${what}`);

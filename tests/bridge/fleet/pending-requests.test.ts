@@ -1,3 +1,4 @@
+import { getEventListeners } from 'node:events';
 import { expect, test } from 'vitest';
 import { PendingRequests } from '../../../bridge/fleet/pending-requests.ts';
 import { AppError } from '../../../shared/errors.ts';
@@ -53,4 +54,22 @@ test('the caller may leave; the end of the link rejects everything and all that 
   await expect(left).rejects.toThrow('left');
   for (const one of [sent, queued, ask({ signal })]) await expect(one).rejects.toBe(down);
   expect(pending.count).toBe(0);
+});
+
+test('the many requests of a batch share its signal: no warning, and no listener is left', async () => {
+  const warnings: Error[] = [];
+  const onWarning = (warning: Error): void => void warnings.push(warning);
+  process.on('warning', onWarning);
+  const { signal } = new AbortController();
+  const pending = new PendingRequests({ limit: 4 });
+  const all = Array.from({ length: 50 }, () =>
+    pending.add({ what: 'it', deadlineMs: 60_000, signal, send: () => undefined }),
+  );
+  expect(getEventListeners(signal, 'abort')).toHaveLength(50);
+  await new Promise((turn) => setImmediate(turn)); // warnings come a turn later
+  pending.end(down);
+  for (const each of await Promise.allSettled(all)) expect(each.status).toBe('rejected');
+  expect(getEventListeners(signal, 'abort')).toEqual([]);
+  process.off('warning', onWarning);
+  expect(warnings).toEqual([]);
 });

@@ -104,7 +104,7 @@ describe('a result that is fetched', () => {
     expect(network.connections).toBe(4);
   });
 
-  test('is given up where nothing more comes, and nothing is left of it', { timeout: 30_000 }, async () => {
+  test('is given up where nothing more comes, and nothing is left of it', { timeout: 120_000 }, async () => {
     network.faults = [{ kind: 'reset', after: 1_000_000 }, ...Array<Fault>(50).fill({ kind: 'reset', after: 0 })];
     await expect(save()).rejects.toMatchObject({ code: 'AGENT_UNREACHABLE' });
     expect(network.connections).toBeLessThan(12);
@@ -144,8 +144,8 @@ describe('a result that is fetched', () => {
 
   test('waits for a slow disk without taking that for silence', async () => {
     let bytes = 0;
-    for await (const chunk of body({ silenceMs: 80 })) {
-      if (bytes === 0) await pause(300, never); // the disk
+    for await (const chunk of body({ silenceMs: 1_000 })) {
+      if (bytes === 0) await pause(2_500, never); // the disk
       bytes += chunk.length;
     }
     expect(bytes).toBe(PNG.length);

@@ -142,7 +142,7 @@ export class ScriptedAgent implements AsyncDisposable {
   }
 
   /** Until the condition holds; looked at after each frame and each change. */
-  async until(condition: () => boolean, ms = 5_000): Promise<void> {
+  async until(condition: () => boolean, ms = 60_000): Promise<void> {
     const late = AbortSignal.timeout(ms);
     while (!condition()) {
       if (late.aborted) throw new Error(`${this.name}: not so within ${ms} ms`);

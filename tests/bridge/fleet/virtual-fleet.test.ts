@@ -4,7 +4,7 @@ import { playFleet } from '../../../scripts/bench/decisions/virtual-fleet.ts';
 import { worstDifference } from '../../helpers/served.ts';
 
 // Some seconds of computing, on whatever machine.
-vi.setConfig({ testTimeout: 60_000 });
+vi.setConfig({ testTimeout: 120_000 });
 
 const forty = (workMs: number): number[] => Array<number>(40).fill(workMs);
 
