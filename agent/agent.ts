@@ -4,6 +4,7 @@ import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { writeDurable } from '../shared/durable-file.ts';
 import { Uuid } from '../shared/job.ts';
+import type { HostSnapshot } from '../shared/host-snapshot.ts';
 import type { Log } from '../shared/log.ts';
 import type { HostResult } from '../shared/protocol.ts';
 import { LIMITS } from '../shared/protocol.ts';
@@ -50,6 +51,7 @@ export class Agent implements AsyncDisposable {
   #residency: Residency | undefined;
   #listener: RpcListener | undefined;
   #liveConfig: LiveConfig | undefined;
+  #host: HostStatus | undefined;
   #clearing: Promise<void> = Promise.resolve();
 
   private constructor(config: AgentConfig, log: Log) {
@@ -72,6 +74,12 @@ export class Agent implements AsyncDisposable {
   get address(): { host: string; port: number } {
     if (this.#listener === undefined) throw new Error('the agent does not listen');
     return this.#listener.address;
+  }
+
+  /** What this host is and does right now. */
+  snapshot(): HostSnapshot {
+    if (this.#host === undefined) throw new Error('the agent has not started');
+    return this.#host.snapshot();
   }
 
   /** Takes over what agent.yaml says now, as far as that is possible while the agent runs. */
@@ -183,6 +191,7 @@ export class Agent implements AsyncDisposable {
     const facts = { exchange, sampler, residency, damaged };
     const problems = (): string[] => hostProblems(facts);
     const host = new HostStatus({ agentId, stateDir, sampler, residency, exchange, problems, log, onChange });
+    this.#host = host;
     // A bridge plans by when slots are free, so their jobs' starts and ends are not held back.
     const phases = (): string => [...exchange.slots().values()].map(({ phase }) => phase).join();
     const status: StatusFeed = this.#own(new StatusFeed({ build: () => host.snapshot(), atOnce: phases }));

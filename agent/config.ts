@@ -55,6 +55,17 @@ export type AgentConfig = {
 /** What the command line says; each wins over the environment, which wins over the file. */
 export type AgentFlags = { config?: string; listen?: string; stateDir?: string; logLevel?: string };
 
+/** What the service manager said when it started this process; nothing of it where a person did. */
+export type ServiceSettings = {
+  notifySocket: string | undefined;
+  /** Without a sign of life for so long the process is killed and started again. */
+  watchdogMs: number | undefined;
+  /** Whether this process is the main one of a systemd unit, whose control group is its own then. */
+  isUnit: boolean;
+  /** Where programs are found. */
+  path: string;
+};
+
 const Places = z.object({ state_dir: AgentFile.shape.state_dir, log_dir: AgentFile.shape.log_dir });
 
 type Environment = Readonly<Record<string, string | undefined>>;
@@ -103,6 +114,16 @@ export async function placesOf(
   const stateDir = given.state === undefined ? resolve(dirname(path), state) : resolve(given.state);
   if (given.log !== undefined) return { stateDir, logDir: resolve(given.log) };
   return { stateDir, logDir: log === undefined ? join(stateDir, 'logs') : resolve(dirname(path), log) };
+}
+
+/** Takes the addresses out of the environment: what the agent starts must not be able to speak in its name. */
+export function takeServiceSettings(env: NodeJS.ProcessEnv = process.env, pid = process.pid): ServiceSettings {
+  const { NOTIFY_SOCKET: notifySocket, WATCHDOG_USEC: watchdog, WATCHDOG_PID: watched, PATH: path } = env;
+  const isUnit = env['SYSTEMD_EXEC_PID'] === String(pid);
+  for (const name of ['NOTIFY_SOCKET', 'WATCHDOG_USEC', 'WATCHDOG_PID', 'SYSTEMD_EXEC_PID']) delete env[name];
+  const isWatched = watched === undefined || watched === String(pid);
+  const watchdogMs = isWatched && /^[1-9]\d*$/.test(watchdog ?? '') ? Number(watchdog) / 1_000 : undefined;
+  return { notifySocket, watchdogMs, isUnit, path: path ?? '/usr/bin:/bin' };
 }
 
 export function configPath(flags: AgentFlags, env: Environment = process.env): string {

@@ -3,8 +3,11 @@ import type { Log } from '../shared/log.ts';
 import { createLog } from '../shared/log.ts';
 import { Agent } from './agent.ts';
 import type { AgentConfig, AgentFlags } from './config.ts';
-import { loadAgentConfig } from './config.ts';
+import { loadAgentConfig, takeServiceSettings } from './config.ts';
 import { EXIT } from '../shared/exit-codes.ts';
+import { enterOwnGroup } from './server/cgroup.ts';
+import { ServiceNotify } from './service-notify.ts';
+import { serviceStatus } from './service-status.ts';
 import { AGENT_VERSION } from './status.ts';
 
 /**
@@ -12,6 +15,7 @@ import { AGENT_VERSION } from './status.ts';
  * is no terminal. A defect ends the process at once: the next start clears up behind it.
  */
 export async function run(flags: AgentFlags): Promise<void> {
+  const service = takeServiceSettings();
   const settings = await loadAgentConfig(flags);
   const log = createLog({ name: 'gantry-agent', to: 'stdout', level: settings.logLevel });
   const stop = new AbortController();
@@ -23,17 +27,22 @@ export async function run(flags: AgentFlags): Promise<void> {
   process.on('unhandledRejection', onDefect);
   for (const warning of settings.warnings) log.warn({ event: 'config-warning', message: warning });
   const readConfig = (): Promise<AgentConfig> => loadAgentConfig(flags);
+  if (service.isUnit) enterOwnGroup(log); // before there is a child, which would be left in the group above
   const agent = await startUnlessStopped(settings, { log, signal: stop.signal, readConfig });
   if (agent === undefined) return;
+  await using notify = new ServiceNotify({ ...service, status: () => serviceStatus(agent.snapshot()), log });
   log.info({ event: 'listening', ...agent.address, models: settings.models.length, agentVersion: AGENT_VERSION });
   hangUps.reload = () => {
     const failed = (error: unknown): void => log.error({ event: 'config-not-reloaded', err: error });
     void agent.reload().catch(failed); // nobody waits for it, and its failure is logged
   };
   if (hangUps.isWaiting) hangUps.reload(); // what was read at the start may be older than the signal
+  await notify.ready();
   if (!stop.signal.aborted) await once(stop.signal, 'abort');
   log.info({ event: 'stopping' });
+  const telling = notify.stopping(); // beside the stop: a service manager that does not read must not hold it up
   await agent[Symbol.asyncDispose]();
+  await telling;
   log.info({ event: 'stopped' });
 }
 
