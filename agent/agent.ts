@@ -1,4 +1,5 @@
 import { randomUUID } from 'node:crypto';
+import type { IncomingMessage } from 'node:http';
 import { mkdir, readFile, rename } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { join } from 'node:path';
@@ -6,8 +7,10 @@ import { writeDurable } from '../shared/durable-file.ts';
 import { Uuid } from '../shared/job.ts';
 import type { HostSnapshot } from '../shared/host-snapshot.ts';
 import type { Log } from '../shared/log.ts';
-import type { HostResult } from '../shared/protocol.ts';
+import type { HostResult, Role, TokenEntry } from '../shared/protocol.ts';
 import { LIMITS } from '../shared/protocol.ts';
+import { AuditLog } from './audit-log.ts';
+import { certificateOf } from './certificate.ts';
 import type { AgentConfig } from './config.ts';
 import { DamagedFiles } from './damaged-files.ts';
 import { GpuSampler } from './gpu/gpu-sampler.ts';
@@ -22,12 +25,16 @@ import { PictureProcess } from './job/picture-process.ts';
 import { ResultStore } from './job/result-store.ts';
 import { LiveConfig } from './live-config.ts';
 import { Residency } from './model/residency.ts';
+import { Pairing } from './pairing.ts';
+import { inviteOf, reachText } from './reach.ts';
+import type { AuditEntry } from './rpc/audit.ts';
 import { HostSocket } from './rpc/host-socket.ts';
 import { RpcListener } from './rpc/rpc-listener.ts';
 import { StatusFeed } from './rpc/status-feed.ts';
 import { isNameless, withServedIds } from './served-ids.ts';
 import { SingleInstance } from './single-instance.ts';
 import { HostStatus, isSimulated } from './status.ts';
+import type { StoredToken } from './tokens.ts';
 import { TokenStore } from './tokens.ts';
 
 export type AgentOptions = {
@@ -71,6 +78,11 @@ export class Agent implements AsyncDisposable {
     }
   }
 
+  /** Who can reach the port, for the log. */
+  get reach(): string {
+    return reachText({ ...this.#config, listen: this.address });
+  }
+
   get address(): { host: string; port: number } {
     if (this.#listener === undefined) throw new Error('the agent does not listen');
     return this.#listener.address;
@@ -110,12 +122,16 @@ export class Agent implements AsyncDisposable {
   }
 
   async #start({ signal, readConfig }: Pick<AgentOptions, 'signal' | 'readConfig'>): Promise<void> {
-    const { stateDir, logDir, logs, gpu, ramReserveMiB, times, listen, names } = this.#config;
+    const { stateDir, logDir, logs, gpu, ramReserveMiB, times, listen, names, tls } = this.#config;
     const log = this.#log;
     const instance = this.#own(await SingleInstance.acquire(stateDir));
     await mkdir(logDir, { recursive: true });
     const tokens = this.#own(new TokenStore({ stateDir, onRevoked: (tokenId) => this.#forget(tokenId) }));
     await tokens.refresh();
+    const auditLog = this.#own(new AuditLog({ stateDir, log }));
+    const audit = (entry: AuditEntry): void => auditLog.note(entry);
+    const certificate = tls ? await certificateOf(stateDir, log) : undefined;
+    const pairing = new Pairing({ tokens });
     const journalDir = join(stateDir, 'journal');
     const journal = this.#own(await Journal.open({ dir: journalDir, log }));
     const pictures = this.#own(new PictureProcess());
@@ -209,6 +225,12 @@ export class Agent implements AsyncDisposable {
       pace: UPLOAD_PACE,
       inputArrived: (tokenId: string, sha256: string) => exchange.inputArrived(tokenId, sha256),
       readiness: readiness(facts),
+      redeem: async (asked: { code: string; name: string }, { socket }: IncomingMessage) => {
+        const { token, role, name } = await pairing.redeem(asked);
+        audit({ action: 'pair', outcome: 'ok', from: socket.remoteAddress ?? '', object: name, role });
+        log.info({ event: 'paired', name, role });
+        return { token, role, agentId };
+      },
     };
     this.#listener = this.#own(
       await RpcListener.open({
@@ -219,7 +241,9 @@ export class Agent implements AsyncDisposable {
           await tokens.refresh();
           return (token) => tokens.isValid(token);
         },
-        onRequest: (request, response, token) => route({ request, response, parts }, token),
+        onRequest: (request, response, access) => route({ request, response, parts }, access),
+        audit,
+        tls: certificate,
         session: {
           exchange,
           status,
@@ -234,8 +258,15 @@ export class Agent implements AsyncDisposable {
     const config = { ...this.#config, models };
     const read = readConfig ?? (() => Promise.resolve(config));
     this.#liveConfig = this.#own(new LiveConfig({ config, read, residency, log }));
-    const commands = { exchange, snapshot: () => host.snapshot(), reload: () => this.reload() };
-    const hostSocket = this.#own(new HostSocket({ context: commands, log }));
+    const commands = {
+      ...{ exchange, snapshot: () => host.snapshot(), reload: () => this.reload() },
+      invite: (role: Role) => inviteOf(pairing.invite(role), { role, tls, names, listen: this.address, certificate }),
+      tokens: {
+        list: async () => (await tokens.list()).map(entryOf),
+        revoke: (name: string) => tokens.revoke(name),
+      },
+    };
+    const hostSocket = this.#own(new HostSocket({ context: commands, audit, log }));
     instance.serve((socket) => hostSocket.accept(socket));
     // A failure is a defect: nobody handles it, and main.ts ends the process for that.
     this.#clearing = this.#clearUp({ residency, exchange, damaged, signal });
@@ -263,6 +294,7 @@ export class Agent implements AsyncDisposable {
   #forget(tokenId: string): void {
     this.#log.info({ event: 'token-revoked', tokenId });
     const failed = (error: unknown): void => this.#log.error({ event: 'forget-failed', tokenId, err: error });
+    this.#listener?.revoked(tokenId);
     void this.#exchange?.forget(tokenId).catch(failed); // nobody waits for it, and its failure is logged
   }
 
@@ -270,6 +302,11 @@ export class Agent implements AsyncDisposable {
     this.#parts.push(part);
     return part;
   }
+}
+
+/** What a person sees of a token. */
+function entryOf({ name, role, createdAt, lastUsedAt }: StoredToken): TokenEntry {
+  return { name, role, createdAt, lastUsedAt };
 }
 
 /** The same in every run on this state directory. */

@@ -20,6 +20,7 @@ type Setting = { key: string; of: (config: AgentConfig) => unknown; isLive: bool
 
 const SETTINGS: readonly Setting[] = [
   { key: 'listen', of: ({ listen }) => listen, isLive: false },
+  { key: 'tls', of: ({ tls }) => tls, isLive: false },
   { key: 'names', of: ({ names }) => names, isLive: false },
   { key: 'state_dir', of: ({ stateDir }) => stateDir, isLive: false },
   { key: 'log_dir', of: ({ logDir }) => logDir, isLive: false },

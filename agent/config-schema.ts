@@ -1,5 +1,6 @@
-import { BlockList, isIP } from 'node:net';
+import { isIP } from 'node:net';
 import { z } from 'zod';
+import { reachOf } from '../shared/addresses.ts';
 import { Duration, Size } from '../shared/config-file.ts';
 import { Capability, ModelProfile } from '../shared/model-profile.ts';
 
@@ -140,7 +141,10 @@ const Times = z.strictObject({
 export const AgentFile = z
   .strictObject({
     listen: z.string().prefault('127.0.0.1:7801').transform(parseListen).describe('Address and port'),
-    tls: z.literal('off', { error: "only 'off' is valid" }).optional().describe('Plain traffic on a private network'),
+    tls: z
+      .enum(['on', 'off'])
+      .optional()
+      .describe('Default: on, but off on 127.0.0.1. off elsewhere: plain traffic, on private addresses only'),
     names: z.array(z.string().min(1)).default([]).describe('Further names by which this host is reached'),
     state_dir: z.string().min(1).default('/var/lib/gantry').describe('Tokens, results, journal, what was measured'),
     log_dir: z.string().min(1).optional().describe('Logs of the model servers; default: logs in state_dir'),
@@ -190,27 +194,9 @@ function parseListen(text: string, context: z.RefinementCtx): { host: string; po
   return z.NEVER;
 }
 
-const LOOPBACK = blockList(['127.0.0.0/8', '::1/128']);
-const PRIVATE = blockList(['10.0.0.0/8', '172.16.0.0/12', '192.168.0.0/16', '100.64.0.0/10', 'fc00::/7']);
-
-/** Why the agent must not listen there. Tokens and prompts would cross the network in clear text. */
-function listenProblem(host: string, tls: 'off' | undefined): string | undefined {
-  const family = isIP(host) === 6 ? 'ipv6' : 'ipv4';
-  if (LOOPBACK.check(host, family)) return undefined;
-  const tunnel =
-    'Listen on 127.0.0.1 and reach it by `ssh -N -L 7801:127.0.0.1:7801 THIS-HOST`; TLS comes with a later release.';
-  if (!PRIVATE.check(host, family)) {
-    return `${host} is not a private address of this machine, and traffic is not encrypted yet. ${tunnel}`;
-  }
-  if (tls === 'off') return undefined;
-  return `${host} can be reached by other machines, and traffic is not encrypted yet. ${tunnel} On a network you trust, add \`tls: off\`.`;
-}
-
-function blockList(subnets: readonly string[]): BlockList {
-  const list = new BlockList();
-  for (const subnet of subnets) {
-    const [address = '', prefix] = subnet.split('/');
-    list.addSubnet(address, Number(prefix), isIP(address) === 6 ? 'ipv6' : 'ipv4');
-  }
-  return list;
+/** Why the agent must not listen there in clear text: tokens and prompts would cross the internet. */
+function listenProblem(host: string, tls: 'on' | 'off' | undefined): string | undefined {
+  if (tls !== 'off' || reachOf(host) !== 'public') return undefined;
+  const all = host === '0.0.0.0' || host === '::' ? ' Name the private address of this machine instead.' : '';
+  return `${host} is not a private address of this machine, and with \`tls: off\` traffic is not encrypted.${all} Remove \`tls: off\`, or listen on 127.0.0.1 and use a tunnel.`;
 }

@@ -1,6 +1,7 @@
 import { readFile } from 'node:fs/promises';
 import { dirname, join, resolve } from 'node:path';
 import { z } from 'zod';
+import { reachOf } from '../shared/addresses.ts';
 import { checkConfig, ConfigError, parseYaml } from '../shared/config-file.ts';
 import { profileFor } from '../shared/profiles.ts';
 import type { ModelEntry } from './config-schema.ts';
@@ -29,6 +30,8 @@ export type AgentTimes = {
 
 export type AgentConfig = {
   listen: { host: string; port: number };
+  /** Whether the port speaks TLS only. */
+  tls: boolean;
   /** Names a Host header may carry besides this machine's own. */
   names: readonly string[];
   stateDir: string;
@@ -126,6 +129,16 @@ export function takeServiceSettings(env: NodeJS.ProcessEnv = process.env, pid = 
   return { notifySocket, watchdogMs, isUnit, path: path ?? '/usr/bin:/bin' };
 }
 
+/** Where `init` and `doctor` look for programs. */
+export function searchSettings(env: Environment = process.env): { path: string; nvidiaSmi: string } {
+  return { path: env['PATH'] ?? '/usr/bin:/bin', nvidiaSmi: env['GANTRY_NVIDIA_SMI'] ?? 'nvidia-smi' };
+}
+
+/** Throws ConfigError where agent.yaml could not name this address. */
+export function checkListen(listen: string): void {
+  checkConfig(AgentFile, { listen });
+}
+
 export function configPath(flags: AgentFlags, env: Environment = process.env): string {
   return resolve(flags.config ?? env['GANTRY_CONFIG'] ?? DEFAULT_PATH);
 }
@@ -182,6 +195,7 @@ function toConfig(file: AgentFile, baseDir: string): AgentConfig {
   const { times } = file;
   return {
     listen: file.listen,
+    tls: file.tls === undefined ? reachOf(file.listen.host) !== 'loopback' : file.tls === 'on',
     names: file.names,
     stateDir,
     logDir: file.log_dir === undefined ? join(stateDir, 'logs') : resolve(baseDir, file.log_dir),

@@ -3,15 +3,18 @@ import { createLog } from '../shared/log.ts';
 import { Role } from '../shared/protocol.ts';
 import { drain, resume } from './cli/drain.ts';
 import { HostClient } from './cli/host-client.ts';
+import { invite } from './cli/invite.ts';
+import { setListen } from './cli/listen.ts';
 import { printLogs } from './cli/logs.ts';
 import type { Move } from './cli/move.ts';
 import { moveModel } from './cli/move.ts';
 import { pullWeights } from './cli/pull.ts';
 import { reload } from './cli/reload.ts';
 import { printStatus } from './cli/status.ts';
-import { addToken, listTokens, revokeToken } from './cli/tokens.ts';
+import type { TokenAccess } from './cli/tokens.ts';
+import { addToken, listTokens, revokeToken, withTokenAccess } from './cli/tokens.ts';
 import type { AgentFlags } from './config.ts';
-import { agentFileSchema, configPath, loadAgentConfig, placesOf } from './config.ts';
+import { agentFileSchema, checkListen, configPath, loadAgentConfig, placesOf, searchSettings } from './config.ts';
 import { EXIT } from '../shared/exit-codes.ts';
 import { fail, report } from './exit.ts';
 import { run } from './run.ts';
@@ -92,6 +95,34 @@ config
   .description('print the JSON Schema of agent.yaml')
   .action(() => write(`${JSON.stringify(agentFileSchema(), undefined, 2)}\n`));
 
+withFlags(program.command('init'))
+  .description('write a first agent.yaml from what is found on this host; one that is there stays')
+  .option('--listen <where>', 'network, local, or ADDRESS[:PORT]; asked for in a terminal, else local')
+  .option('--yes', 'ask nothing')
+  .action(async (flags: AgentFlags & { yes?: boolean }) => {
+    const { initConfig } = await import('./cli/init.ts');
+    process.exitCode = await initConfig({
+      config: configPath(flags),
+      listen: flags.listen,
+      isAsking: flags.yes !== true && process.stdin.isTTY && process.stderr.isTTY,
+      check: checkListen,
+      ...searchSettings(),
+      ...{ write, say, signal: never },
+    });
+  });
+withFlags(program.command('invite'))
+  .description('print the one line that lets a laptop in: it works once, for ten minutes')
+  .addOption(new Option('--role <role>', 'what that laptop may do').choices(Role.options).default('operator'))
+  .option('--json', 'as JSON, for programs')
+  .action((flags: AgentFlags & { role: Role; json?: boolean }) =>
+    withAgent(flags, (client) => invite(client, { role: flags.role, isJson: flags.json === true, write, say })),
+  );
+withFlags(program.command('listen <where>'))
+  .description('who can reach this agent: network, local, or ADDRESS:PORT; written into agent.yaml')
+  .action((where: string, flags: AgentFlags) =>
+    setListen(where, { path: configPath(flags), check: (listen) => loadAgentConfig({ ...flags, listen }), write }),
+  );
+
 const tokens = program.command('tokens').description('who may use this host');
 withFlags(tokens.command('add <name>'))
   .description('make a token and print it, once')
@@ -103,11 +134,13 @@ withFlags(tokens.command('list'))
   .description('show names, roles and last uses')
   .option('--json', 'as JSON')
   .action((flags: AgentFlags & { json?: boolean }) =>
-    withTokens(flags, (store) => listTokens(store, { isJson: flags.json === true, write })),
+    withRunningTokens(flags, (access) => listTokens(access, { isJson: flags.json === true, write })),
   );
 withFlags(tokens.command('revoke <name>'))
   .description('end a token; its links close within a second')
-  .action((name: string, flags: AgentFlags) => withTokens(flags, (store) => revokeToken(store, { name, write })));
+  .action((name: string, flags: AgentFlags) =>
+    withRunningTokens(flags, (access) => revokeToken(access, { name, write })),
+  );
 
 await main();
 
@@ -135,6 +168,11 @@ async function withAgent(flags: AgentFlags, ask: (client: HostClient) => Promise
 async function withTokens(flags: AgentFlags, work: (store: TokenStore) => Promise<void>): Promise<void> {
   await using store = new TokenStore({ stateDir: (await placesOf(flags)).stateDir });
   await work(store);
+}
+
+async function withRunningTokens(flags: AgentFlags, work: (access: TokenAccess) => Promise<void>): Promise<void> {
+  const { stateDir } = await placesOf(flags);
+  await withTokens(flags, (store) => withTokenAccess({ socket: socketPath(stateDir), store }, work));
 }
 
 /** Ctrl-C ends the downloader and keeps what has arrived. */

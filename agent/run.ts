@@ -31,7 +31,8 @@ export async function run(flags: AgentFlags): Promise<void> {
   const agent = await startUnlessStopped(settings, { log, signal: stop.signal, readConfig });
   if (agent === undefined) return;
   await using notify = new ServiceNotify({ ...service, status: () => serviceStatus(agent.snapshot()), log });
-  log.info({ event: 'listening', ...agent.address, models: settings.models.length, agentVersion: AGENT_VERSION });
+  const { address, reach } = agent;
+  log.info({ event: 'listening', ...address, reach, models: settings.models.length, agentVersion: AGENT_VERSION });
   hangUps.reload = () => {
     const failed = (error: unknown): void => log.error({ event: 'config-not-reloaded', err: error });
     void agent.reload().catch(failed); // nobody waits for it, and its failure is logged

@@ -5,6 +5,7 @@ import { z } from 'zod';
 import { checkConfig, ConfigError, Duration, parseYaml } from '../shared/config-file.ts';
 import { LIMITS } from '../shared/limits.ts';
 import type { BridgeTimes, HostConfig } from './fleet/host-view.ts';
+import { hostConfigs, isBareInPublic } from './host-entries.ts';
 
 const HostName = z
   .string()
@@ -14,14 +15,23 @@ const HostEntry = z.strictObject({
   name: HostName,
   url: z
     .string()
-    .regex(/^(?!wss:)/, { error: 'this release has no encrypted links; use ws:// through an SSH tunnel' })
-    .regex(/^wss:|^ws:\/\/([^\s/:]+|\[[0-9a-fA-F:.]+\]):\d{1,5}\/?$/, {
-      error: 'expected an address with a port, like ws://127.0.0.1:7801',
+    .regex(/^wss?:\/\/([^\s/:]+|\[[0-9a-fA-F:.]+\]):\d{1,5}\/?$/, {
+      error: 'expected an address with a port, like wss://10.0.0.5:7801, or ws://127.0.0.1:7801 for a tunnel',
+    })
+    .refine((url) => !isBareInPublic(url), {
+      error: 'ws:// would send the token and the prompts unencrypted to a public address; use wss://, or a tunnel',
     }),
   token: z
     .string()
     .max(200)
     .regex(/^gantry_\S+$/, { error: 'expected what `gantry-agent tokens add` printed: gantry_ and 43 characters' }),
+  certificate: z
+    .string()
+    .min(1)
+    .optional()
+    .describe(
+      'With wss://: the one certificate that is accepted, as text or as the path of a file; `gantry add` writes it.',
+    ),
 });
 
 const TIMES = {
@@ -86,7 +96,7 @@ export function loadConfig(flags: BridgeFlags = {}, env: NodeJS.ProcessEnv = pro
   const values = naming(expectedFile, () => {
     const checked = checkConfig(BridgeFile, file?.values ?? {});
     checkHosts(checked.hosts);
-    return checked;
+    return { ...checked, hosts: hostConfigs(checked.hosts, expectedFile) };
   });
   return {
     file: file?.path,

@@ -11,8 +11,8 @@ usage() {
 usage: install-agent.sh [options]
 
   --dry-run        say what would be done, and do nothing
-  --listen ADDR    where the agent listens: `loopback` (this machine only), or an address of this machine, with or
-                   without a port; asked for in a terminal, else loopback. For the first agent.yaml only
+  --listen WHERE   who may reach the agent: `local` (this machine only), `network`, or an address of this machine with
+                   or without a port; asked for in a terminal, else local. It is for the first agent.yaml only
   --no-gpu         go on where nvidia-smi shows no GPU
   --node FILE      the node to run it with; default: the first one found outside home directories
   --prefix DIR     where the program goes (default /usr/local)
@@ -124,7 +124,7 @@ make_configuration() {
   act install -d -m 755 "$ROOT/etc/gantry"
   if [ -e "$ROOT$CONFIG" ]; then
     say "$CONFIG is kept as it is."
-    [ -z "$LISTEN" ] || say "To listen elsewhere, change \`listen\` in it, then: systemctl restart gantry-agent"
+    [ -z "$LISTEN" ] || say "So --listen changes nothing. To change it: gantry-agent listen $LISTEN"
     return
   fi
   set -- init --config "$ROOT$CONFIG"
@@ -185,7 +185,7 @@ uninstall() {
 # systemd's view has no home directories, so a node in one of them cannot be used.
 find_node() {
   for candidate in "$NODE" "$(command -v node || true)" /usr/local/bin/node /usr/bin/node /opt/*/bin/node /usr/local/*/bin/node; do
-    [ -n "$candidate" ] && [ -x "$candidate" ] || continue
+    [ -x "$candidate" ] || continue
     real=$(readlink -f "$candidate")
     case $real in
       /home/* | /root/*)

@@ -40,11 +40,14 @@ export function isErrorCode(text: string): text is ErrorCode {
 /** The one error class that leaves a process. The message says what failed, why, and what to do next. */
 export class AppError extends Error {
   readonly code: ErrorCode;
+  /** When to ask again at the earliest, where that is known. */
+  readonly retryAfterMs: number | undefined;
 
-  constructor(code: ErrorCode, message: string, options?: { cause?: unknown }) {
+  constructor(code: ErrorCode, message: string, options?: { cause?: unknown; retryAfterMs?: number }) {
     super(message, options);
     this.name = 'AppError';
     this.code = code;
+    this.retryAfterMs = options?.retryAfterMs;
   }
 
   get retryable(): boolean {

@@ -15,5 +15,12 @@ export const LIMITS = {
   turnMs: { value: 30_000, meaning: 'shortest turn of a model that became ready while others wait' },
   heldAwayMs: { value: 600_000, meaning: 'after a person offloads or releases a model, batch work leaves it away' },
   statusSkipBytes: { value: 256 * 1024, meaning: 'unsent bytes on a link above which a status is skipped' },
+  requestsPerSecond: { value: 100, meaning: 'requests of one token, over links and HTTP together' },
+  requestBurst: { value: 500, meaning: 'so many of them at once' },
+  inviteMs: { value: 600_000, meaning: 'an invite that was not used by then is void' },
+  inviteTries: { value: 5, meaning: 'wrong codes, whoever sent them, that make every open invite void' },
   statusEndBytes: { value: 4 * 1024 * 1024, meaning: 'unsent bytes on a link above which it is ended' },
 } as const satisfies Record<string, { value: number; meaning: string }>;
+
+/** The name in the certificate that every agent makes for itself. It says nothing: the certificate is known as a whole. */
+export const SERVER_NAME = 'gantry-agent';

@@ -149,6 +149,21 @@ export const REQUESTS = {
   },
 } as const satisfies Record<string, { role: Role; meaning: string; params: z.ZodType; result: z.ZodType }>;
 
+/** A token as people see it. Times are those of the host. */
+export const TokenEntry = z.object({
+  name: z.string(),
+  role: Role,
+  createdAt: z.string(),
+  lastUsedAt: z.string().nullable(),
+});
+export type TokenEntry = z.infer<typeof TokenEntry>;
+
+/** `POST /v1/pair`: the code of an invite for a token. */
+export const PairRequest = z.object({ code: z.string().max(64), name: z.string().max(100) });
+export const PairAnswer = z.object({ token: z.string().max(200), role: Role, agentId: z.string().max(100) });
+export type PairAnswer = z.infer<typeof PairAnswer>;
+export const PAIR_PATH = '/v1/pair';
+
 /** What only the agent's own socket on its host answers, beside model.* and host.* above. Whoever can open it is an operator. */
 export const HOST_REQUESTS = {
   'host.snapshot': {
@@ -166,6 +181,32 @@ export const HOST_REQUESTS = {
       changes: z.array(z.string()),
       warnings: z.array(z.string()),
     }),
+  },
+  'invite.create': {
+    role: 'operator',
+    meaning: 'A code that lets one laptop in, with the line that `gantry add` takes.',
+    params: z.object({ role: Role }),
+    result: z.object({
+      line: z.string(),
+      /** Where the port can be reached, `address:port`; the line names the same. */
+      addresses: z.array(z.string()),
+      isLoopbackOnly: z.boolean(),
+      isEncrypted: z.boolean(),
+      role: Role,
+      expiresInMs: z.number().nonnegative(),
+    }),
+  },
+  'token.list': {
+    role: 'operator',
+    meaning: 'Who has access. The text of a token is kept nowhere.',
+    params: none,
+    result: z.object({ tokens: z.array(TokenEntry) }),
+  },
+  'token.revoke': {
+    role: 'operator',
+    meaning: 'Ends a token: its links close, its jobs end, its results are deleted.',
+    params: z.object({ name: z.string().max(100) }),
+    result: none,
   },
 } as const satisfies Record<string, { role: Role; meaning: string; params: z.ZodType; result: z.ZodType }>;
 

@@ -1,5 +1,4 @@
 import { mkdir, writeFile } from 'node:fs/promises';
-import { networkInterfaces } from 'node:os';
 import { dirname } from 'node:path';
 import { createInterface } from 'node:readline/promises';
 import { execa } from 'execa';
@@ -10,9 +9,11 @@ import { findPrograms, findServers, findStep1x, findWeights } from '../doctor/se
 
 export type InitOptions = {
   config: string;
-  /** `loopback`, or an address, with or without a port; undefined is asked for, where somebody can be asked. */
+  /** `local`, `network`, or an address, with or without a port; undefined is asked for, where somebody can be asked. */
   listen: string | undefined;
   isAsking: boolean;
+  /** Throws for an address that agent.yaml may not name. */
+  check: (listen: string) => unknown;
   path: string;
   nvidiaSmi: string;
   write: (text: string) => void;
@@ -32,7 +33,8 @@ export async function initConfig(o: InitOptions): Promise<number> {
     servers: await findServers(o.signal),
     weights: findWeights(),
   };
-  const listen = listenAddress(o.listen ?? (o.isAsking ? await askWhere(o.say) : 'loopback'));
+  const listen = listenAddress(o.listen ?? (o.isAsking ? await askWhere(o.say) : 'local'));
+  await o.check(listen);
   const { text, notes } = firstConfig(found, { listen, isSystem: o.config.endsWith('/etc/gantry/agent.yaml') });
   await mkdir(dirname(o.config), { recursive: true });
   try {
@@ -47,23 +49,20 @@ export async function initConfig(o: InitOptions): Promise<number> {
   return EXIT.ok;
 }
 
-/** `10.0.0.5` is `10.0.0.5:7801`. What is no address, agent.yaml's own check refuses with a sentence. */
+/** `10.0.0.5` is `10.0.0.5:7801`. What is no address, the check of agent.yaml refuses with a sentence. */
 export function listenAddress(text: string): string {
-  if (text === 'loopback') return `127.0.0.1:${DEFAULT_PORT}`;
-  if (/^[0-9a-f:]*:[0-9a-f:]*:[0-9a-f:]*$/i.test(text)) return `[${text}]:${DEFAULT_PORT}`; // IPv6 alone
+  if (text === 'local') return `127.0.0.1:${DEFAULT_PORT}`;
+  if (text === 'network') return `0.0.0.0:${DEFAULT_PORT}`;
+  if (/^[0-9a-f]*:[0-9a-f:]*:[0-9a-f]*$/i.test(text)) return `[${text}]:${DEFAULT_PORT}`; // IPv6 alone
   return /:\d+$/.test(text) ? text : `${text}:${DEFAULT_PORT}`;
 }
 
 async function askWhere(say: (text: string) => void): Promise<string> {
-  const addresses = Object.values(networkInterfaces())
-    .flat()
-    .flatMap((each) => (each === undefined || each.internal || each.family !== 'IPv4' ? [] : each.address));
-  say('Who may reach the agent? Over a network it takes an encrypted link and an invite.\n  1  this machine only\n');
-  addresses.forEach((address, index) => say(`  ${index + 2}  the network of ${address}\n`));
+  say('Who may reach the agent? Over a network the link is encrypted, and nobody gets in without an invite.\n');
+  say('  1  this machine only\n  2  the network\n');
   const terminal = createInterface({ input: process.stdin, output: process.stderr });
   try {
-    const answer = Number(await terminal.question('[1] ')) || 1;
-    return addresses[answer - 2] ?? 'loopback';
+    return (await terminal.question('[1] ')).trim() === '2' ? 'network' : 'local';
   } finally {
     terminal.close();
   }

@@ -1,15 +1,21 @@
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import { Uuid } from '../../shared/job.ts';
+import { PAIR_PATH } from '../../shared/protocol.ts';
 import type { TokenRef } from '../job/session.ts';
 import type { ResultStore } from '../job/result-store.ts';
 import type { Readiness } from './health.ts';
 import { sendHealth, sendReadiness } from './health.ts';
 import type { InputParts } from './inputs.ts';
 import { receiveInput } from './inputs.ts';
+import type { Redeem } from './pair.ts';
+import { pair } from './pair.ts';
 import { sendProblem } from './problem.ts';
 import { sendResult } from './results.ts';
 
-export type RouteParts = InputParts & { results: ResultStore; readiness: Readiness };
+export type RouteParts = InputParts & { results: ResultStore; readiness: Readiness; redeem: Redeem };
+
+/** What a request must show: a token, or the code of an invite, which is counted while it is looked at. */
+export type Access = { token: () => Promise<TokenRef>; pairing: <T>(redeem: () => Promise<T>) => Promise<T> };
 
 type Exchange = { request: IncomingMessage; response: ServerResponse; token: TokenRef; parts: RouteParts };
 type Route = {
@@ -20,7 +26,7 @@ type Route = {
 
 const READ = ['GET', 'HEAD'];
 
-/** Every route that needs a token; `/healthz` is the only one that does not. No GET changes anything. */
+/** Every route that needs a token; only `/healthz` and `/v1/pair` do not. No GET changes anything. */
 export const ROUTES: readonly Route[] = [
   { methods: READ, path: /^\/readyz$/, answer: ({ response, parts }) => sendReadiness(response, parts.readiness) },
   {
@@ -37,13 +43,13 @@ export const ROUTES: readonly Route[] = [
 ];
 
 /** Answers one request. The token is asked for before the path is looked at: without one every path looks the same. */
-export async function route(
-  { request, response, parts }: Omit<Exchange, 'token'>,
-  authenticate: () => Promise<TokenRef>,
-): Promise<void> {
+export async function route({ request, response, parts }: Omit<Exchange, 'token'>, access: Access): Promise<void> {
   const [path = '/'] = (request.url ?? '/').split('?');
   if (path === '/healthz' && READ.includes(request.method ?? '')) return sendHealth(response);
-  const token = await authenticate();
+  if (path === PAIR_PATH && request.method === 'POST') {
+    return await pair({ request, response }, (asked) => access.pairing(() => parts.redeem(asked, request)));
+  }
+  const token = await access.token();
   for (const { methods, path: pattern, answer } of ROUTES) {
     const match = pattern.exec(path);
     if (match === null) continue;

@@ -11,6 +11,7 @@ import { LinkWatch } from './link-watch.ts';
 import type { LinkTimes } from './link-watch.ts';
 import type { BridgeContext } from './method-table.ts';
 import { BRIDGE_METHODS } from './method-table.ts';
+import type { RequestDeskOptions } from './request-desk.ts';
 import { RequestDesk } from './request-desk.ts';
 import type { StatusFeed } from './status-feed.ts';
 
@@ -19,6 +20,8 @@ export type SessionParts = {
   status: StatusFeed;
   agentId: string;
   epoch: string;
+  audit?: RequestDeskOptions<BridgeContext>['audit'];
+  refusal?: RequestDeskOptions<BridgeContext>['refusal'];
   log: Log;
 };
 
@@ -109,7 +112,7 @@ export class BridgeSession {
       this.#refuseFrame(method === 'hello' ? 'hello' : 'not-hello', hello.error);
       return;
     }
-    const { exchange, agentId, epoch, status, log } = this.#parts;
+    const { exchange, agentId, epoch, status, audit, refusal, log } = this.#parts;
     const { bridgeId, name } = hello.data;
     this.#session = exchange.openSession({
       token: this.token,
@@ -124,6 +127,8 @@ export class BridgeSession {
       send: (frame) => this.#send(frame),
       onInvalid: (invalid, error) => this.#refuseFrame(invalid, error),
       onTooMany: () => this.close('TOO_MANY_REQUESTS'),
+      refusal,
+      audit,
       log,
     });
     log.info({ event: 'bridge-connected', tokenId: this.token.id, bridgeId, bridgeName: cleaned(name, 100) });

@@ -4,12 +4,13 @@ import { AppError } from '../../shared/errors.ts';
 import type { Log } from '../../shared/log.ts';
 import type { Frame } from '../../shared/protocol.ts';
 import { LIMITS } from '../../shared/protocol.ts';
+import type { Audit } from './audit.ts';
 import { cleaned, errorFrame, parseFrame } from './frames.ts';
 import type { HostContext } from './method-table.ts';
 import { HOST_METHODS } from './method-table.ts';
 import { RequestDesk } from './request-desk.ts';
 
-export type HostSocketOptions = { context: Omit<HostContext, 'signal'>; log: Log };
+export type HostSocketOptions = { context: Omit<HostContext, 'signal'>; audit: Audit; log: Log };
 
 const MAX_CLIENTS = 32;
 /** A client that neither sends nor reads for so long, and waits for no answer, is not there any more. */
@@ -43,7 +44,7 @@ export class HostSocket implements AsyncDisposable {
   }
 }
 
-function serve(socket: Socket, { context, log }: HostSocketOptions): void {
+function serve(socket: Socket, { context, audit, log }: HostSocketOptions): void {
   const ended = new AbortController();
   const desk = new RequestDesk({
     methods: HOST_METHODS,
@@ -52,6 +53,7 @@ function serve(socket: Socket, { context, log }: HostSocketOptions): void {
     send,
     onInvalid: (method, error) => refuse(method, error),
     onTooMany: () => refuse('requests'),
+    audit: (entry) => audit({ ...entry, from: 'host' }),
     log,
   });
   let unread = Buffer.alloc(0);

@@ -1,6 +1,6 @@
 import type { z } from 'zod';
 import type { HostSnapshot } from '../../shared/host-snapshot.ts';
-import type { HostMethod, HostResult, Method, Role } from '../../shared/protocol.ts';
+import type { HostMethod, HostResult, Method, Role, TokenEntry } from '../../shared/protocol.ts';
 import { HOST_REQUESTS, REQUESTS } from '../../shared/protocol.ts';
 import type { Exchange } from '../job/exchange.ts';
 import type { Session } from '../job/session.ts';
@@ -11,6 +11,8 @@ export type BridgeContext = AnyContext & { session: Session };
 export type HostContext = AnyContext & {
   snapshot: () => HostSnapshot;
   reload: () => Promise<HostResult<'host.reload'>>;
+  invite: (role: Role) => HostResult<'invite.create'>;
+  tokens: { list: () => Promise<TokenEntry[]>; revoke: (name: string) => Promise<void> };
 };
 
 /** A method with its schema: parameters are parsed once, here, and typed from then on. */
@@ -18,7 +20,8 @@ export type BoundMethod<C> = {
   role: Role;
   parse: (
     params: unknown,
-  ) => { success: true; call: (context: C) => Promise<object> } | { success: false; error: z.ZodError };
+  ) =>
+    { success: true; params: unknown; call: (context: C) => Promise<object> } | { success: false; error: z.ZodError };
 };
 export type MethodTable<C> = Readonly<Record<string, BoundMethod<C>>>;
 
@@ -64,6 +67,14 @@ export const HOST_METHODS = {
     snapshot: snapshot(),
   })),
   'host.reload': bind(HOST_REQUESTS['host.reload'], (_params, { reload }: HostContext) => reload()),
+  'invite.create': bind(HOST_REQUESTS['invite.create'], ({ role }, { invite }: HostContext) => invite(role)),
+  'token.list': bind(HOST_REQUESTS['token.list'], async (_params, { tokens }: HostContext) => ({
+    tokens: await tokens.list(),
+  })),
+  'token.revoke': bind(HOST_REQUESTS['token.revoke'], async ({ name }, { tokens }: HostContext) => {
+    await tokens.revoke(name);
+    return {};
+  }),
 } satisfies Record<HostMethod, BoundMethod<HostContext>> & MethodTable<HostContext>;
 
 function bind<P extends z.ZodType, R extends z.ZodType, C>(
@@ -76,7 +87,8 @@ function bind<P extends z.ZodType, R extends z.ZodType, C>(
       const parsed = params.safeParse(raw);
       if (!parsed.success) return { success: false, error: parsed.error };
       // Every result in the tables is an object schema; `object` is all that the reply needs to know.
-      return { success: true, call: async (context) => (await run(parsed.data, context)) as object };
+      const { data } = parsed;
+      return { success: true, params: data, call: async (context) => (await run(data, context)) as object };
     },
   };
 }

@@ -6,7 +6,7 @@ import { AppError } from '../../shared/errors.ts';
 import type { TokenRef } from '../job/session.ts';
 
 /** Why a request is turned away, before anything of it is looked at further. */
-export type Refusal = { status: number; code: ErrorCode; message: string };
+export type Refusal = { status: number; code: ErrorCode; message: string; retryAfterS?: number };
 
 /** Looks a token's text up; undefined for unknown, wrong and revoked ones alike. */
 export type Authenticate = (text: string) => Promise<TokenRef | undefined>;
@@ -21,17 +21,20 @@ export function checkAddress(request: IncomingMessage, names: readonly string[])
     const message = 'The Host header does not name this machine. Add the name to `names` in agent.yaml.';
     return { status: 421, code: 'INVALID_ARGUMENT', message };
   }
-  if (origin === undefined || origin === `http://${host}`) return undefined;
+  const scheme = 'encrypted' in request.socket ? 'https' : 'http';
+  if (origin === undefined || origin === `${scheme}://${host}`) return undefined;
   return { status: 403, code: 'INVALID_ARGUMENT', message: 'Requests from web pages of other origins are refused.' };
 }
 
-/** The token of the Authorization header, the only place it is read from. */
-export async function checkToken(request: IncomingMessage, authenticate: Authenticate): Promise<TokenRef> {
+/** The token of the Authorization header, the only place it is read from; undefined for no, wrong and revoked ones. */
+export async function findToken(request: IncomingMessage, authenticate: Authenticate): Promise<TokenRef | undefined> {
   const [, text] = /^Bearer ([\x21-\x7e]{1,200})$/i.exec(request.headers.authorization ?? '') ?? [];
-  const token = text === undefined ? undefined : await authenticate(text);
-  if (token !== undefined) return token;
-  // One text for no, wrong and revoked token: it must not tell them apart.
-  throw new AppError(
+  return text === undefined ? undefined : await authenticate(text);
+}
+
+/** One text for no, wrong and revoked token: it must not tell them apart. */
+export function refusedToken(): AppError {
+  return new AppError(
     'AUTH_FAILED',
     'The agent refused the token. Make one on that host with `gantry-agent tokens add NAME` and put it into the configuration here.',
   );
@@ -46,8 +49,9 @@ function isOwnName(hostHeader: string, names: readonly string[]): boolean {
   const own = hostname()
     .toLowerCase()
     .replace(/\.local$/, '');
+  if (names.some((each) => each.toLowerCase() === name)) return true;
   if (isIP(name) !== 0) return isOwnAddress(name);
-  return ['localhost', own, `${own}.local`, ...names.map((each) => each.toLowerCase())].includes(name);
+  return ['localhost', own, `${own}.local`].includes(name);
 }
 
 function isOwnAddress(address: string): boolean {

@@ -3,6 +3,8 @@ import { AppError } from '../../shared/errors.ts';
 import type { Log } from '../../shared/log.ts';
 import type { Frame, Role } from '../../shared/protocol.ts';
 import { LIMITS, METHOD_NOT_FOUND } from '../../shared/protocol.ts';
+import type { AuditEntry } from './audit.ts';
+import { isAudited, objectOf } from './audit.ts';
 import { cleaned, errorFrame } from './frames.ts';
 import type { MethodTable } from './method-table.ts';
 
@@ -17,6 +19,9 @@ export type RequestDeskOptions<C extends { signal: AbortSignal }> = {
   onInvalid: (method: string, error: z.ZodError) => void;
   /** More unanswered requests than the limit, likewise. */
   onTooMany: () => void;
+  /** Why this request is not answered, because there were too many. */
+  refusal?: ((method: string) => AppError | undefined) | undefined;
+  audit?: ((entry: Pick<AuditEntry, 'action' | 'outcome' | 'object' | 'promptSha256'>) => void) | undefined;
   log: Log;
 };
 
@@ -45,17 +50,28 @@ export class RequestDesk<C extends { signal: AbortSignal }> {
     }
     const parsed = known.parse(params);
     if (!parsed.success) return onInvalid(method, parsed.error);
+    const refusal = this.#options.refusal?.(method);
+    if (refusal !== undefined) return send(errorFrame(id, refusal));
     const call = (): Promise<object> => parsed.call(this.#options.context);
-    void this.#answer(request, { role: known.role, call }); // it catches everything itself
+    void this.#answer(request, { role: known.role, params: parsed.params, call }); // it catches everything itself
   }
 
-  async #answer({ id, method }: Request, { role, call }: { role: Role; call: () => Promise<object> }): Promise<void> {
-    const { send, context, log } = this.#options;
+  async #answer(
+    { id, method }: Request,
+    { role, params, call }: { role: Role; params: unknown; call: () => Promise<object> },
+  ): Promise<void> {
+    const { send, context, log, audit } = this.#options;
+    const note = (outcome: string): void => {
+      if (audit !== undefined && isAudited(method)) audit({ action: method, ...objectOf(params), outcome });
+    };
     this.#inFlight += 1;
     try {
       if (role === 'operator' && this.#options.role !== 'operator') throw notAllowed(method);
-      send({ jsonrpc: '2.0', id, result: await call() });
+      const result = await call();
+      note('ok');
+      send({ jsonrpc: '2.0', id, result });
     } catch (error) {
+      note(error instanceof AppError ? error.code : 'INTERNAL');
       if (context.signal.aborted) return;
       if (!(error instanceof AppError)) log.error({ event: 'request-failed', method, err: error });
       send(errorFrame(id, error instanceof AppError ? error : defect(method)));

@@ -1,5 +1,5 @@
 import { EventEmitter, once } from 'node:events';
-import type { IncomingMessage, Server, ServerResponse } from 'node:http';
+import type { IncomingMessage, Server, ServerOptions, ServerResponse } from 'node:http';
 import { createServer, STATUS_CODES } from 'node:http';
 import type { AddressInfo, Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
@@ -13,28 +13,42 @@ import type { TokenRef } from '../job/session.ts';
 import type { SessionParts } from './bridge-session.ts';
 import { BridgeSession } from './bridge-session.ts';
 import type { LinkTimes } from './link-watch.ts';
-import type { Authenticate, Refusal } from './peer-check.ts';
-import { checkAddress, checkToken } from './peer-check.ts';
+import type { Audit } from './audit.ts';
+import { addressOf } from './connection-budget.ts';
+import type { GateOptions } from './gate.ts';
+import { Gate } from './gate.ts';
+import type { Refusal } from './peer-check.ts';
+import { checkAddress } from './peer-check.ts';
 
-export type RpcListenerOptions = {
+export type RpcListenerOptions = Omit<GateOptions, 'log' | 'audit'> & {
   host: string;
   port: number;
+  /** Key and certificate; without them the port is plain. */
+  tls?: { key: string; cert: string } | undefined;
   /** Names a Host header may carry besides this machine's own. */
   names: readonly string[];
-  authenticate: Authenticate;
   /** Reads which tokens there are with which roles, about once a second while there are links, for all of them. */
   validTokens: () => Promise<(token: TokenRef) => boolean>;
-  /** Answers a plain HTTP request from a known address; it asks for the token where it needs one. */
-  onRequest: (request: IncomingMessage, response: ServerResponse, token: () => Promise<TokenRef>) => Promise<void>;
-  session: SessionParts;
+  /** Answers a plain HTTP request from a known address; it asks for the token, or for a pairing, where it needs one. */
+  onRequest: (request: IncomingMessage, response: ServerResponse, access: Access) => Promise<void>;
+  session: Omit<SessionParts, 'audit' | 'refusal'>;
+  audit: Audit;
   times: LinkTimes;
   log: Log;
+};
+
+/** What a request may ask of the gate. */
+export type Access = {
+  token: () => Promise<TokenRef>;
+  pairing: <T>(redeem: () => Promise<T>) => Promise<T>;
 };
 
 const TICK_MS = 1_000;
 const CLOSE_MS = 1_000;
 /** A connection that sends or reads nothing for this long is ended; links have their own heartbeat. */
 const IDLE_MS = 30_000;
+/** A hand-shake of TLS that takes longer is no hand-shake. */
+const HANDSHAKE_MS = 5_000;
 /** So long a peer may go on sending a body that was refused already. */
 const LATE_BODY_MS = 5_000;
 
@@ -46,6 +60,7 @@ export class RpcListener implements AsyncDisposable {
   readonly #options: RpcListenerOptions;
   readonly #server: Server;
   readonly #sockets: WebSocketServer;
+  readonly #gate: Gate;
   readonly #sessions = new Set<BridgeSession>();
   readonly #connections = new Set<Socket>();
   readonly #events = new EventEmitter();
@@ -53,17 +68,16 @@ export class RpcListener implements AsyncDisposable {
   /** Ends when the listener is disposed; a rejection is a defect. */
   readonly done: Promise<void>;
 
-  private constructor(options: RpcListenerOptions) {
+  private constructor(options: RpcListenerOptions, server: Server) {
     this.#options = options;
-    this.#server = createServer(
-      { headersTimeout: 5_000, requestTimeout: 0, maxHeaderSize: 8_192, connectionsCheckingInterval: 1_000 },
-      (request, response) => void this.#respond(request, response), // it catches everything itself
-    );
+    this.#gate = new Gate(options);
+    this.#server = server;
+    this.#server.on('request', (request, response) => void this.#respond(request, response)); // it catches everything itself
     this.#server.setTimeout(IDLE_MS);
-    this.#server.maxConnections = 2_000;
     this.#server.on('connection', (connection: Socket) => {
       this.#connections.add(connection);
       connection.once('close', () => this.#connections.delete(connection));
+      this.#gate.connections.add(connection);
     });
     this.#server.on('upgrade', (request, socket, head) => void this.#upgrade(request, socket, head)); // likewise
     this.#sockets = new WebSocketServer({
@@ -79,7 +93,7 @@ export class RpcListener implements AsyncDisposable {
   }
 
   static async open(options: RpcListenerOptions): Promise<RpcListener> {
-    const listener = new RpcListener(options);
+    const listener = new RpcListener(options, await createPort(options.tls));
     try {
       await once(listener.#server.listen(options.port, options.host), 'listening');
       return listener;
@@ -111,11 +125,15 @@ export class RpcListener implements AsyncDisposable {
   }
 
   async #respond(request: IncomingMessage, response: ServerResponse): Promise<void> {
-    const { names, authenticate, onRequest, log } = this.#options;
+    const { names, onRequest, log } = this.#options;
+    const access: Access = {
+      token: () => this.#httpToken(request, response),
+      pairing: (redeem) => this.#gate.pairing(request, redeem),
+    };
     try {
       const refusal = checkAddress(request, names);
       if (refusal !== undefined) sendRefusal(response, refusal);
-      else await onRequest(request, response, () => checkToken(request, authenticate));
+      else await onRequest(request, response, access);
     } catch (error) {
       if (request.socket.destroyed) return; // the peer has gone: nobody to tell
       if (!(error instanceof AppError)) log.error({ event: 'request-failed', method: request.method, err: error });
@@ -125,27 +143,53 @@ export class RpcListener implements AsyncDisposable {
     }
   }
 
+  /** Requests that change something are noted with what came of them. */
+  async #httpToken(request: IncomingMessage, response: ServerResponse): Promise<TokenRef> {
+    const token = await this.#gate.token(request);
+    const refusal = this.#gate.refusal(token.id, 'http');
+    if (refusal !== undefined) throw refusal;
+    const { method = '', url = '' } = request;
+    if (method !== 'GET' && method !== 'HEAD') {
+      const [object = ''] = url.slice(0, 200).split('?');
+      const entry = {
+        action: `http.${method.toLowerCase()}`,
+        object,
+        tokenId: token.id,
+        from: addressOf(request.socket),
+      };
+      response.once('finish', () => this.#options.audit({ ...entry, outcome: String(response.statusCode) }));
+    }
+    return token;
+  }
+
   async #upgrade(request: IncomingMessage, socket: Duplex, head: Buffer): Promise<void> {
-    const { names, authenticate, log } = this.#options;
+    const { names, audit, log } = this.#options;
+    const from = addressOf(request.socket);
     const onError = (): void => void socket.destroy(); // a peer that resets while it is checked
     socket.on('error', onError);
     try {
       const refusal = checkPath(request) ?? checkAddress(request, names);
       if (refusal !== undefined) return refuseUpgrade(socket, refusal);
-      const token = await checkToken(request, authenticate);
+      const token = await this.#gate.token(request);
       const wrong = checkSubprotocol(request);
       if (wrong !== undefined) return refuseUpgrade(socket, wrong);
       if (socket.destroyed || this.#stop.signal.aborted) return void socket.destroy();
       socket.off('error', onError);
       this.#sockets.handleUpgrade(request, socket, head, (webSocket) => {
-        const session = new BridgeSession(webSocket, { token, parts: this.#options.session });
+        const parts: SessionParts = {
+          ...this.#options.session,
+          audit: (entry) => audit({ ...entry, tokenId: token.id, from }),
+          refusal: (method) => this.#gate.refusal(token.id, method),
+        };
+        audit({ action: 'link.open', outcome: 'ok', tokenId: token.id, role: token.role, from });
+        const session = new BridgeSession(webSocket, { token, parts });
         this.#sessions.add(session);
         webSocket.once('close', () => this.#sessions.delete(session));
         this.#events.emit('session');
       });
     } catch (error) {
       const refusal = refusalOf(error);
-      log.warn({ event: 'upgrade-refused', ip: request.socket.remoteAddress, status: refusal.status });
+      if (refusal.status !== 429) log.warn({ event: 'upgrade-refused', ip: from, status: refusal.status });
       if (!(error instanceof AppError)) log.error({ event: 'request-failed', method: 'upgrade', err: error });
       refuseUpgrade(socket, refusal);
     }
@@ -162,9 +206,19 @@ export class RpcListener implements AsyncDisposable {
       const mayStay = await this.#validTokens();
       for (const session of this.#sessions) {
         session.tick(times);
-        if (!mayStay(session.token)) session.close('AUTH_REVOKED');
+        if (!mayStay(session.token)) this.#expel(session);
       }
     }
+  }
+
+  /** A token was revoked: its links close at once, whoever noticed. */
+  revoked(tokenId: string): void {
+    for (const session of this.#sessions) if (session.token.id === tokenId) this.#expel(session);
+  }
+
+  #expel(session: BridgeSession): void {
+    this.#gate.forget(session.token.id);
+    session.close('AUTH_REVOKED');
   }
 
   async #validTokens(): Promise<(token: TokenRef) => boolean> {
@@ -176,6 +230,21 @@ export class RpcListener implements AsyncDisposable {
       return () => true;
     }
   }
+}
+
+/** TLS is loaded only where it is spoken: most agents listen on 127.0.0.1. */
+async function createPort(tls: { key: string; cert: string } | undefined): Promise<Server> {
+  const limits: ServerOptions = {
+    headersTimeout: 5_000,
+    requestTimeout: 0,
+    maxHeaderSize: 8_192,
+    connectionsCheckingInterval: 1_000,
+  };
+  if (tls === undefined) return createServer(limits);
+  const https = await import('node:https');
+  const server = https.createServer({ ...limits, ...tls, minVersion: 'TLSv1.3', handshakeTimeout: HANDSHAKE_MS });
+  server.on('tlsClientError', (_error, socket) => socket.destroy()); // whoever speaks something else; many scans do
+  return server;
 }
 
 function checkPath(request: IncomingMessage): Refusal | undefined {
@@ -199,7 +268,9 @@ function refusalOf(error: unknown): Refusal {
       message: 'The agent failed to answer. Its log on that host has the details.',
     };
   }
-  return { status: HTTP_STATUS[error.code] ?? 400, code: error.code, message: error.message };
+  const { code, message, retryAfterMs } = error;
+  const retryAfter = retryAfterMs === undefined ? {} : { retryAfterS: Math.ceil(retryAfterMs / 1_000) };
+  return { status: HTTP_STATUS[code] ?? 400, code, message, ...retryAfter };
 }
 
 const HTTP_STATUS: Partial<Record<AppError['code'], number>> = {
@@ -230,16 +301,23 @@ function sendRefusal(response: ServerResponse, refusal: Refusal): void {
     response.destroy(); // a half answer must not look complete
     return;
   }
-  const challenge = refusal.status === 401 ? { 'www-authenticate': 'Bearer' } : {};
-  response.writeHead(refusal.status, { 'content-type': 'application/json', ...challenge });
+  response.writeHead(refusal.status, { 'content-type': 'application/json', ...extraHeaders(refusal) });
   response.end(bodyOf(refusal));
+}
+
+function extraHeaders({ status, retryAfterS }: Refusal): Record<string, string> {
+  return {
+    ...(status === 401 && { 'www-authenticate': 'Bearer' }),
+    ...(retryAfterS !== undefined && { 'retry-after': String(retryAfterS) }),
+  };
 }
 
 function refuseUpgrade(socket: Duplex, refusal: Refusal): void {
   const body = bodyOf(refusal);
+  const extra = Object.entries(extraHeaders(refusal)).map(([name, value]) => `${name}: ${value}\r\n`);
   socket.end(
     `HTTP/1.1 ${refusal.status} ${STATUS_CODES[refusal.status] ?? ''}\r\n` +
-      `content-type: application/json\r\ncontent-length: ${Buffer.byteLength(body)}\r\nconnection: close\r\n\r\n${body}`,
+      `content-type: application/json\r\ncontent-length: ${Buffer.byteLength(body)}\r\nconnection: close\r\n${extra.join('')}\r\n${body}`,
     () => socket.destroy(),
   );
 }

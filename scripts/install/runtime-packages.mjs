@@ -4,7 +4,7 @@ import { cpSync, existsSync, readFileSync, realpathSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 
 /** What scripts/build.mjs leaves out of the bundles. */
-const ROOTS = ['sharp', 'systeminformation'];
+const ROOTS = ['sharp', 'systeminformation', 'selfsigned'];
 
 const [, , from = '.', to = '.'] = process.argv;
 const versions = new Map();

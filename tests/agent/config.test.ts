@@ -144,8 +144,13 @@ describe('a bad file', () => {
     ['no port', 'listen: 127.0.0.1', 'listen: 127.0.0.1 is not an address and port'],
     ['port too high', 'listen: 127.0.0.1:70000', 'listen: 127.0.0.1:70000 is not an address and port'],
     ['all addresses', 'listen: 0.0.0.0:7801\ntls: off', 'listen: 0.0.0.0 is not a private address of this machine'],
-    ['a public address', 'listen: 203.0.113.5:7801\ntls: off', 'Listen on 127.0.0.1 and reach it by `ssh -N -L'],
-    ['a private address in clear text by accident', 'listen: 10.0.0.5:7801', 'On a network you trust, add `tls: off`.'],
+    [
+      'a public address',
+      'listen: 203.0.113.5:7801\ntls: off',
+      '203.0.113.5 is not a private address of this machine, and with `tls: off` traffic is not encrypted',
+    ],
+    ['a public address of IPv6', 'listen: "[2001:db8::5]:7801"\ntls: off', '2001:db8::5 is not a private address'],
+    ['a word of its own', 'listen: 10.0.0.5:7801\ntls: never', 'tls: '],
     ['model without a repository', 'models: { q: { engine: vllm-omni } }', 'models.q.model: missing'],
     [
       'attach with a command',
@@ -174,10 +179,24 @@ describe('a bad file', () => {
 
   test('a private address is fine with tls: off, and loopback always', async () => {
     for (const address of ['10.1.2.3:1', '172.31.0.1:1', '192.168.0.9:1', '100.64.1.2:1', '"[fd00::1]:1"']) {
-      expect((await load(`listen: ${address}\ntls: off`)).listen.port).toBe(1);
+      expect(await load(`listen: ${address}\ntls: off`)).toMatchObject({ listen: { port: 1 }, tls: false });
     }
     for (const address of ['localhost:1', '127.9.9.9:1', '"[::1]:1"']) {
-      expect((await load(`listen: ${address}`)).listen.port).toBe(1);
+      expect(await load(`listen: ${address}`)).toMatchObject({ listen: { port: 1 }, tls: false });
+    }
+    expect(await load('listen: 127.0.0.1:1\ntls: on')).toMatchObject({ tls: true });
+  });
+
+  test('S1: everywhere else the port speaks TLS without a word about it', async () => {
+    for (const address of [
+      '10.1.2.3:1',
+      '100.64.1.2:1',
+      '203.0.113.5:1',
+      '0.0.0.0:1',
+      '"[::]:1"',
+      '"[2001:db8::1]:1"',
+    ]) {
+      expect(await load(`listen: ${address}`), address).toMatchObject({ tls: true });
     }
   });
 

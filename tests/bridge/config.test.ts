@@ -81,14 +81,26 @@ test.each<[string, RegExp]>([
     /hosts\[0\]\.url: expected an address with a port/,
   ],
   [
-    'hosts: [{ name: a, url: "wss://x:1", token: gantry_t }]\n',
-    /no encrypted links; use ws:\/\/ through an SSH tunnel/,
+    'hosts: [{ name: a, url: "ws://203.0.113.5:1", token: gantry_t }]\n',
+    /hosts\[0\]\.url: ws:\/\/ would send the token and the prompts unencrypted to a public address/,
+  ],
+  [
+    'hosts: [{ name: a, url: "ws://[2001:db8::1]:1", token: gantry_t }]\n',
+    /hosts\[0\]\.url: ws:\/\/ would send the token and the prompts unencrypted to a public address/,
+  ],
+  [
+    'hosts: [{ name: a, url: "wss://x:1", token: gantry_t, certificate: absent.pem }]\n',
+    /hosts\[0\]\.certificate: neither a PEM text nor a file with one/,
+  ],
+  [
+    'hosts: [{ name: a, url: "ws://x:1", token: gantry_t, certificate: "-----BEGIN CERTIFICATE-----" }]\n',
+    /hosts\[0\]\.certificate: only with wss:\/\/, and a has ws:\/\//,
   ],
   [
     'hosts: [{ name: a, url: "ws://x:1", token: hello }]\n',
     /hosts\[0\]\.token: expected what `gantry-agent tokens add`/,
   ],
-  ['hosts: [{ name: a, url: "http://x", token: t }]\n', /hosts\[0\]\.url: expected an address with a port, like ws:/],
+  ['hosts: [{ name: a, url: "http://x", token: t }]\n', /hosts\[0\]\.url: expected an address with a port, like wss:/],
   ['hosts: [{ name: a, url: "ws://x:1", token: t, tokne: u }]\n', /tokne: unknown key\. Did you mean token\?/],
   ['hosts: [{ name: "a b", url: "ws://x:1", token: t }]\n', /hosts\[0\]\.name: expected a short name/],
   [`${HOST}times: { silence: 45 }\n`, /times\.silence: expected a duration like 30s/],
@@ -129,4 +141,19 @@ test('the JSON Schema names every key', () => {
       'sync_wait',
     ]),
   );
+});
+
+test('a pinned certificate is read as text or from a file beside bridge.yaml, and a private address may go without', async () => {
+  const pem = '-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n';
+  await writeFile(join(directory, 'a.pem'), pem);
+  const path = join(directory, 'pinned.yaml');
+  const hosts = [
+    { name: 'a', url: 'wss://203.0.113.5:7801', token: 'gantry_a', certificate: 'a.pem' },
+    { name: 'b', url: 'wss://10.0.0.5:7801', token: 'gantry_b', certificate: pem },
+    { name: 'c', url: 'ws://100.64.0.5:7801', token: 'gantry_c' },
+    { name: 'd', url: 'wss://gpu.example:443', token: 'gantry_d' }, // a proxy with a certificate that the system knows
+  ];
+  await writeFile(path, JSON.stringify({ hosts }), { mode: 0o600 });
+  const tls = { ca: pem, servername: 'gantry-agent' };
+  expect(loadConfig({ config: path }, {}).hosts.map((host) => host.tls)).toEqual([tls, tls, undefined, undefined]);
 });

@@ -49,16 +49,21 @@ beforeEach(async () => {
     pace: { bytes: 300_000, withinMs: 300 },
     readiness: () => reasons,
     inputArrived: (tokenId: string, sha256: string) => arrived.push(`${tokenId} ${sha256}`),
+    redeem: () => Promise.reject(new AppError('AUTH_FAILED', 'no')),
   };
   // The listener's part of the work is tested with the whole agent; here the token is the header's word.
   server = createServer((request, response) => {
     const token = [ANNA, BERT, VERA].find(({ id }) => id === request.headers.authorization);
     const authenticate = () => (token ? Promise.resolve(token) : Promise.reject(new AppError('AUTH_FAILED', 'no')));
-    route({ request, response, parts }, authenticate).catch((error: unknown) => {
-      const { code } = error instanceof AppError ? error : { code: 'INTERNAL' };
-      response.writeHead(code === 'AUTH_FAILED' ? 401 : code === 'JOB_NOT_FOUND' ? 404 : 400, { connection: 'close' });
-      response.end(String(error));
-    });
+    route({ request, response, parts }, { token: authenticate, pairing: (redeem) => redeem() }).catch(
+      (error: unknown) => {
+        const { code } = error instanceof AppError ? error : { code: 'INTERNAL' };
+        response.writeHead(code === 'AUTH_FAILED' ? 401 : code === 'JOB_NOT_FOUND' ? 404 : 400, {
+          connection: 'close',
+        });
+        response.end(String(error));
+      },
+    );
   });
   await once(server.listen(0, '127.0.0.1'), 'listening');
   const address = server.address();
