@@ -1,6 +1,7 @@
 import { randomUUID } from 'node:crypto';
 import type { IncomingMessage } from 'node:http';
 import { mkdir, readFile, rename } from 'node:fs/promises';
+import type { Socket } from 'node:net';
 import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { writeDurable } from '../shared/durable-file.ts';
@@ -14,6 +15,7 @@ import { certificateOf } from './certificate.ts';
 import type { AgentConfig } from './config.ts';
 import { DamagedFiles } from './damaged-files.ts';
 import { GpuSampler } from './gpu/gpu-sampler.ts';
+import { GroupSocket, groupSocketPath } from './group-socket.ts';
 import { hostProblems, readiness } from './host-problems.ts';
 import { UPLOAD_PACE } from './http/inputs.ts';
 import { route } from './http/routes.ts';
@@ -268,6 +270,7 @@ export class Agent implements AsyncDisposable {
     };
     const hostSocket = this.#own(new HostSocket({ context: commands, audit, log }));
     instance.serve((socket) => hostSocket.accept(socket));
+    await this.#openGroupDoor((socket) => hostSocket.accept(socket));
     // A failure is a defect: nobody handles it, and main.ts ends the process for that.
     this.#clearing = this.#clearUp({ residency, exchange, damaged, signal });
   }
@@ -288,6 +291,17 @@ export class Agent implements AsyncDisposable {
     }
     o.exchange.begin();
     this.#log.info({ event: 'started', tookMs: Math.round(performance.now() - startMs) });
+  }
+
+  /** Without it the agent works all the same, for its own user and root. */
+  async #openGroupDoor(serve: (socket: Socket) => void): Promise<void> {
+    const path = groupSocketPath(this.#config.stateDir);
+    if (path === undefined) return;
+    try {
+      this.#own(await GroupSocket.open(path, serve));
+    } catch (error) {
+      this.#log.warn({ event: 'group-socket-closed', path, err: error });
+    }
   }
 
   /** What a revoked token made goes with it. */

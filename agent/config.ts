@@ -1,3 +1,4 @@
+import { existsSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { dirname, join, resolve } from 'node:path';
 import { z } from 'zod';
@@ -127,6 +128,11 @@ export function takeServiceSettings(env: NodeJS.ProcessEnv = process.env, pid = 
   const isWatched = watched === undefined || watched === String(pid);
   const watchdogMs = isWatched && /^[1-9]\d*$/.test(watchdog ?? '') ? Number(watchdog) / 1_000 : undefined;
   return { notifySocket, watchdogMs, isUnit, path: path ?? '/usr/bin:/bin' };
+}
+
+/** From now on engines and downloaders of this process find the caches there that systemd gave to the unit. */
+export function useCacheOf(directory: string | undefined, env: NodeJS.ProcessEnv = process.env): void {
+  if (directory !== undefined && existsSync(directory)) env['CACHE_DIRECTORY'] ??= directory;
 }
 
 /** Where `init` and `doctor` look for programs. */

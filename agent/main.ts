@@ -14,11 +14,19 @@ import { printStatus } from './cli/status.ts';
 import type { TokenAccess } from './cli/tokens.ts';
 import { addToken, listTokens, revokeToken, withTokenAccess } from './cli/tokens.ts';
 import type { AgentFlags } from './config.ts';
-import { agentFileSchema, checkListen, configPath, loadAgentConfig, placesOf, searchSettings } from './config.ts';
+import {
+  agentFileSchema,
+  checkListen,
+  useCacheOf,
+  configPath,
+  loadAgentConfig,
+  placesOf,
+  searchSettings,
+} from './config.ts';
 import { EXIT } from '../shared/exit-codes.ts';
 import { fail, report } from './exit.ts';
+import { commandSocketPath, unitDirectory } from './group-socket.ts';
 import { run } from './run.ts';
-import { socketPath } from './single-instance.ts';
 import { AGENT_VERSION } from './status.ts';
 import { TokenStore } from './tokens.ts';
 
@@ -161,7 +169,7 @@ function withFlags(command: Command): Command {
 }
 
 async function withAgent(flags: AgentFlags, ask: (client: HostClient) => Promise<void>): Promise<void> {
-  using client = await HostClient.connect(socketPath((await placesOf(flags)).stateDir));
+  using client = await HostClient.connect(commandSocketPath((await placesOf(flags)).stateDir));
   await ask(client);
 }
 
@@ -172,12 +180,13 @@ async function withTokens(flags: AgentFlags, work: (store: TokenStore) => Promis
 
 async function withRunningTokens(flags: AgentFlags, work: (access: TokenAccess) => Promise<void>): Promise<void> {
   const { stateDir } = await placesOf(flags);
-  await withTokens(flags, (store) => withTokenAccess({ socket: socketPath(stateDir), store }, work));
+  await withTokens(flags, (store) => withTokenAccess({ socket: commandSocketPath(stateDir), store }, work));
 }
 
 /** Ctrl-C ends the downloader and keeps what has arrived. */
 async function pull(model: string, flags: AgentFlags & { json?: boolean }): Promise<void> {
   const { models, stateDir, logDir, times } = await loadAgentConfig(flags);
+  useCacheOf(unitDirectory(stateDir, 'cache')); // the unit's, also where a person asks: else it would be fetched twice
   const stop = new AbortController();
   for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(name, () => stop.abort());
   const places = {

@@ -107,7 +107,8 @@ make_program() {
 make_user() {
   put_file "$(cat "$PACKAGE/systemd/gantry.sysusers.conf")" "$SYSUSERS"
   if command -v systemd-sysusers > /dev/null; then
-    if [ -n "$ROOT" ]; then act systemd-sysusers --root="$ROOT" "$SYSUSERS"; else act systemd-sysusers "$SYSUSERS"; fi
+    # By its name, not its path: with another root it is looked for there.
+    if [ -n "$ROOT" ]; then act systemd-sysusers --root="$ROOT" gantry.conf; else act systemd-sysusers gantry.conf; fi
     return
   fi
   [ -z "$ROOT" ] || die 69 'without systemd-sysusers there is no user in another root.'
