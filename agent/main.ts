@@ -118,6 +118,15 @@ withFlags(program.command('init'))
       ...{ write, say, signal: never },
     });
   });
+withFlags(program.command('doctor'))
+  .description('check this host: one line for each check, with the command that mends what it found')
+  .option('--fix', 'mend what is safe to mend without asking')
+  .option('--json', 'as JSON')
+  .action(async (flags: AgentFlags & { fix?: boolean; json?: boolean }) => {
+    const [{ doctor }, { hostFacts }] = await Promise.all([import('./cli/doctor.ts'), import('./host-facts.ts')]);
+    const options = { isJson: flags.json === true, isFixing: flags.fix === true, write, say };
+    process.exitCode = await doctor(() => hostFacts(flags), options);
+  });
 withFlags(program.command('invite'))
   .description('print the one line that lets a laptop in: it works once, for ten minutes')
   .addOption(new Option('--role <role>', 'what that laptop may do').choices(Role.options).default('operator'))

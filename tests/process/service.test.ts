@@ -72,6 +72,35 @@ test.skipIf(cannot !== undefined)(
     expect((await asUser('ben')).exitCode).toBe(0);
     expect((await asUser('anna')).exitCode).not.toBe(0);
 
+    // The doctor sees it from outside, mends what is safe, and says of a node in a home directory what the service does.
+    const report = async (...args: string[]) => {
+      const { stdout, stderr } = await machine.run(['gantry-agent', 'doctor', '--json', ...args]);
+      expect(stdout, stderr).toContain('"checks"');
+      const { checks } = JSON.parse(stdout) as { checks: { id: string; status: string; detail: string }[] }; // of shared/doctor.ts
+      return (id: string) =>
+        checks.filter((check) => check.id === id).map(({ status, detail }) => `${status}: ${detail}`);
+    };
+    const seen = await report();
+    expect(seen('config')).toEqual([expect.stringMatching(/^warning: models\..*no revision/)]);
+    expect(seen('driver')).toEqual([expect.stringMatching(/^ok: .*1 GPU/)]);
+    expect(seen('engine')).toEqual([expect.stringMatching(/^ok: .*\/usr\/local\/bin\/vllm/)]);
+    expect(seen('view')).toEqual(['ok: the service sees all that agent.yaml names']);
+    expect(seen('cache-directory')).toEqual([expect.stringMatching(/^(ok|warning): \/var\/cache\/gantry: .* free/)]);
+    expect(seen('port')).toEqual(['ok: 7801']);
+    expect(seen('service')).toEqual(['ok: active, and starts with the machine']);
+    expect(seen('agent')).toEqual([expect.stringMatching(/^ok: release /)]);
+    expect(seen('left-over')).toEqual(['ok: no server without an agent']);
+    await machine.sh('gantry-agent tokens add first > /dev/null && chmod 644 /var/lib/gantry/tokens.json');
+    await machine.sh('systemctl disable gantry-agent');
+    expect((await report())('tokens')[0]).toMatch(/^problem: .*mode 644/);
+    const mended = await report('--fix');
+    expect([mended('tokens'), mended('service')]).toEqual([
+      ['ok: 1 token'],
+      ['ok: active, and starts with the machine'],
+    ]);
+    await machine.sh('cp /usr/bin/node /root/node');
+    expect(await install('--dry-run', '--node', '/root/node')).toContain('not used: /root/node');
+
     // A wrong configuration is refused by the reload, in its words; the agent goes on.
     await writeFile(machine.path('/etc/gantry/agent.yaml'), `${config}modles: {}\n`);
     const reload = await machine.run(['systemctl', 'reload', 'gantry-agent']);
