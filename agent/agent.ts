@@ -221,12 +221,20 @@ export class Agent implements AsyncDisposable {
     for (const tokenId of owners) if (isSure && !known.has(tokenId)) await exchange.forget(tokenId);
     for (const message of journal.warnings) log.warn({ event: 'journal-warning', message });
 
+    const isReady = readiness(facts);
     const parts = {
       inputs,
       results,
       pace: UPLOAD_PACE,
       inputArrived: (tokenId: string, sha256: string) => exchange.inputArrived(tokenId, sha256),
-      readiness: readiness(facts),
+      readiness: isReady,
+      metrics: () => ({
+        snapshot: host.snapshot(),
+        jobs: exchange.jobCounts,
+        evictions: residency.evictions(),
+        isReady: isReady().length === 0,
+        links: this.#listener?.links ?? 0,
+      }),
       redeem: async (asked: { code: string; name: string }, { socket }: IncomingMessage) => {
         const { token, role, name } = await pairing.redeem(asked);
         audit({ action: 'pair', outcome: 'ok', from: socket.remoteAddress ?? '', object: name, role });

@@ -20,7 +20,7 @@ const AGENT_FLAGS_LATER = '--interrupt-budget=1000000 --semi-space-growth-factor
 await Promise.all([buildBridge(), buildAgent(), buildPictureWorker(), ...(await simulators())]);
 
 async function buildAgent() {
-  const external = ['sharp', 'systeminformation', 'selfsigned'];
+  const external = ['sharp', 'systeminformation', 'selfsigned', 'prom-client'];
   const head = [
     `#!/usr/bin/env -S node ${AGENT_FLAGS}`,
     'import { createRequire as requireOf } from "node:module";',

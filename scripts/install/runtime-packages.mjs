@@ -4,7 +4,7 @@ import { cpSync, existsSync, readFileSync, realpathSync } from 'node:fs';
 import { dirname, join, relative } from 'node:path';
 
 /** What scripts/build.mjs leaves out of the bundle of the agent. */
-const ROOTS = ['sharp', 'systeminformation', 'selfsigned'];
+const ROOTS = ['sharp', 'systeminformation', 'selfsigned', 'prom-client'];
 
 const from = realpathSync(process.argv[2] ?? '.');
 const to = process.argv[3] ?? '.';

@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest';
 import { HOST_CHECKS, hostFindings } from '../../../agent/doctor/host-checks.ts';
-import type { HostFacts, ModelFact } from '../../../agent/doctor/host-facts.ts';
+import type { HostFacts, ModelFact, UnitFact } from '../../../agent/doctor/host-facts.ts';
 import type { FindingStatus } from '../../../shared/doctor.ts';
 import type { HostSnapshot } from '../../../shared/host-snapshot.ts';
 
@@ -14,7 +14,7 @@ const MODEL: ModelFact = {
   packages: { vllm: '0.14.1', transformers: '5.3.0', torch: '2.9.0+cu128' },
   trustsRemoteCode: false,
 };
-const UNIT = {
+const UNIT: UnitFact = {
   ...{ activeState: 'active', isEnabled: true, result: 'success', restarts: 0, user: 'gantry' },
   ...{ hidesHomes: true, openPaths: [], writablePaths: [] },
 };
