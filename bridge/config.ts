@@ -4,6 +4,7 @@ import { join, resolve } from 'node:path';
 import { z } from 'zod';
 import { checkConfig, ConfigError, Duration, parseYaml } from '../shared/config-file.ts';
 import { LIMITS } from '../shared/limits.ts';
+import type { Places } from './cli/clients.ts';
 import type { BridgeTimes, HostConfig } from './fleet/host-view.ts';
 import { hostConfigs, isBareInPublic } from './host-entries.ts';
 
@@ -82,6 +83,8 @@ export type BridgeConfig = {
   home: string;
   cwd: string;
   stateDir: string;
+  /** The user's style briefs: his own texts, so they are data and no state. */
+  stylesDir: string;
 };
 
 export type BridgeFlags = { config?: string; outputDir?: string };
@@ -120,6 +123,31 @@ export function loadConfig(flags: BridgeFlags = {}, env: NodeJS.ProcessEnv = pro
     home,
     cwd,
     stateDir: stateDirectory(home, env),
+    stylesDir: stylesDirectory(home, env),
+  };
+}
+
+/** For those who say where a setting comes from: only here it is read. */
+export function environment(): NodeJS.ProcessEnv {
+  return process.env;
+}
+
+/** Whether commands use colour; `auto` is on a terminal only. By https://no-color.org and its counterpart. */
+export function colourWish(env: NodeJS.ProcessEnv = process.env): 'always' | 'auto' | 'never' {
+  if (env['NO_COLOR']) return 'never';
+  if (env['FORCE_COLOR'] && env['FORCE_COLOR'] !== '0') return 'always';
+  return env['TERM'] === 'dumb' || env['FORCE_COLOR'] === '0' ? 'never' : 'auto';
+}
+
+/** Where the MCP clients of this person keep their settings. */
+export function clientPlaces(env: NodeJS.ProcessEnv = process.env): Places {
+  const home = homedir();
+  return {
+    platform: process.platform === 'win32' || process.platform === 'darwin' ? process.platform : 'linux',
+    home,
+    configHome: env['XDG_CONFIG_HOME'] || join(home, '.config'),
+    appData: env['APPDATA'] || join(home, 'AppData', 'Roaming'),
+    localAppData: env['LOCALAPPDATA'] || join(home, 'AppData', 'Local'),
   };
 }
 
@@ -178,4 +206,9 @@ function defaultFile(home: string, env: NodeJS.ProcessEnv): string {
 function stateDirectory(home: string, env: NodeJS.ProcessEnv): string {
   if (process.platform === 'win32') return join(home, '.gantry', 'state');
   return join(env['XDG_STATE_HOME'] || join(home, '.local', 'state'), 'gantry');
+}
+
+function stylesDirectory(home: string, env: NodeJS.ProcessEnv): string {
+  if (process.platform === 'win32') return join(home, '.gantry', 'styles');
+  return join(env['XDG_DATA_HOME'] || join(home, '.local', 'share'), 'gantry', 'styles');
 }

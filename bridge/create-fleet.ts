@@ -3,6 +3,7 @@ import type { Log } from '../shared/log.ts';
 import { createLog } from '../shared/log.ts';
 import type { BridgeConfig } from './config.ts';
 import { Fleet } from './fleet/fleet.ts';
+import { ImageIndex } from './images/image-index.ts';
 import { resultsFile } from './mcp/answers.ts';
 
 export type FleetParts = { fleet: Fleet; log: Log };
@@ -12,5 +13,10 @@ export function createFleet(config: BridgeConfig, { clientName }: { clientName: 
   const log = createLog({ name: 'gantry', to: 'stderr', level: config.logLevel });
   const { hosts, stateDir, times } = config;
   const bridgeId = randomUUID();
-  return { fleet: new Fleet({ hosts, bridgeId, clientName, stateDir, times, log, onEnding: resultsFile }), log };
+  const index = new ImageIndex(stateDir);
+  const onRemoving = (batchId: string): Promise<void> => index.keep(batchId);
+  return {
+    fleet: new Fleet({ hosts, bridgeId, clientName, stateDir, times, log, onEnding: resultsFile, onRemoving }),
+    log,
+  };
 }

@@ -36,9 +36,20 @@ const MAY_IMPORT: Record<string, readonly string[]> = {
   ],
   'bridge/output': ['shared'],
   'bridge/fleet': ['shared', 'bridge/output'],
-  'bridge/cli': ['shared', 'bridge/fleet', 'bridge/output'],
-  'bridge/mcp': ['shared', 'bridge/fleet', 'bridge/output'],
-  bridge: ['package.json', 'shared', 'bridge/cli', 'bridge/fleet', 'bridge/mcp', 'bridge/output'],
+  'bridge/images': ['shared', 'bridge/fleet', 'bridge/output'],
+  'bridge/styles': ['shared', 'bridge/output'],
+  'bridge/cli': ['shared', 'bridge/fleet', 'bridge/images', 'bridge/output'],
+  'bridge/mcp': ['shared', 'bridge/fleet', 'bridge/images', 'bridge/output', 'bridge/styles'],
+  bridge: [
+    'package.json',
+    'shared',
+    'bridge/cli',
+    'bridge/fleet',
+    'bridge/images',
+    'bridge/mcp',
+    'bridge/output',
+    'bridge/styles',
+  ],
 };
 
 /**

@@ -71,6 +71,11 @@ export class BatchLock implements AsyncDisposable {
   }
 }
 
+/** Who works on the batch of a directory, for those who only want to know; undefined when nobody does. */
+export async function lockHolder(directory: string): Promise<LockHolder | undefined> {
+  return await probe(lockPath(directory));
+}
+
 /**
  * Removes locks in the directory for long paths whose holders died long ago: that of a batch nobody took up stays there
  * otherwise. A day is far longer than any process needs between finding a lock dead and taking it.

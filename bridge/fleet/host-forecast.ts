@@ -182,6 +182,15 @@ function tooLarge(alias: string, o: { capacity: VramCapacity; size: JobSize | un
   return `${alias} needs about ${gbText(needMiB)} of VRAM at ${text} and can have ${gbText(mostMiB)} at most${smaller}`;
 }
 
+/**
+ * What a job of this size needs at its peak: by what its host tells of some sizes, else by growth with the size over the
+ * model itself, of which some does not shrink below one megapixel.
+ */
+export function peakMiBAt(megapixels: number, { capacity, loadedMiB, peakMiB }: ModelStatus): number {
+  if (capacity !== undefined && capacity.peaks.length > 0) return needAt(megapixels, capacity.peaks);
+  return loadedMiB + Math.max(0, peakMiB - loadedMiB) * Math.max(1, megapixels);
+}
+
 /** On the straight line through the two sizes around it, or nearest to it. */
 function needAt(megapixels: number, peaks: VramCapacity['peaks']): number {
   const above = Math.max(

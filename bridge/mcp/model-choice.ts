@@ -4,6 +4,7 @@ import type { ModelId } from '../../shared/job.ts';
 import type { Capability } from '../../shared/model-profile.ts';
 import { nearest } from '../../shared/nearest.ts';
 import type { ConnectedHost } from './hosts.ts';
+import type { ToolSettings } from './tool.ts';
 
 export type ChosenModel = { id: ModelId; status: ModelStatus; note: string | undefined };
 
@@ -38,6 +39,24 @@ export function chooseModel(
   }
   const why = others.length === 0 ? `the only one that can ${capability}` : `on the most hosts (${best.hostCount})`;
   return { id: best.id, status: best.status, note: `No model was named: ${best.id} was chosen, ${why}.` };
+}
+
+/** As `chooseModel`, for tools that only look: without a name the model that makes pictures, else the one that edits. */
+export function modelToShow(
+  hosts: readonly ConnectedHost[],
+  { asked, settings }: { asked: string | undefined; settings: ToolSettings },
+): ChosenModel {
+  const canGenerate = settings.defaultModel !== undefined || capableModels(hosts, 'generate').length > 0;
+  return canGenerate
+    ? chooseModel(hosts, { asked, configured: settings.defaultModel, capability: 'generate' })
+    : chooseModel(hosts, { asked, configured: settings.defaultEditModel, capability: 'edit' });
+}
+
+/** Every host that has the model, with its state there. */
+export function placesOf(id: ModelId, hosts: readonly ConnectedHost[]): { host: ConnectedHost; status: ModelStatus }[] {
+  return hosts.flatMap((host) =>
+    host.snapshot.models.filter(({ model }) => model === id).map((status) => ({ host, status })),
+  );
 }
 
 /** The model somebody means, by id, by repository, or by alias. */

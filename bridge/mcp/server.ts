@@ -2,7 +2,11 @@ import { fileURLToPath } from 'node:url';
 import { pause } from '../../shared/abort.ts';
 import { AppError } from '../../shared/errors.ts';
 import type { Fleet } from '../fleet/fleet.ts';
+import type { Images } from '../images/images.ts';
 import type { Roots, RootOptions } from '../output/roots.ts';
+import type { StyleBook } from '../styles/style-book.ts';
+import type { DeskContext, DeskDeps, Extra } from './desks.ts';
+import { serveDesks } from './desks.ts';
 import { syncWaitMs } from './patience.ts';
 import { ProgressReporter } from './progress.ts';
 import { failure } from './results.ts';
@@ -17,7 +21,7 @@ import {
 } from './sdk.ts';
 import type { Tool, ToolContext, ToolSettings } from './tool.ts';
 
-export type ServerDeps = {
+export type ServerDeps = DeskDeps & {
   version: string;
   /** What clients see of the tools. */
   listTools: () => Promise<readonly ToolListing[]>;
@@ -27,8 +31,11 @@ export type ServerDeps = {
   roots: Omit<RootOptions, 'offered'>;
   /** Opens the links on the first call and then answers the same fleet; never called before a client needs it. */
   openFleet: () => Promise<Fleet>;
+  /** The images that were made here. Needs no host. */
+  images: () => Promise<Images>;
+  styles: () => Promise<StyleBook>;
   /** Called with what no code names: a defect, for the log. */
-  onDefect: (tool: string, error: unknown) => void;
+  onDefect: (what: string, error: unknown) => void;
 };
 
 /** What a client reads about the whole server. Constant: nothing of a host or a file ever gets in here. */
@@ -58,7 +65,11 @@ const OPEN_AFTER_MS = 5_000;
 export function createServer(deps: ServerDeps): Server {
   const server = new Server(
     { name: 'gantry', title: 'Gantry', version: deps.version },
-    { capabilities: { tools: {} }, instructions: INSTRUCTIONS, jsonSchemaValidator: NO_VALIDATOR },
+    {
+      capabilities: { tools: {}, resources: {}, prompts: {} },
+      instructions: INSTRUCTIONS,
+      jsonSchemaValidator: NO_VALIDATOR,
+    },
   );
   const closed = new AbortController();
   const clientRoots = new ClientRoots(server);
@@ -68,6 +79,16 @@ export function createServer(deps: ServerDeps): Server {
     void openLater(deps, closed.signal).catch(() => undefined);
   };
   server.setNotificationHandler(RootsListChangedNotificationSchema, () => clientRoots.forget());
+  const contextOf = (extra: Extra): DeskContext => ({
+    signal: extra.signal,
+    client: clientOf(server),
+    settings: deps.settings,
+    roots: () => rootsWith(clientRoots, deps),
+    fleet: () => settledFleet(deps, extra.signal),
+    images: () => deps.images(),
+    styles: () => deps.styles(),
+  });
+  serveDesks(server, deps, contextOf);
   server.setRequestHandler(ListToolsRequestSchema, async () => ({ tools: [...(await deps.listTools())] }));
   server.setRequestHandler(CallToolRequestSchema, async ({ params }, extra) => {
     const tool = (await deps.tools()).find(({ name }) => name === params.name);
@@ -76,16 +97,12 @@ export function createServer(deps: ServerDeps): Server {
     const token = extra._meta?.progressToken;
     await using progress =
       token === undefined ? undefined : reporter((note) => extra.sendNotification(note), { token });
-    const client = server.getClientVersion() ?? { name: 'unknown', version: '' };
+    const basis = contextOf(extra);
     const context: ToolContext = {
-      signal: extra.signal,
+      ...basis,
       cancelReason: () => cancelReason(extra.signal, { isClosed: closed.signal.aborted }),
       progress: (look) => progress?.follow(look),
-      client: { name: client.name, version: client.version },
-      syncWaitMs: syncWaitMs(client.name, deps.settings.syncWaitMs),
-      settings: deps.settings,
-      roots: () => rootsWith(clientRoots, deps),
-      fleet: () => settledFleet(deps, extra.signal),
+      syncWaitMs: syncWaitMs(basis.client.name, deps.settings.syncWaitMs),
     };
     return await answerOf(tool, params.arguments, { context, deps }); // awaited here: progress ends after the answer is made
   });
@@ -118,6 +135,11 @@ function cancelReason(signal: AbortSignal, { isClosed }: { isClosed: boolean }):
   if (!signal.aborted) return undefined;
   const reason: unknown = signal.reason;
   return isClosed || /timed out|-32001/i.test(String(reason)) ? 'left' : 'asked';
+}
+
+function clientOf(server: Server): DeskContext['client'] {
+  const { name, version } = server.getClientVersion() ?? { name: 'unknown', version: '' };
+  return { name, version };
 }
 
 async function rootsWith(clientRoots: ClientRoots, deps: ServerDeps): Promise<Roots> {

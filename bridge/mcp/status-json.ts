@@ -1,6 +1,7 @@
 import { z } from 'zod';
-import type { GpuStatus, HostSnapshot, ModelStatus } from '../../shared/host-snapshot.ts';
+import type { GpuStatus, ModelStatus } from '../../shared/host-snapshot.ts';
 import type { HostView } from '../fleet/host-view.ts';
+import { concurrentAtMost } from './concurrency.ts';
 import { gb, knownGb, seconds } from './units.ts';
 
 /** PURE. One GPU in the words of the tools; a value that it does not report is left out. */
@@ -67,10 +68,6 @@ export const HostGpuJson = z.object({
   recommended_max_concurrent: z.int(),
 });
 
-/** A job needs about this much beside the model, by the predecessors' rule of thumb; more than four never helped. */
-const MIB_PER_JOB = 2 * 1024;
-const MOST_CONCURRENT = 4;
-
 export function hostGpuJson(host: HostView, problem: string | undefined): z.input<typeof HostGpuJson> {
   const { snapshot } = host;
   const head = { host: host.name, status: host.link.kind, ...(problem !== undefined && { problem }) };
@@ -82,7 +79,7 @@ export function hostGpuJson(host: HostView, problem: string | undefined): z.inpu
     host_ram_free_gb: gb(snapshot.memory.freeMiB),
     gpus: snapshot.gpus.map((gpu) => gpuJson(gpu, host.statusAgeMs)),
     models: snapshot.models.map(modelJson),
-    recommended_max_concurrent: recommendedConcurrent(snapshot),
+    recommended_max_concurrent: concurrentAtMost(snapshot),
   };
 }
 
@@ -118,13 +115,6 @@ export function modelLocation({
     case 'failed':
       return 'Unloaded';
   }
-}
-
-/** How many images at once are worth asking for: what the free VRAM carries, never more than there are slots. */
-export function recommendedConcurrent({ gpus, models }: HostSnapshot): number {
-  const slots = models.reduce((sum, model) => sum + model.slots.length, 0);
-  const free = Math.max(0, ...gpus.map(({ freeMiB }) => freeMiB ?? 0));
-  return Math.min(slots, Math.max(1, Math.min(MOST_CONCURRENT, Math.floor(free / MIB_PER_JOB))));
 }
 
 function gpuJson(gpu: GpuStatus, statusAgeMs: number): z.input<typeof GpuJson> {

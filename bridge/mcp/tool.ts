@@ -1,9 +1,12 @@
 import type { z } from 'zod';
 import { AppError } from '../../shared/errors.ts';
 import { nearest } from '../../shared/nearest.ts';
+import type { Batch } from '../fleet/batch.ts';
 import type { Fleet } from '../fleet/fleet.ts';
+import type { Images } from '../images/images.ts';
 import type { Preview } from '../output/preview.ts';
 import type { Roots } from '../output/roots.ts';
+import type { StyleBook } from '../styles/style-book.ts';
 import type { Doing } from './progress.ts';
 import type { Json } from './results.ts';
 import { imageResult, jsonResult } from './results.ts';
@@ -25,6 +28,8 @@ export type ToolContext = {
   cancelReason: () => 'asked' | 'left' | undefined;
   /** From now on the client, where it wants to know, is told what this returns; it is asked at most twice a second. */
   progress: (look: () => Doing) => void;
+  /** For a caller that shows more of the work than the answer does. */
+  onBatch?: (batch: Pick<Batch, 'id' | 'view'>) => void;
   client: { name: string; version: string };
   /** How long this client is known to wait; Infinity where it waits without limit. */
   syncWaitMs: number;
@@ -32,6 +37,10 @@ export type ToolContext = {
   roots: () => Promise<Roots>;
   /** The fleet, once each link is up or has failed. */
   fleet: () => Promise<Fleet>;
+  /** The images that were made here, by id, whatever became of their batches. */
+  images: () => Promise<Images>;
+  /** The style briefs that the user saved. */
+  styles: () => Promise<StyleBook>;
 };
 
 export type Annotations = {

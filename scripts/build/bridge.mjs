@@ -26,13 +26,8 @@ const noAjv = replacing(
 );
 
 export async function buildBridge() {
-  const tools = await toolList();
-  const finishedTools = replacing(
-    /bridge[/\\]mcp[/\\]tool-list\.ts$/,
-    () =>
-      `const TOOLS = JSON.parse(${JSON.stringify(JSON.stringify(tools))}); export const toolList = async () => TOOLS;`,
-  );
-  const plugins = [...LESS_ZOD, noAjv, finishedTools];
+  const finished = await Promise.all([finishedList('tool-list', 'toolList'), finishedList('flag-list', 'flagList')]);
+  const plugins = [...LESS_ZOD, noAjv, ...finished];
   const program = await bundle({ ...SMALL, ...WRAPPER, plugins, entryPoints: ['bridge/main.ts'] });
   // By their content: a launcher never meets the program or the compiled code of another build.
   const hash = createHash('sha256').update(program).digest('hex').slice(0, 16);
@@ -51,12 +46,16 @@ async function bundle(options) {
   return outputFiles[0].contents;
 }
 
-/** What clients see of the tools, made from their schemas by the bridge's own code. */
-async function toolList() {
-  const code = Buffer.from(await bundle({ entryPoints: ['bridge/mcp/tool-list.ts'] })).toString();
+/** What the bridge's own code makes of the schemas of the tools, in the place of that code. */
+async function finishedList(file, name) {
+  const code = Buffer.from(await bundle({ entryPoints: [`bridge/mcp/${file}.ts`] })).toString();
   const module = { exports: {} };
   new Function('module', 'exports', 'require', code)(module, module.exports, createRequire(import.meta.url));
-  return await module.exports.toolList();
+  const json = JSON.stringify(JSON.stringify(await module.exports[name]()));
+  return replacing(
+    new RegExp(`bridge[/\\\\]mcp[/\\\\]${file}\\.ts$`),
+    () => `const LIST = JSON.parse(${json}); export const ${name} = async () => LIST;`,
+  );
 }
 
 /** The code V8 made in a first run, with the list of tools and a call. It has a home of its own and finds no host. */

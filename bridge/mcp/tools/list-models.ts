@@ -2,7 +2,7 @@ import { z } from 'zod';
 import type { ModelStatus } from '../../../shared/host-snapshot.ts';
 import { connectedHosts } from '../hosts.ts';
 import type { ConnectedHost } from '../hosts.ts';
-import { capableModels, findModel } from '../model-choice.ts';
+import { capableModels, findModel, placesOf } from '../model-choice.ts';
 import { DownloadJson, downloadJson, modelLocation } from '../status-json.ts';
 import type { ToolSettings } from '../tool.ts';
 import { defineTool, READS } from '../tool.ts';
@@ -36,8 +36,8 @@ export const listModels = defineTool({
   name: 'list_models',
   title: 'List models',
   description:
-    'Every model of every connected host: what it can do (generate, edit), where it is loaded, the VRAM it holds and ' +
-    'needs, and which one is used when a call names none.',
+    'Every model of every connected host: what it can do, where it is loaded, its VRAM, and which one calls without a ' +
+    'model use.',
   annotations: READS,
   input: z.strictObject({}),
   output,
@@ -84,12 +84,6 @@ function modelEntry(
       ...downloadJson(status),
     })),
   };
-}
-
-function placesOf(id: string, hosts: readonly ConnectedHost[]) {
-  return hosts.flatMap((host) =>
-    host.snapshot.models.filter(({ model }) => model === id).map((status) => ({ host, status })),
-  );
 }
 
 function gpuNames({ snapshot }: ConnectedHost, { gpus }: ModelStatus): string[] {

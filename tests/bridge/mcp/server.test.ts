@@ -10,11 +10,15 @@ import { pathToFileURL } from 'node:url';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { z } from 'zod';
 import { Fleet } from '../../../bridge/fleet/fleet.ts';
+import { createImages } from '../../../bridge/images/images.ts';
+import { PROMPTS } from '../../../bridge/mcp/prompts.ts';
+import { RESOURCES } from '../../../bridge/mcp/resources.ts';
 import { createServer } from '../../../bridge/mcp/server.ts';
 import type { Tool, ToolContext } from '../../../bridge/mcp/tool.ts';
 import { defineImageTool, defineTool, MAKES, READS } from '../../../bridge/mcp/tool.ts';
 import { toolList } from '../../../bridge/mcp/tool-list.ts';
 import { TOOLS } from '../../../bridge/mcp/tools.ts';
+import { StyleBook } from '../../../bridge/styles/style-book.ts';
 import { AppError } from '../../../shared/errors.ts';
 import { createLog } from '../../../shared/log.ts';
 
@@ -70,6 +74,10 @@ class Session implements AsyncDisposable {
         syncWaitMs: undefined,
       },
       roots: { home, cwd: home, configured: undefined, outputDir: undefined },
+      resources: async () => RESOURCES,
+      prompts: async () => PROMPTS,
+      styles: async () => new StyleBook(join(home, 'styles')),
+      images: async () => createImages({ stateDir: home }),
       openFleet: async () => {
         session.opened += 1;
         fleet.open();

@@ -16,6 +16,10 @@ const server = createServer({
     syncWaitMs: undefined,
   },
   roots: { home: '/', cwd: '/', configured: [], outputDir: undefined },
+  resources: () => Promise.reject(new Error('listing tools reads nothing')),
+  prompts: () => Promise.reject(new Error('listing tools asks for no prompt')),
+  images: () => Promise.reject(new Error('listing tools finds no image')),
+  styles: () => Promise.reject(new Error('listing tools reads no style')),
   openFleet: () => Promise.reject(new Error('listing tools opens nothing')),
   onDefect: () => undefined,
 });
@@ -49,7 +53,6 @@ describe.each(listed.tools.map((tool) => [tool.name, tool] as const))('%s', (nam
   test('says every hint', () => {
     const [readOnly, destructive, idempotent] = HINTS[name] ?? [];
     expect(tool.annotations).toEqual({
-      title: tool.title,
       readOnlyHint: readOnly,
       destructiveHint: destructive,
       idempotentHint: idempotent,
@@ -69,7 +72,7 @@ describe.each(listed.tools.map((tool) => [tool.name, tool] as const))('%s', (nam
 
   test('declares its answer exactly if it shows no images', () => {
     expect(tool.outputSchema === undefined).toBe(
-      ['generate_image', 'edit_image', 'batch_generate', 'get_job'].includes(name),
+      ['generate_image', 'edit_image', 'batch_generate', 'batch_edit_images', 'get_job'].includes(name),
     );
   });
 });
@@ -80,6 +83,11 @@ const HINTS: Record<string, readonly [boolean, boolean, boolean]> = {
   edit_image: [false, false, false],
   batch_generate: [false, false, false],
   get_job: [true, false, true],
+  batch_edit_images: [false, false, false],
+  list_jobs: [true, false, true],
+  get_model_info: [true, false, true],
+  list_presets: [true, false, true],
+  estimate_generation: [true, false, true],
   cancel_batch: [false, true, true],
   list_hosts: [true, false, true],
   list_models: [true, false, true],

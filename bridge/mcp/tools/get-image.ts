@@ -1,0 +1,67 @@
+import { basename } from 'node:path';
+import { z } from 'zod';
+import { AppError } from '../../../shared/errors.ts';
+import { ImageFormat } from '../../../shared/job.ts';
+import type { ImageEntry } from '../../images/image-entry.ts';
+import type { Images } from '../../images/images.ts';
+import type { Crop } from '../../images/transform.ts';
+import { MAX_SIDE, transformOf } from '../../images/transform.ts';
+import { metadataJson, noSuchImage, viewPicture, whyMissing } from '../picture-view.ts';
+import type { ImageAnswer, ToolContext } from '../tool.ts';
+import { defineImageTool, READS } from '../tool.ts';
+
+const side = z.int().min(1).max(MAX_SIDE).optional();
+
+const input = z.strictObject({
+  id: z.string().min(1).max(100).optional().describe('Image id (its job_id)'),
+  path: z.string().min(1).max(4_096).optional().describe('Or any image file'),
+  width: side.describe('At most; shape is kept'),
+  height: side,
+  crop: z.array(z.int().min(0).max(16_384)).length(4).optional().describe('[x, y, width, height] of the original'),
+  format: ImageFormat.optional().describe('Default jpg'),
+  quality: z.int().min(1).max(100).optional(),
+});
+
+export const getImage = defineImageTool({
+  name: 'get_image',
+  title: 'Look at an image',
+  description:
+    'Show an image by id or path, scaled, cropped or converted, with how it was made. The file itself stays as it is.',
+  annotations: READS,
+  input,
+  run,
+});
+
+async function run(args: z.output<typeof input>, context: ToolContext): Promise<ImageAnswer> {
+  const transform = transformOf({ ...args, crop: cropOf(args.crop) });
+  const images = await context.images();
+  const file = await fileOf(args, images);
+  const { path, entry, shown, json, notes } = await viewPicture(file, { transform, images, context });
+  const made = entry && metadataJson(entry, { parents: await images.parentsOf(entry) });
+  return {
+    sentence: shown === undefined ? `${basename(path)} cannot be shown here.` : `This is ${basename(path)}.`,
+    json: { status: 'success', file_path: path, ...made, ...json, notes: [...(entry?.result.notes ?? []), ...notes] },
+    previews: shown === undefined ? [] : [{ data: shown.bytes.toString('base64'), mimeType: shown.mimeType }],
+  };
+}
+
+function cropOf(numbers: readonly number[] | undefined): Crop | undefined {
+  if (numbers === undefined) return undefined;
+  const [x = 0, y = 0, width = 0, height = 0] = numbers;
+  if (width > 0 && height > 0) return { x, y, width, height };
+  throw new AppError('INVALID_ARGUMENT', 'crop is [x, y, width, height]; width and height must be at least 1.');
+}
+
+async function fileOf(
+  { id, path }: z.output<typeof input>,
+  images: Images,
+): Promise<{ path: string; entry: ImageEntry | undefined }> {
+  if ((id === undefined) === (path === undefined))
+    throw new AppError('INVALID_ARGUMENT', 'Give either id, the id of an image that was made here, or path, a file.');
+  if (path !== undefined) return { path, entry: undefined };
+  const entry = id === undefined ? undefined : await images.entry(id);
+  if (entry === undefined) throw noSuchImage(id ?? '');
+  const located = await images.locate(entry);
+  if (located.kind === 'missing') throw new AppError('INPUT_INVALID', whyMissing(entry));
+  return { path: located.path, entry };
+}
