@@ -140,6 +140,12 @@ withScreen(program.command('clients [name]'))
     reported(flags, async () => (await import('./own-start.ts')).showClients(name, flags)),
   );
 
+withScreen(program.command('doctor'))
+  .summary('what keeps this laptop from its hosts')
+  .description('check this laptop: links, certificates, versions, where images go, clients; each with what mends it')
+  .addHelpText('after', example('doctor'))
+  .action((flags: SessionFlags) => reported(flags, async () => (await import('./doctor.ts')).runDoctor(flags)));
+
 const config = program.command('config').description('look at the configuration');
 withScreen(config.command('show'))
   .description('every setting as it holds now, and where it comes from; tokens are hidden')

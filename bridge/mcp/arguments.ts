@@ -45,14 +45,9 @@ export const order = z
   .optional()
   .meta({ note: 'fifo where the first results matter most; longest-first ends soonest' });
 
-export const waitSeconds = z
-  .number()
-  .min(0)
-  .max(MAX_WAIT_SECONDS)
-  .optional()
-  .meta({
-    note: 'After this long the answer is `status: running` with an id; by default as long as the client is known to wait',
-  });
+export const waitSeconds = z.number().min(0).max(MAX_WAIT_SECONDS).optional().meta({
+  note: 'After this long the answer is `status: running` with an id; by default as long as the client is known to wait',
+});
 
 export const common = { seed, format, model, host, preview, wait_seconds: waitSeconds };
 
