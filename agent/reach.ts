@@ -1,4 +1,4 @@
-import { networkInterfaces } from 'node:os';
+import { hostname, networkInterfaces } from 'node:os';
 import { isTailnet, reachOf, withPort } from '../shared/addresses.ts';
 import { formatInvite } from '../shared/invite.ts';
 import type { HostResult, Role } from '../shared/protocol.ts';
@@ -31,7 +31,7 @@ export function inviteOf(
 ): HostResult<'invite.create'> {
   const addresses = addressesOf(agent);
   const isLoopbackOnly = reachOf(agent.listen.host) === 'loopback';
-  const line = formatInvite({ addresses, fingerprint: certificate?.fingerprint, code });
+  const line = formatInvite({ addresses, fingerprint: certificate?.fingerprint, code, name: hostname().split('.')[0] });
   return { line, addresses, isLoopbackOnly, isEncrypted: agent.tls, role, expiresInMs };
 }
 

@@ -6,7 +6,8 @@ import { checkConfig, ConfigError, Duration, parseYaml } from '../shared/config-
 import { LIMITS } from '../shared/limits.ts';
 import type { Places } from './cli/clients.ts';
 import type { BridgeTimes, HostConfig } from './fleet/host-view.ts';
-import { hostConfigs, isBareInPublic } from './host-entries.ts';
+import { hostConfigs } from './host-entries.ts';
+import { isBareInPublic } from './pairing/bare-link.ts';
 
 const HostName = z
   .string()
@@ -72,6 +73,8 @@ export type BridgeConfig = {
   /** Where it is, or would be. */
   expectedFile: string;
   hosts: HostConfig[];
+  /** Of GANTRY_HOSTS: each is paired at its first use. */
+  invites: readonly string[];
   outputDir: string | undefined;
   defaultModel: string | undefined;
   defaultEditModel: string | undefined;
@@ -90,12 +93,16 @@ export type BridgeConfig = {
 export type BridgeFlags = { config?: string; outputDir?: string };
 
 /** Defaults < bridge.yaml < environment < flags. Throws ConfigError with every problem found. */
-export function loadConfig(flags: BridgeFlags = {}, env: NodeJS.ProcessEnv = process.env): BridgeConfig {
+export function loadConfig(
+  flags: BridgeFlags = {},
+  env: NodeJS.ProcessEnv = process.env,
+  { mayBeAbsent = false }: { mayBeAbsent?: boolean } = {},
+): BridgeConfig {
   const home = homedir();
   const cwd = process.cwd();
   const asked = flags.config ?? env['GANTRY_CONFIG'];
   const expectedFile = asked === undefined ? defaultFile(home, env) : resolve(cwd, asked);
-  const file = readConfigFile(expectedFile, { isRequired: asked !== undefined });
+  const file = readConfigFile(expectedFile, { isRequired: asked !== undefined && !mayBeAbsent });
   const values = naming(expectedFile, () => {
     const checked = checkConfig(BridgeFile, file?.values ?? {});
     checkHosts(checked.hosts);
@@ -105,6 +112,7 @@ export function loadConfig(flags: BridgeFlags = {}, env: NodeJS.ProcessEnv = pro
     file: file?.path,
     expectedFile,
     hosts: values.hosts,
+    invites: (env['GANTRY_HOSTS'] ?? '').split(/\s+/).filter((line) => line !== ''),
     outputDir: flags.outputDir ?? env['GANTRY_OUTPUT_DIR'] ?? values.output_dir,
     defaultModel: values.default_model,
     defaultEditModel: values.default_edit_model,

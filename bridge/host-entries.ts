@@ -1,18 +1,10 @@
 import { readFileSync } from 'node:fs';
-import { isIP } from 'node:net';
 import { dirname, resolve } from 'node:path';
-import { reachOf } from '../shared/addresses.ts';
 import { ConfigError } from '../shared/config-file.ts';
 import { SERVER_NAME } from '../shared/limits.ts';
 import type { HostConfig } from './fleet/host-view.ts';
 
 type Entry = { name: string; url: string; token: string; certificate?: string | undefined };
-
-/** Whether a link would carry a token unencrypted to an address of the internet. What a name means is not known here. */
-export function isBareInPublic(url: string): boolean {
-  const [, host = ''] = /^ws:\/\/\[?([0-9a-fA-F:.]+)\]?:\d+\/?$/.exec(url) ?? [];
-  return isIP(host) !== 0 && reachOf(host) === 'public';
-}
 
 /** The hosts of bridge.yaml with their certificates read, wherever they are. `file` is what their paths are relative to. */
 export function hostConfigs(entries: readonly Entry[], file: string): HostConfig[] {

@@ -1,6 +1,7 @@
 import './stdout-guard.ts';
 import { Command, Option } from 'commander';
 import type { MakingName } from './cli/making.ts';
+import type { AddFlags } from './add-host.ts';
 import type { BridgeConfig, BridgeFlags } from './config.ts';
 import type { Session, SessionFlags } from './session.ts';
 import { packageVersion } from './version.ts';
@@ -145,6 +146,27 @@ withScreen(program.command('doctor'))
   .description('check this laptop: links, certificates, versions, where images go, clients; each with what mends it')
   .addHelpText('after', example('doctor'))
   .action((flags: SessionFlags) => reported(flags, async () => (await import('./doctor.ts')).runDoctor(flags)));
+
+program
+  .command('add [invite]')
+  .summary('pair with a host')
+  .description('pair with a host: the line that `gantry-agent invite` prints there, in quotes')
+  .option('--config <file>', 'bridge.yaml to use')
+  .option('--name <name>', 'what to call it here; default: what it calls itself')
+  .option('--ssh <user@host>', 'ask for the invite through ssh')
+  .addHelpText('after', example("add 'gantry://10.0.0.5:7801?...'"))
+  .action((invite: string | undefined, flags: AddFlags) =>
+    reported({}, async () => (await import('./add-host.ts')).runAdd(invite, flags)),
+  );
+
+program
+  .command('remove <host>')
+  .description('forget a host')
+  .option('--config <file>', 'bridge.yaml to use')
+  .addHelpText('after', example('remove attic'))
+  .action((host: string, flags: AddFlags) =>
+    reported({}, async () => (await import('./add-host.ts')).runRemove(host, flags)),
+  );
 
 const config = program.command('config').description('look at the configuration');
 withScreen(config.command('show'))

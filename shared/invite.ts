@@ -7,17 +7,21 @@ export type Invite = {
   /** `sha256:` and the digest of the certificate in base64url; undefined where the port is not encrypted. */
   fingerprint: string | undefined;
   code: string;
+  /** What the host calls itself; a laptop may call it otherwise. */
+  name?: string | undefined;
 };
 
 const SCHEME = 'gantry://';
 const ADDRESS = /^([A-Za-z0-9][A-Za-z0-9.-]{0,252}|\[[0-9a-fA-F:.]{2,45}\]):([1-9]\d{0,4})$/;
 const FINGERPRINT = /^sha256:[A-Za-z0-9_-]{43}$/;
 const CODE = /^[A-Za-z0-9-]{4,64}$/;
+const NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/;
 const MOST_ADDRESSES = 16;
 
 /** One line without blanks. It has characters that a shell would read, so it is shown in quotes. */
-export function formatInvite({ addresses: [first = '', ...others], fingerprint, code }: Invite): string {
+export function formatInvite({ addresses: [first = '', ...others], fingerprint, code, name }: Invite): string {
   const query = [
+    ...(name === undefined || !NAME.test(name) ? [] : [`name=${name}`]),
     ...others.map((address) => `or=${address}`),
     fingerprint === undefined ? 'tls=off' : `fp=${fingerprint}`,
     `code=${code}`,
@@ -40,7 +44,8 @@ export function parseInvite(line: string): Invite {
   const [fingerprint] = all('fp');
   if (fingerprint === undefined && !all('tls').includes('off')) throw invalid('it has no fingerprint (fp)');
   if (fingerprint !== undefined && !FINGERPRINT.test(fingerprint)) throw invalid('its fingerprint is not whole');
-  return { addresses, fingerprint, code };
+  const name = all('name').find((each) => NAME.test(each));
+  return { addresses, fingerprint, code, ...(name !== undefined && { name }) };
 }
 
 function invalid(why: string): AppError {

@@ -38,7 +38,8 @@ const MAY_IMPORT: Record<string, readonly string[]> = {
   'bridge/fleet': ['shared', 'bridge/output'],
   'bridge/images': ['shared', 'bridge/fleet', 'bridge/output'],
   'bridge/styles': ['shared', 'bridge/output'],
-  'bridge/cli': ['shared', 'bridge/fleet', 'bridge/images', 'bridge/output'],
+  'bridge/pairing': ['shared', 'bridge/fleet'],
+  'bridge/cli': ['shared', 'bridge/fleet', 'bridge/images', 'bridge/output', 'bridge/pairing'],
   'bridge/mcp': ['shared', 'bridge/fleet', 'bridge/images', 'bridge/output', 'bridge/styles'],
   bridge: [
     'package.json',
@@ -48,6 +49,7 @@ const MAY_IMPORT: Record<string, readonly string[]> = {
     'bridge/images',
     'bridge/mcp',
     'bridge/output',
+    'bridge/pairing',
     'bridge/styles',
   ],
 };

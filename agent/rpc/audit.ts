@@ -19,7 +19,7 @@ export type AuditEntry = {
 export type Audit = (entry: AuditEntry) => void;
 
 /** Requests that change nothing, or only this link's own wishes. */
-const UNAUDITED = new Set<string>(['job.offer', 'job.get', 'slot.decline', 'host.snapshot'] satisfies (
+const UNAUDITED = new Set<string>(['job.offer', 'job.get', 'slot.decline', 'host.snapshot', 'token.list'] satisfies (
   Method | HostMethod
 )[]);
 

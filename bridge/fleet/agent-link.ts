@@ -1,12 +1,13 @@
 import { performance } from 'node:perf_hooks';
 import { pause } from '../../shared/abort.ts';
 import { backoffMs } from '../../shared/backoff.ts';
-import { AppError } from '../../shared/errors.ts';
+import { AppError, toAppError } from '../../shared/errors.ts';
 import type { HostSnapshot } from '../../shared/host-snapshot.ts';
 import type { Log } from '../../shared/log.ts';
 import type { AgentJob, Method, Notification, Params, Result } from '../../shared/protocol.ts';
 import { AgentTransfers } from './agent-transfers.ts';
 import type { BridgeTimes, HostConfig, HostView, LinkState } from './host-view.ts';
+import type { SessionEnd } from './link-session.ts';
 import { LinkSession } from './link-session.ts';
 
 /** What a link tells its fleet. All calls are made in the order of the frames, one frame at a time. */
@@ -42,6 +43,8 @@ export class AgentLink implements AsyncDisposable {
   /** Images and inputs, which travel beside the link. */
   readonly transfers: AgentTransfers;
   #state: LinkState = { kind: 'connecting' };
+  /** With the address of the last connection, where that is found out. */
+  #host: HostConfig;
   #downAtMs = 0;
   #session: LinkSession | undefined;
   #snapshot: HostSnapshot | undefined;
@@ -53,7 +56,8 @@ export class AgentLink implements AsyncDisposable {
 
   constructor(options: LinkOptions) {
     this.#options = options;
-    this.transfers = new AgentTransfers(options.host);
+    this.#host = options.host;
+    this.transfers = new AgentTransfers(() => this.#host);
     this.#lastHeardMs = performance.now();
     this.done = this.#run(this.#stop.signal);
   }
@@ -69,6 +73,11 @@ export class AgentLink implements AsyncDisposable {
   /** True once it was up with a snapshot, or failed. */
   get hasSettled(): boolean {
     return this.#hasSettled;
+  }
+
+  /** Nothing came of it yet, and its address has to be made first: a process that starts takes longer than a connection. */
+  get isReaching(): boolean {
+    return this.#options.host.reach !== undefined && !this.#hasSettled;
   }
 
   /** Monotonic time of the last frame of any kind. */
@@ -112,23 +121,9 @@ export class AgentLink implements AsyncDisposable {
   async #run(signal: AbortSignal): Promise<void> {
     const { times, log } = this.#options;
     for (let failures = 0; !signal.aborted;) {
-      const session = new LinkSession({
-        ...this.#options,
-        onFrame: () => {
-          this.#lastHeardMs = performance.now();
-        },
-        onLatency: (latencyMs) => {
-          if (this.#state.kind === 'up') this.#state = { kind: 'up', latencyMs };
-        },
-        onHello: (jobs, latencyMs) => {
-          this.#enter({ kind: 'up', latencyMs });
-          this.#options.listener.onHello(jobs);
-        },
-        onNotification: (notification) => this.#onNotification(notification),
-      });
-      this.#session = session;
-      const ended = await session.done;
-      this.#session = undefined;
+      const unreached = await this.#reach(signal);
+      if (signal.aborted) break;
+      const ended = unreached ?? (await this.#connect());
       const wasUp = this.isUp;
       if (signal.aborted) break;
       this.#invalidFrames = ended.isInvalidFrame ? this.#invalidFrames + 1 : 0;
@@ -145,6 +140,41 @@ export class AgentLink implements AsyncDisposable {
       await pause(retryInMs, signal);
     }
     this.#session = undefined;
+  }
+
+  /** Undefined when the address is known. */
+  async #reach(signal: AbortSignal): Promise<SessionEnd | undefined> {
+    const { host } = this.#options;
+    if (host.reach === undefined) return undefined;
+    try {
+      this.#host = { ...host, ...(await host.reach(signal)) };
+      return undefined;
+    } catch (failure) {
+      const error = toAppError(failure, 'AGENT_UNREACHABLE');
+      return { error, upMs: 0, isAtOnce: false, isInvalidFrame: false, isSilent: false };
+    }
+  }
+
+  /** One session, to its end. */
+  async #connect(): Promise<SessionEnd> {
+    this.#session = new LinkSession({
+      ...this.#options,
+      host: this.#host,
+      onFrame: () => {
+        this.#lastHeardMs = performance.now();
+      },
+      onLatency: (latencyMs) => {
+        if (this.#state.kind === 'up') this.#state = { kind: 'up', latencyMs };
+      },
+      onHello: (jobs, latencyMs) => {
+        this.#enter({ kind: 'up', latencyMs });
+        this.#options.listener.onHello(jobs);
+      },
+      onNotification: (notification) => this.#onNotification(notification),
+    });
+    const ended = await this.#session.done;
+    this.#session = undefined;
+    return ended;
   }
 
   /** What a person must mend is tried slowly; a frame that closed the link twice slower still. */

@@ -12,14 +12,21 @@ const MAX_PREVIEW_BYTES = 4 * 1024 * 1024;
 
 /** Results, previews and inputs of one agent, over HTTP beside its link. They need no link that is up. */
 export class AgentTransfers {
-  readonly #host: HostConfig;
-  readonly #url: string;
+  readonly #hostNow: () => HostConfig;
   #usualMs = 0;
   #gone = new AbortController();
 
-  constructor(host: HostConfig) {
-    this.#host = host;
-    this.#url = host.url.replace(/^ws/, 'http').replace(/\/$/, '');
+  /** Its address may be another one after each connection. */
+  constructor(hostNow: () => HostConfig) {
+    this.#hostNow = hostNow;
+  }
+
+  get #host(): HostConfig {
+    return this.#hostNow();
+  }
+
+  get #url(): string {
+    return this.#host.url.replace(/^ws/, 'http').replace(/\/$/, '');
   }
 
   /** How long a result takes to arrive, observed; 0 until one did. */
@@ -110,9 +117,9 @@ export class AgentTransfers {
   }
 
   #errorOf(status: number, body: Buffer): AppError {
+    if (status === 401) return authFailed(this.#host);
     const said = parseError(body);
     if (said !== undefined) return said;
-    if (status === 401) return authFailed(this.#host);
     if (status === 404) return new AppError('JOB_NOT_FOUND', `${this.#host.name} does not have it (any more).`);
     return new AppError('AGENT_UNREACHABLE', `${this.#host.name} answered HTTP ${status} to a transfer.`);
   }

@@ -27,6 +27,8 @@ type FleetOptions = {
   clientName: () => string;
   stateDir: string;
   times: BridgeTimes;
+  /** Slots of all hosts together that one batch may have, where its order does not say; undefined: all. */
+  maxConcurrent?: number | undefined;
   log: Log;
   /** Called before a batch ends; a failure is logged, and the batch ends all the same. */
   onEnding?: (view: BatchView) => Promise<unknown>;
@@ -39,6 +41,8 @@ const IDLE_TICK_MS = 1_000;
 const RESCAN_MS = 15_000;
 const DETACH_MS = 1_000;
 const LISTED = 50;
+/** An agent that is started for this bridge takes seconds on a busy machine. */
+const REACHED_MS = 25_000;
 
 /**
  * All configured hosts and all batches of this process: keeps the links, offers what waits, answers grants, and knows
@@ -123,15 +127,17 @@ export class Fleet implements AsyncDisposable {
     }
   }
 
-  /** Until each link is up with a snapshot or has failed once, or the time is over. */
+  /** Until each link is up with a snapshot or has failed once, or the time is over; longer where an agent has to start. */
   async settled({ signal, withinMs }: { signal: AbortSignal; withinMs: number }): Promise<void> {
     // Not AbortSignal.any with a time-out: Node 20 forgets such a time-out at the next garbage collection.
     using late = new Deadline({ ms: withinMs, signal });
+    using latest = new Deadline({ ms: Math.max(withinMs, REACHED_MS), signal });
     while (![...this.#links.values()].every((link) => link.hasSettled)) {
+      const limit = [...this.#links.values()].some((link) => link.isReaching) ? latest : late;
       try {
-        await untilAborted(untilAborted(this.#nextChange(), late.signal), this.#stop.signal);
+        await untilAborted(untilAborted(this.#nextChange(), limit.signal), this.#stop.signal);
       } catch (error) {
-        if (late.isExpired) return;
+        if (limit.isExpired) return;
         throw error;
       }
     }
@@ -179,7 +185,8 @@ export class Fleet implements AsyncDisposable {
   async start(order: BatchOrder): Promise<Batch> {
     this.open();
     this.#refuseHopeless(order);
-    const batch = await this.#batches.start(order);
+    const { maxConcurrent } = this.#options;
+    const batch = await this.#batches.start({ ...order, maxConcurrent: order.maxConcurrent ?? maxConcurrent });
     this.#changed();
     return batch;
   }

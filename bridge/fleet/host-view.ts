@@ -2,8 +2,14 @@ import type { AppError } from '../../shared/errors.ts';
 import type { HostSnapshot } from '../../shared/host-snapshot.ts';
 import type { Tls } from '../../shared/http-client.ts';
 
-/** One configured host: `url` is `ws://host:port` or `wss://host:port`, without a path. */
-export type HostConfig = { name: string; url: string; token: string; tls?: Tls };
+/** Where an agent is reached: `url` is `ws://host:port` or `wss://host:port`, without a path. */
+export type HostAddress = { url: string; token: string; tls?: Tls };
+
+/**
+ * One configured host. Where `reach` is there, it is asked for the address before each connection, and may take a while to
+ * make one; `url` is then only what people are shown, and `token` is nothing. Its error is what the link says.
+ */
+export type HostConfig = HostAddress & { name: string; reach?: (signal: AbortSignal) => Promise<HostAddress> };
 
 /** Durations of the bridge; the same object in configuration and tests, so that tests can scale it. */
 export type BridgeTimes = {

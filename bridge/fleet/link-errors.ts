@@ -1,5 +1,5 @@
+import { z } from 'zod';
 import { AppError, isErrorCode } from '../../shared/errors.ts';
-import { JobError } from '../../shared/job.ts';
 import type { HostConfig } from './host-view.ts';
 
 /** No connection, with the address and what is done about it. */
@@ -21,16 +21,17 @@ export function refused(host: HostConfig, status: number): AppError {
 export function authFailed(host: HostConfig): AppError {
   return new AppError(
     'AUTH_FAILED',
-    `${host.name} refused the token of this bridge. Make a new one there with "gantry-agent tokens add" and put it into bridge.yaml.`,
+    `${host.name} refused the token of this laptop: it was revoked, or never was. Run \`gantry-agent invite\` there, and here \`gantry remove ${host.name}\` and \`gantry add\` with the new line.`,
   );
 }
 
+const ErrorBody = z.object({ error: z.object({ code: z.string(), message: z.string().max(2_000) }) });
+
 /** The error that the agent itself put into a body, if it did. */
 export function parseError(body: Buffer): AppError | undefined {
-  const json = parseJson(body.toString('utf8'));
-  const parsed = JobError.safeParse(json);
-  if (!parsed.success || !isErrorCode(parsed.data.code)) return undefined;
-  return new AppError(parsed.data.code, parsed.data.message);
+  const parsed = ErrorBody.safeParse(parseJson(body.toString('utf8')));
+  if (!parsed.success || !isErrorCode(parsed.data.error.code)) return undefined;
+  return new AppError(parsed.data.error.code, parsed.data.error.message);
 }
 
 /** Undefined for what is not JSON: it matches no schema, and is treated as an invalid frame or answer. */

@@ -104,7 +104,7 @@ export class ThrowAwayMachine implements AsyncDisposable {
     const [program = '', ...args] = command;
     const inside = ['-t', String(this.pid), '-m', '-u', '-i', '-n', '-p', '-C', '-r', '-w', '--', program, ...args];
     return execa('nsenter', inside, {
-      ...{ reject: false, extendEnv: false, env: { PATH: PATH_INSIDE, HOME: '/root', ...env } },
+      ...{ reject: false, all: true, extendEnv: false, env: { PATH: PATH_INSIDE, HOME: '/root', ...env } },
       ...(input === undefined ? { stdin: 'ignore' } : { input }),
     });
   }

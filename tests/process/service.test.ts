@@ -4,7 +4,7 @@ import { resolve } from 'node:path';
 import { expect, test } from 'vitest';
 import { ThrowAwayMachine } from '../../scripts/lib/throw-away-machine.ts';
 import { eventually } from '../helpers/fleet.ts';
-import { bootGpuBox, textOf, unitValue } from '../helpers/gpu-box.ts';
+import { bootGpuBox, textOf, unitValue } from '../../scripts/lib/gpu-box.ts';
 
 const PATIENCE = 240_000;
 const LOOK = 60_000;

@@ -54,7 +54,7 @@ afterEach(async () => {
 });
 
 function body(o: { signal?: AbortSignal; silenceMs?: number } = {}): AsyncGenerator<Buffer> {
-  const transfers = new AgentTransfers({ name: 'box', url: network.url, token: 'secret' });
+  const transfers = new AgentTransfers(() => ({ name: 'box', url: network.url, token: 'secret' }));
   return resultBytes(transfers, { jobId, sha256, bytes: PNG.length, signal: never, ...o });
 }
 

@@ -1,6 +1,6 @@
 import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import { resolve } from 'node:path';
-import { ThrowAwayMachine } from '../../scripts/lib/throw-away-machine.ts';
+import { ThrowAwayMachine } from './throw-away-machine.ts';
 
 /** Of its own in each machine, where the service may write whatever else its unit closes. */
 const LEDGER = '/dev/shm/gantry-sim';

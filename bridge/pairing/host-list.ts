@@ -1,0 +1,80 @@
+import { readFile, realpath } from 'node:fs/promises';
+import { dirname } from 'node:path';
+import type { Document } from 'yaml';
+import { isMap, isScalar, isSeq, parseDocument } from 'yaml';
+import { pause } from '../../shared/abort.ts';
+import { ConfigError } from '../../shared/config-file.ts';
+import { makeDirectory, writeDurable } from '../../shared/durable-file.ts';
+import { AppError } from '../../shared/errors.ts';
+import { BatchLock } from '../fleet/batch-lock.ts';
+
+export type NewHost = { name: string; url: string; token: string; certificate: string | undefined };
+
+const LOCK_TRIES = 100;
+const LOCK_EVERY_MS = 100;
+
+/** Adds a host at the end of `hosts` in bridge.yaml, which is made where there is none. */
+export async function addHost(path: string, host: NewHost): Promise<void> {
+  await change(path, (document) => {
+    const { certificate, ...rest } = host;
+    const entry = document.createNode({ ...rest, ...(certificate !== undefined && { certificate }) });
+    const text: unknown = entry.get('certificate', true);
+    if (isScalar(text)) text.type = 'BLOCK_LITERAL';
+    const hosts = document.get('hosts');
+    if (isSeq(hosts)) {
+      hosts.flow = false;
+      hosts.add(entry);
+    } else document.set('hosts', document.createNode([entry]));
+  });
+}
+
+/** Takes a host out of bridge.yaml; false where there is none of that name. */
+export async function removeHost(path: string, name: string): Promise<boolean> {
+  let isFound = false;
+  await change(path, (document) => {
+    const hosts = document.get('hosts');
+    if (!isSeq(hosts)) return;
+    const at = hosts.items.findIndex((item) => isMap(item) && item.get('name') === name);
+    if (at < 0) return;
+    isFound = true;
+    hosts.delete(at);
+  });
+  return isFound;
+}
+
+/**
+ * Reads, changes and replaces the file, while no other command does. What the change does not touch stays as it was
+ * written, comments and order included. It holds tokens, so it is 0600; a link to it stays a link.
+ */
+async function change(path: string, edit: (document: Document) => void): Promise<void> {
+  await makeDirectory(dirname(path), { mode: 0o700 });
+  await using _lock = await lockOf(dirname(path));
+  const target = await realpath(path).catch(() => path); // there is none yet
+  const text = await readFile(target, 'utf8').catch((error: unknown) => {
+    if (error instanceof Error && 'code' in error && error.code === 'ENOENT') return undefined;
+    throw error;
+  });
+  const document = parseDocument(text ?? '');
+  if (document.errors.length > 0 || (document.contents !== null && !isMap(document.contents))) {
+    throw new ConfigError([
+      `${path}: it is no valid configuration, so nothing was changed. See \`gantry config check\`.`,
+    ]);
+  }
+  edit(document);
+  const next = document.toString({ lineWidth: 0 });
+  if (next !== text) await writeDurable(target, next);
+}
+
+async function lockOf(directory: string): Promise<AsyncDisposable> {
+  for (let tries = 1; ; tries += 1) {
+    const lock = await BatchLock.acquire(directory, { pid: process.pid, client: 'gantry add' });
+    if (lock instanceof BatchLock) return lock;
+    if (tries === LOCK_TRIES) {
+      throw new AppError(
+        'SAVE_FAILED',
+        `Another command (pid ${lock.pid}) is changing bridge.yaml. Try again when it has ended.`,
+      );
+    }
+    await pause(LOCK_EVERY_MS, new AbortController().signal);
+  }
+}
