@@ -22,7 +22,9 @@ type Entry = Record<string, unknown>;
 const SYSTEM = { state_dir: '/var/lib/gantry', log_dir: '/var/log/gantry' };
 const MODELS_AT_FIRST = 3;
 /** Beside the model, for the engine and the reserve. */
-const SPARE_MIB = 2_048;
+const SPARE_MIB = 1_024;
+/** Their owners want a login and a consent before a download, which nobody could give here. */
+const ASKS_FIRST = /^stabilityai\/|^black-forest-labs\/(FLUX\.1|FLUX\.2-dev|FLUX\.2-klein.*9B)/;
 
 /** A first agent.yaml from what was found on the host. PURE */
 export function firstConfig(found: Findings, o: { listen: string; isSystem: boolean }): FirstConfig {
@@ -57,7 +59,7 @@ function attachedModels({ servers }: Findings): [string, Entry][] {
   });
 }
 
-/** Known models whose weights are here; where there are none, the largest one that fits. */
+/** Known models whose weights are here; where there are none, the largest one that fits and that anybody may download. */
 function ownModels({ vllm, weights, gpus }: Findings, attached: readonly [string, Entry][]): [string, Entry][] {
   const [program] = vllm;
   const largestMiB = Math.max(0, ...gpus.map(({ totalMiB }) => totalMiB ?? 0));
@@ -71,7 +73,8 @@ function ownModels({ vllm, weights, gpus }: Findings, attached: readonly [string
     return found === undefined ? [] : [{ model, revision: found.revision }];
   });
   const byNeed = [...fitting].sort((a, b) => (b.peakMiB ?? b.weightsMiB ?? 0) - (a.peakMiB ?? a.weightsMiB ?? 0));
-  const fallBack = attached.length > 0 ? [] : byNeed.slice(0, 1).map(({ model }) => ({ model, revision: undefined }));
+  const open = byNeed.filter(({ model }) => !ASKS_FIRST.test(model));
+  const fallBack = attached.length > 0 ? [] : open.slice(0, 1).map(({ model }) => ({ model, revision: undefined }));
   return (here.length > 0 ? here : fallBack)
     .filter(({ model }) => !attached.some(([alias]) => alias === aliasOf(model)))
     .slice(0, MODELS_AT_FIRST)

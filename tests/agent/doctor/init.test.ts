@@ -80,9 +80,9 @@ describe('the first agent.yaml', () => {
       { 'flux.2-klein-4b': { id: `${KLEIN.repository}@${COMMIT}`, launch: { command: [VLLM, 'serve'] } } },
     ],
     [
-      'else the largest that fits',
-      { gpus: [L40], vllm: [VLLM] },
-      { 'flux.2-klein-9b': { id: 'black-forest-labs/FLUX.2-klein-9B' } },
+      'else the largest that fits and that needs no login',
+      { gpus: [{ ...L40, totalMiB: 24_564 }], vllm: [VLLM] },
+      { 'flux.2-klein-4b': { id: 'black-forest-labs/FLUX.2-klein-4B' } },
     ],
     [
       'weights that do not fit are left out',
