@@ -55,15 +55,27 @@ test.skipIf(cannot !== undefined)(
       LOOK,
     );
     expect(status).toContain('no model loaded');
-    const pid = await unitValue(machine, 'MainPID');
-    expect(await textOf(machine, `/proc/${pid}/cgroup`)).toMatch(
+    const firstPid = await unitValue(machine, 'MainPID');
+    expect(await textOf(machine, `/proc/${firstPid}/cgroup`)).toMatch(
       /0::.*\/system\.slice\/gantry-agent\.service\/agent\n/,
     );
-    expect(await textOf(machine, `/proc/${pid}/cmdline`)).toContain('--optimize-for-size');
-    expect(await textOf(machine, `/proc/${pid}/environ`)).toContain('NOTIFY_SOCKET');
-    const children = (await textOf(machine, `/proc/${pid}/task/${pid}/children`)).trim().split(' ');
+    expect(await textOf(machine, `/proc/${firstPid}/cmdline`)).toContain('--optimize-for-size');
+    expect(await textOf(machine, `/proc/${firstPid}/environ`)).toContain('NOTIFY_SOCKET');
+    const children = (await textOf(machine, `/proc/${firstPid}/task/${firstPid}/children`)).trim().split(' ');
     for (const child of children)
       expect(await textOf(machine, `/proc/${child}/environ`)).not.toContain('NOTIFY_SOCKET');
+
+    // Each server in a group of its own beside the agent's, and none outlives the unit.
+    const alias = /^ {2}([\w.-]+):$/m.exec(config)?.[1] ?? '';
+    const groups = async () => (await machine.sh('ls -d /sys/fs/cgroup/system.slice/gantry-agent.service/*/')).stdout;
+    const load = await machine.run(['gantry-agent', 'load', alias]);
+    expect(load.exitCode, load.stderr).toBe(0);
+    expect(await groups()).toMatch(new RegExp(`/agent/\\n.*/gantry-[0-9a-f]{8}-${alias.replaceAll('.', '\\.')}-\\d+/`));
+    await machine.sh('systemctl stop gantry-agent');
+    expect((await machine.sh('ps -eo args | grep -c "[o]pt/sim/vllm"')).stdout).toBe('0');
+    expect(await unitValue(machine, 'Result')).toBe('success');
+    await machine.sh('systemctl start gantry-agent');
+    const pid = await unitValue(machine, 'MainPID');
 
     // A member of the group may speak to it, and nobody else.
     await machine.sh('useradd --no-create-home anna && useradd --no-create-home --groups gantry ben');
