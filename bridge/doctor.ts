@@ -40,7 +40,7 @@ function painted(findings: readonly Finding[], paint: (style: 'good' | 'bad', te
 
 async function gather(flags: SessionFlags): Promise<LaptopFacts> {
   const own = {
-    node: process.versions.node,
+    nodeVersion: process.versions.node,
     today: new Date().toISOString().slice(0, 10),
     ownVersion: packageVersion,
     ...readClientFiles(clientPlaces(), process.cwd()),

@@ -86,7 +86,7 @@ make_program() {
   act cp "$PACKAGE/scripts/install-agent.sh" "$NEW/scripts/"
   act cp "$PACKAGE/scripts/install/runtime-packages.mjs" "$NEW/scripts/install/"
   act "$NODE" "$PACKAGE/scripts/install/runtime-packages.mjs" "$PACKAGE" "$NEW"
-  act sed -i "1s|^#!/usr/bin/env -S node|#!$NODE|" "$NEW/dist/gantry-agent.mjs"
+  act sed -i "1s|^#!.*node[^ ]* |#!$NODE |" "$NEW/dist/gantry-agent.mjs"
   act chmod -R u=rwX,go=rX "$NEW"
   [ "$(id -u)" != 0 ] || act chown -R 0:0 "$NEW"
   if [ -z "$IS_DRY" ] && [ -d "$ROOT$LIB" ] && diff -r "$NEW" "$ROOT$LIB" > /dev/null 2>&1; then
@@ -149,6 +149,8 @@ start() {
   fi
   act systemctl daemon-reload
   act systemctl enable --quiet "$UNIT"
+  # One that failed too often would not be started again by itself, though what failed may be mended now.
+  [ -n "$IS_DRY" ] || systemctl reset-failed "$UNIT" 2> /dev/null || true
   if [ -z "$CHANGED" ] && systemctl is-active --quiet "$UNIT"; then
     say 'It runs, and nothing changed.'
   elif ! act systemctl restart "$UNIT"; then

@@ -32,6 +32,7 @@ const MAY_IMPORT: Record<string, readonly string[]> = {
     'agent/job',
     'agent/http',
     'agent/rpc',
+    'agent/doctor',
     'agent/cli',
   ],
   'bridge/output': ['shared'],

@@ -26,7 +26,7 @@ const SPARE_MIB = 1_024;
 /** Their owners want a login and a consent before a download, which nobody could give here. */
 const ASKS_FIRST = /^stabilityai\/|^black-forest-labs\/(FLUX\.1|FLUX\.2-dev|FLUX\.2-klein.*9B)/;
 
-/** A first agent.yaml from what was found on the host. PURE */
+/** A first agent.yaml from what was found on the host; nothing is looked at here. */
 export function firstConfig(found: Findings, o: { listen: string; isSystem: boolean }): FirstConfig {
   const attached = attachedModels(found);
   const own = [...ownModels(found, attached), ...step1xModels(found)];

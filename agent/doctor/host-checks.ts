@@ -46,7 +46,14 @@ export function hostFindings(facts: HostFacts): Finding[] {
 function nodePlace({ node, unit: service }: HostFacts): Finding[] {
   if (service?.hidesHomes !== true || !isInHome(node.path)) return [];
   const detail = `${node.path} is in a home directory, which the service does not see`;
-  return [{ id: 'node-place', status: 'problem', detail, hint: 'sudo install-agent.sh --node /opt/node/bin/node' }];
+  return [
+    {
+      id: 'node-place',
+      status: 'problem',
+      detail,
+      hint: 'sudo /usr/local/lib/gantry/scripts/install-agent.sh --node /opt/node/bin/node',
+    },
+  ];
 }
 
 function config({ config: { path, problems, warnings } }: HostFacts): Finding[] {

@@ -1,6 +1,5 @@
 import type { Finding } from '../../shared/doctor.ts';
 import { nodeFinding } from '../../shared/doctor.ts';
-import { timeText } from '../../shared/screen-text.ts';
 
 export type HostFact = {
   name: string;
@@ -19,7 +18,7 @@ export type ClientFact = { client: string; file: string; missing: readonly strin
 
 /** All that `gantry doctor` looks at; what could not be found out is undefined. */
 export type LaptopFacts = {
-  node: string;
+  nodeVersion: string;
   today: string;
   ownVersion: string;
   config: { file: string | undefined; expectedFile: string; problems: readonly string[] };
@@ -37,7 +36,7 @@ const SOON_DAYS = 30;
 
 /** Every check of a laptop, in the order in which they build on each other. PURE */
 export const LAPTOP_CHECKS: readonly Check[] = [
-  ({ node, today }) => nodeFinding({ version: node, today }),
+  ({ nodeVersion, today }) => nodeFinding({ version: nodeVersion, today }),
   config,
   links,
   pins,
@@ -120,7 +119,7 @@ function pins({ hosts }: LaptopFacts): Finding[] {
 function latency({ hosts }: LaptopFacts): Finding[] {
   return hosts.flatMap(({ name, link }): Finding[] => {
     if (link.kind !== 'up') return [];
-    const detail = `${name}: ${timeText(link.latencyMs)} there and back`;
+    const detail = `${name}: ${Math.round(link.latencyMs)} ms there and back`;
     if (link.latencyMs < SLOW_MS) return [{ id: 'latency', status: 'ok', detail }];
     return [{ id: 'latency', status: 'warning', detail: `${detail}; previews will be slow`, hint: `gantry status` }];
   });

@@ -14,7 +14,7 @@ const HOST: HostFact = {
 
 /** A laptop on which everything is as it should be. */
 const GOOD: LaptopFacts = {
-  ...{ node: '24.1.0', today: '2026-11-21', ownVersion: '0.1.0', hosts: [HOST], unreadable: [] },
+  ...{ nodeVersion: '24.1.0', today: '2026-11-21', ownVersion: '0.1.0', hosts: [HOST], unreadable: [] },
   config: { file: '/home/a/.config/gantry/bridge.yaml', expectedFile: '/x', problems: [] },
   output: { directory: '/home/a/Pictures/gantry', problem: undefined },
   clients: [{ client: 'cursor', file: '/home/a/.cursor/mcp.json', missing: [] }],
@@ -24,7 +24,7 @@ const host = (change: Partial<HostFact>): Partial<LaptopFacts> => ({ hosts: [{ .
 const down = (code: string): Partial<LaptopFacts> => host({ link: { kind: 'down', code, message: 'no' } });
 
 const ROWS: [what: string, change: Partial<LaptopFacts>, id: string, status: FindingStatus, words: RegExp][] = [
-  ['a node without updates', { node: '20.20.2' }, 'node', 'warning', /no security updates/],
+  ['a node without updates', { nodeVersion: '20.20.2' }, 'node', 'warning', /no security updates/],
   ['no host at all', { hosts: [] }, 'config', 'problem', /has no host/],
   ['no file', { hosts: [], config: { ...GOOD.config, file: undefined } }, 'config', 'problem', /there is no \/x/],
   ['a mistake in it', { config: { ...GOOD.config, problems: ['hosts[0].url: bad'] } }, 'config', 'problem', /bad/],
