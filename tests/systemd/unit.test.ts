@@ -1,5 +1,5 @@
 import { execa } from 'execa';
-import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { copyFile, mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
@@ -23,6 +23,16 @@ afterAll(() => rm(dir, { recursive: true, force: true }));
 describe.skipIf(cannot)('the systemd unit', { timeout: 60_000 }, () => {
   test('is one that systemd understands in every line', async () => {
     const { exitCode, all } = await execa('systemd-analyze', ['verify', copy], { all: true, reject: false });
+    expect(all).toBe('');
+    expect(exitCode).toBe(0);
+  });
+
+  test.each(['devices.conf', 'offline.conf'])('so is its drop-in %s', async (name) => {
+    const beside = `${copy}.d`;
+    await mkdir(beside, { recursive: true });
+    await copyFile(resolve('systemd/drop-ins', name), join(beside, name));
+    const { exitCode, all } = await execa('systemd-analyze', ['verify', copy], { all: true, reject: false });
+    await rm(beside, { recursive: true });
     expect(all).toBe('');
     expect(exitCode).toBe(0);
   });
