@@ -60,6 +60,12 @@ export const BridgeFile = z.strictObject({
     .array(z.string().min(1))
     .optional()
     .describe('Directories that tools may read and write, instead of the home and working directory.'),
+  side_car: z
+    .boolean()
+    .default(true)
+    .describe(
+      'Whether a JPEG or WebP gets a file NAME.json beside it that says how it was made. A PNG says so itself.',
+    ),
   sync_wait: Duration.optional().describe('How long a call waits before it answers `running`, for every client.'),
   times: z.strictObject(TIMES).default({}).describe('Intervals and limits of the links.'),
   log_level: z.enum(['debug', 'info', 'warn', 'error']).default('info').describe('What is logged to stderr.'),
@@ -80,6 +86,7 @@ export type BridgeConfig = {
   defaultEditModel: string | undefined;
   preview: 'inline' | 'none';
   roots: string[] | undefined;
+  hasSideCars: boolean;
   syncWaitMs: number | undefined;
   times: BridgeTimes;
   logLevel: BridgeFile['log_level'];
@@ -118,6 +125,7 @@ export function loadConfig(
     defaultEditModel: values.default_edit_model,
     preview: values.preview,
     roots: values.roots,
+    hasSideCars: values.side_car,
     syncWaitMs: values.sync_wait,
     times: {
       pingEveryMs: values.times.ping_every ?? LIMITS.pingEveryMs.value,

@@ -14,13 +14,23 @@ export type FleetParts = { fleet: Fleet; log: Log };
 /** The fleet of this process and the log it writes. Nothing is open yet. */
 export function createFleet(config: BridgeConfig, { clientName }: { clientName: () => string }): FleetParts {
   const log = createLog({ name: 'gantry', to: 'stderr', level: config.logLevel });
-  const { stateDir, times } = config;
+  const { stateDir, times, hasSideCars } = config;
   const hosts = [...config.hosts, ...invited(config, { clientName, log })];
   const bridgeId = randomUUID();
   const index = new ImageIndex(stateDir);
   const onRemoving = (batchId: string): Promise<void> => index.keep(batchId);
   return {
-    fleet: new Fleet({ hosts, bridgeId, clientName, stateDir, times, log, onEnding: resultsFile, onRemoving }),
+    fleet: new Fleet({
+      hosts,
+      bridgeId,
+      clientName,
+      stateDir,
+      times,
+      log,
+      hasSideCars,
+      onEnding: resultsFile,
+      onRemoving,
+    }),
     log,
   };
 }

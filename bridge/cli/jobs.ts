@@ -30,7 +30,7 @@ const Listed = z.object({
 
 /** As many characters of an id as a person reads; `fullId` finds the rest. */
 const ID_SHOWN = 8;
-const LOOK_EVERY_MS = 300;
+const LOOK_EVERY_MS = 500;
 /** As of the command that made them; work under way is no failure. */
 const EXIT_OF: Record<BatchState, number> = {
   running: EXIT.ok,
@@ -100,7 +100,7 @@ function doingOf(view: BatchView): Doing {
     view.jobs.flatMap(({ state, host }) => (state === 'running' && host !== undefined ? host : [])),
   );
   const at = hosts.size === 0 ? '' : `; running on ${[...hosts].sort().join(', ')}`;
-  const left = view.etaMs === null ? '' : `, about ${timeText(view.etaMs)} left`;
+  const left = view.etaMs === null ? '' : `, about ${timeText(Math.max(1_000, view.etaMs))} left`;
   return { message: `${view.completed} of ${view.total} done${left}${at}`, fraction: ended / view.total };
 }
 

@@ -30,6 +30,8 @@ type FleetOptions = {
   /** Slots of all hosts together that one batch may have, where its order does not say; undefined: all. */
   maxConcurrent?: number | undefined;
   log: Log;
+  /** Whether images that cannot carry their parameters get a file that does. */
+  hasSideCars?: boolean;
   /** Called before a batch ends; a failure is logged, and the batch ends all the same. */
   onEnding?: (view: BatchView) => Promise<unknown>;
   /** Called before the record of an old batch is removed; where it fails the record stays. */
@@ -66,6 +68,7 @@ export class Fleet implements AsyncDisposable {
     const side: FleetSide = {
       times: options.times,
       log: options.log,
+      ...(options.hasSideCars !== undefined && { hasSideCars: options.hasSideCars }),
       hosts: () => this.hosts(),
       link: (host) => this.#links.get(host),
       holdings: () => this.#desk.holdings(),

@@ -73,7 +73,7 @@ export class ImageIndex {
       found.set(entry.id, entry);
       inLog += 1;
     }
-    const entries = [...found.values()].sort((a, b) => (a.createdAt < b.createdAt ? 1 : -1));
+    const entries = [...found.values()].sort((a, b) => Date.parse(b.createdAt) - Date.parse(a.createdAt));
     return { entries: entries.slice(0, limit), hasMore: entries.length > limit, damagedLines: reading.damaged };
   }
 

@@ -45,10 +45,18 @@ export function createImages({ stateDir, directories, renderer = new Renderer() 
     entryOfBytes: (sha256, path) => index.findBytes(sha256, path),
     recent: (wanted) => index.recent(wanted),
     locate: locateEntry,
-    parentsOf: (entry) =>
-      Promise.all(
-        entry.inputs.map(async ({ sha256, path }) => ({ sha256, path, id: (await index.findBytes(sha256, path))?.id })),
-      ),
+    parentsOf: (entry) => parentsOf(entry, index),
     render: (picture, o) => renderer.render(picture, o),
   };
+}
+
+/** By what the edit was told, where that is all of them, and else by their bytes. */
+async function parentsOf({ inputs, request }: ImageEntry, index: ImageIndex): Promise<Parent[]> {
+  const told = request.kind === 'edit' ? (request.parents ?? []) : [];
+  return Promise.all(
+    inputs.map(async ({ sha256, path }, place) => {
+      const id = told.length === inputs.length ? told[place] : (await index.findBytes(sha256, path))?.id;
+      return { sha256, path, id };
+    }),
+  );
 }

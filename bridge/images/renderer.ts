@@ -30,9 +30,10 @@ const CACHE_BYTES = 32 * 1024 ** 2;
 /** A picture of more pixels is no work of a model here, and may be a bomb. */
 const MAX_PIXELS = 100e6;
 const TIMEOUT_S = 60;
-/** What is tried where the wish is too large: first coarser, then smaller. */
-const QUALITIES = [70, 60, 50, 40];
-const SCALES = [0.75, 0.5, 0.375, 0.25, 0.125];
+/** Tried where the wish is too large, before it is made smaller. */
+const COARSE = 50;
+/** Each try aims at what fits, so one or two are enough. */
+const TRIES = 6;
 
 const MIME: Record<ImageFormat, string> = { jpg: 'image/jpeg', png: 'image/png', webp: 'image/webp' };
 
@@ -101,24 +102,25 @@ type Work = { content: Buffer; transform: Transform; maxBytes: number; signal: A
 async function fitting(sharp: Sharp, { content, transform, maxBytes, signal }: Work): Promise<Rendered> {
   const { crop } = transform;
   if (crop !== undefined) checkCrop(crop, await sizeOf(sharp, content));
-  for (const attempt of attemptsFor(transform)) {
+  let attempt = transform;
+  for (let tries = 0; tries < TRIES; tries += 1) {
     signal.throwIfAborted();
     const rendered = await encode(sharp, { content, transform: attempt });
     if (rendered.bytes.length <= maxBytes) return { ...rendered, isReduced: attempt !== transform };
+    attempt = smaller(attempt, { rendered, maxBytes });
   }
   throw new AppError('RESULT_INVALID', 'The picture does not fit into an answer, however small. Open the file itself.');
 }
 
-/** The wish, then what is as near to it as a smaller file can be. A PNG has no quality to lower. */
-function* attemptsFor(transform: Transform): Generator<Transform> {
-  yield transform;
-  const lower = transform.format === 'png' ? [] : QUALITIES.filter((quality) => quality < transform.quality);
-  for (const quality of lower) yield { ...transform, quality };
-  const quality = lower.at(-1) ?? transform.quality;
-  for (const scale of SCALES) {
-    const [width, height] = [transform.width, transform.height].map((side) => Math.max(1, Math.round(side * scale)));
-    yield { ...transform, quality, width: width ?? 1, height: height ?? 1 };
-  }
+/** First coarser, which shows less than fewer pixels do; a PNG has no quality to lower. Then as many pixels as may fit. */
+function smaller(
+  attempt: Transform,
+  { rendered, maxBytes }: { rendered: Pick<Rendered, 'bytes' | 'width' | 'height'>; maxBytes: number },
+): Transform {
+  if (attempt.format !== 'png' && attempt.quality > COARSE) return { ...attempt, quality: COARSE };
+  const scale = Math.min(0.8, 0.9 * Math.sqrt(maxBytes / rendered.bytes.length));
+  const side = (pixels: number): number => Math.max(1, Math.floor(pixels * scale));
+  return { ...attempt, width: side(rendered.width), height: side(rendered.height) };
 }
 
 async function sizeOf(sharp: Sharp, content: Buffer): Promise<{ width: number; height: number }> {

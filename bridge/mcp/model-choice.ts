@@ -68,10 +68,18 @@ export function findModel(hosts: readonly ConnectedHost[], name: string): { id: 
     all.find(({ alias }) => alias === name) ??
     all.find(({ model, alias }) => [model, repositoryOf(model), alias].some((text) => sameText(text, name)));
   if (status !== undefined) return { id: status.model, status };
-  const near = nearest(
-    name,
-    all.flatMap(({ model, alias }) => [repositoryOf(model), alias]),
+  // A name without its owner is what people remember of an id.
+  const names = new Map(
+    all.flatMap(({ model, alias }) => {
+      const repository = repositoryOf(model);
+      return [
+        [repository.replace(/^.*\//, ''), repository] as const,
+        [repository, repository] as const,
+        [alias, alias] as const,
+      ];
+    }),
   );
+  const near = names.get(nearest(name, names.keys()) ?? '');
   const hint = near === undefined ? '' : ` Did you mean ${near}?`;
   throw new AppError(
     'MODEL_UNKNOWN',

@@ -11,7 +11,8 @@ export async function toolList(): Promise<readonly ToolListing[]> {
   return TOOLS.map(listing);
 }
 
-function listing(tool: Tool): ToolListing {
+/** As a client sees one. */
+export function listing(tool: Tool): ToolListing {
   const { name, title, description, annotations } = tool;
   return {
     name,
@@ -40,11 +41,13 @@ function objectSchema(schema: z.ZodObject): ToolListing['inputSchema'] {
 }
 
 /**
- * Only the names and types of an answer's top level are published: what is inside explains itself there, and would triple
- * the list.
+ * Only what is always there at the top level of an answer is published, by name and type: what is inside explains itself
+ * there, and would triple the list.
  */
-function outline({ properties }: ToolListing['inputSchema']): ToolListing['inputSchema'] {
-  const types = Object.entries(properties ?? {}).map(([name, property]) => [name, typeOnly(property)]);
+function outline({ properties, required = [] }: ToolListing['inputSchema']): ToolListing['inputSchema'] {
+  const types = Object.entries(properties ?? {})
+    .filter(([name]) => required.includes(name))
+    .map(([name, property]) => [name, typeOnly(property)]);
   return {
     type: 'object',
     properties: Object.fromEntries(types) as Record<string, object>, // fromEntries of a tuple is `any` by its own types

@@ -1,3 +1,4 @@
+import { ZodArray, ZodOptional, ZodString } from 'zod';
 import type { z } from 'zod';
 import { AppError } from '../../shared/errors.ts';
 import { nearest } from '../../shared/nearest.ts';
@@ -102,13 +103,28 @@ export function defineImageTool<I extends z.ZodObject>(
   };
 }
 
-/** Checks arguments against a schema; every problem becomes one sentence. `null` counts as left out: models write it so. */
+/**
+ * Checks arguments against a schema; every problem becomes one sentence. Models write `null` for what they leave out, and one
+ * text where a list of texts is asked for: both are taken as meant.
+ */
 export function parseArguments<I extends z.ZodObject>(input: I, args: unknown): z.output<I> {
   const given = typeof args === 'object' && args !== null ? Object.entries(args) : [];
-  const parsed = input.safeParse(Object.fromEntries(given.filter(([, value]) => value !== null)));
+  const meant = given
+    .filter(([, value]) => value !== null)
+    .map(([name, value]): [string, unknown] => [
+      name,
+      typeof value === 'string' && isTextList(input, name) ? [value] : value,
+    ]);
+  const parsed = input.safeParse(Object.fromEntries(meant));
   if (parsed.success) return parsed.data;
   const sentences = parsed.error.issues.flatMap((issue) => sentencesOf(issue, Object.keys(input.shape)));
   throw new AppError('INVALID_ARGUMENT', sentences.join(' '));
+}
+
+function isTextList(input: z.ZodObject, name: string): boolean {
+  const schema: unknown = Object.hasOwn(input.shape, name) ? input.shape[name] : undefined;
+  const inner = schema instanceof ZodOptional ? schema.unwrap() : schema;
+  return inner instanceof ZodArray && inner.element instanceof ZodString;
 }
 
 function sentencesOf(issue: z.core.$ZodIssue, valid: readonly string[]): string[] {

@@ -7,7 +7,7 @@ import { AppError } from '../../shared/errors.ts';
 import { nearest } from '../../shared/nearest.ts';
 import { NO_LINKS, renameIfFree } from '../output/image-file.ts';
 import type { Style } from './style-text.ts';
-import { checkStyleName, isStyleName, MAX_STYLE_BYTES, parseStyle, styleText } from './style-text.ts';
+import { checkHead, checkStyleName, isStyleName, MAX_STYLE_BYTES, parseStyle, styleText } from './style-text.ts';
 
 export type NamedStyle = Style & { name: string; text: string; problem: string | undefined };
 
@@ -50,6 +50,7 @@ export class StyleBook {
   /** On the disk when this resolves. `replaced` is where the one that had the name is kept. */
   save(name: string, style: Style, o: { overwrite: boolean }): Promise<{ path: string; replaced: string | undefined }> {
     checkStyleName(name);
+    checkHead(style.head);
     const text = styleText(style);
     const bytes = Buffer.byteLength(text);
     if (bytes > MAX_STYLE_BYTES)

@@ -17,7 +17,7 @@ export const StyleHead = z.looseObject({
 export type StyleHead = z.infer<typeof StyleHead>;
 
 export const MAX_STYLE_BYTES = 16 * 1024;
-const FRONT_MATTER = /^\uFEFF?---[ \t]*\r?\n([\s\S]*?)\r?\n?---[ \t]*(?:\r?\n|$)/;
+const FRONT_MATTER = /^\uFEFF?---[ \t]*\r?\n(?:([\s\S]*?)\r?\n)?---[ \t]*(?:\r?\n|$)/;
 const SLUG = /^[a-z0-9](?:[a-z0-9_-]{0,62}[a-z0-9])?$/;
 /** Names of resources. */
 const RESERVED = new Set(['list']);
@@ -41,9 +41,22 @@ export function parseStyle(text: string): Style & { problem: string | undefined 
   }
 }
 
+/** INVALID_ARGUMENT for a front matter that could not be read back. */
+export function checkHead(head: StyleHead): void {
+  const checked = StyleHead.safeParse(head);
+  if (checked.success) return;
+  const [issue] = checked.error.issues;
+  throw new AppError(
+    'INVALID_ARGUMENT',
+    `${issue?.path.join('.') ?? 'A field'} of the style is not valid: ${issue?.message ?? ''}.`,
+  );
+}
+
 export function styleText({ head, body }: Style): string {
   const given = Object.fromEntries(Object.entries(head).filter(([, value]) => value !== undefined));
-  const front = Object.keys(given).length === 0 ? '' : `---\n${stringify(given)}---\n\n`;
+  const yaml = Object.keys(given).length === 0 ? '' : stringify(given);
+  // A text that begins with a rule would be taken for front matter.
+  const front = yaml === '' && !body.trim().startsWith('---') ? '' : `---\n${yaml}---\n\n`;
   return `${front}${body.trim()}\n`;
 }
 

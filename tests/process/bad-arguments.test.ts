@@ -3,6 +3,7 @@ import { readdir, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import type { Tool } from '../../bridge/mcp/tool.ts';
+import { parseArguments } from '../../bridge/mcp/tool.ts';
 import { TOOLS } from '../../bridge/mcp/tools.ts';
 import type { BridgeClient } from '../../scripts/lib/bridge-client.ts';
 import { TestFleet, vllm } from '../helpers/fleet.ts';
@@ -17,7 +18,7 @@ const NO_ID = '9b2f0c1e-0000-4000-8000-000000000000';
 const OUTSIDE = [
   '/etc/passwd',
   '/proc/self/mem',
-  '../../../../etc/gantry',
+  `${'../'.repeat(6)}etc/gantry`,
   '/tmp/gantry-evil',
   '~/.ssh/id_rsa',
   '//x/y',
@@ -44,6 +45,9 @@ const GOOD: Record<string, Args> = {
   get_job: { id: NO_ID },
   cancel_batch: { batch_id: NO_ID },
   load_model: { model: 'klein' },
+  get_image: { id: NO_ID },
+  save_style: { name: 'night', body: 'dark' },
+  delete_style: { name: 'night' },
 };
 
 /** What any tool may get from a confused model. */
@@ -95,6 +99,11 @@ const hopeless: fc.Arbitrary<BadCall> = fc.oneof(
   call('get_job', { id: fc.oneof(path, fc.uuid(), odd) }),
   call('cancel_batch', { batch_id: fc.oneof(path, fc.uuid(), odd) }),
   call('load_model', { model: odd }),
+  call('get_image', { path }),
+  call('get_image', { id: fc.oneof(path, fc.uuid({ version: 4 }), odd) }),
+  call('get_image', { id: fc.uuid({ version: 4 }), crop: fc.array(fc.double(), { maxLength: 6 }) }),
+  call('save_style', { name: path, body: fc.constant('x') }),
+  call('delete_style', { name: fc.oneof(path, odd) }),
   call('get_model_info', { model: odd }),
   call('list_presets', { model: odd }),
   call('estimate_generation', { width: fc.constantFrom(1, 17, 99_999) }),
@@ -146,10 +155,14 @@ function asJson(args: Args): Args {
   ) as Args; // an object stays one
 }
 
-/** By the schema alone; null counts as left out. */
+/** By the schema alone; null counts as left out, and one text as a list of one. */
 function isTaken(tool: Tool, args: Args): boolean {
-  const given = Object.entries(args).filter(([, value]) => value !== null);
-  return tool.input.safeParse(Object.fromEntries(given)).success;
+  try {
+    parseArguments(tool.input, args);
+    return true;
+  } catch {
+    return false;
+  }
 }
 
 /** All but what the programs keep for themselves. */

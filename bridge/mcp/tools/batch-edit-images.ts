@@ -42,8 +42,8 @@ export const batchEditImages = defineImageTool({
   name: 'batch_edit_images',
   title: 'Edit many images',
   description:
-    'Edit up to 100 pictures, each into a new file, spread over all your GPU hosts. A picture that cannot be read fails ' +
-    'alone. Answers as batch_generate does.',
+    'Edit up to 100 pictures into new files over all GPU hosts; one that cannot be read fails alone. Answers ' +
+    'as batch_generate.',
   annotations: MAKES,
   input,
   run,

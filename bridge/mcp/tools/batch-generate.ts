@@ -77,9 +77,8 @@ export const batchGenerate = defineImageTool({
   name: 'batch_generate',
   title: 'Generate many images',
   description:
-    'Generate images for 1 to 20 prompts, or a file of them, over all your GPU hosts so that the whole ends soonest. ' +
-    'Answers paths and a preview sheet, or `status: running` with a batch_id for get_job and cancel_batch. Finished ' +
-    'images are kept whatever happens to the others.',
+    'Generate images for 1 to 20 prompts, or a file of them, over all GPU hosts. Answers paths and a preview ' +
+    'sheet, or `status: running` with a batch_id for get_job and cancel_batch.',
   annotations: MAKES,
   input,
   run,

@@ -31,8 +31,8 @@ export const cancelBatch = defineTool({
   name: 'cancel_batch',
   title: 'Cancel a batch or job',
   description:
-    'Stop a batch or one job: what waits is dropped, finished images are kept. What an engine is making already ends ' +
-    'unseen; still_running names its host.',
+    'Stop a batch or one job: what waits is dropped, finished images are kept. still_running names hosts that ' +
+    'end one unseen.',
   annotations: ENDS,
   input,
   output,

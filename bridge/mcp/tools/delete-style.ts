@@ -4,7 +4,7 @@ import { defineTool, ENDS } from '../tool.ts';
 export const deleteStyle = defineTool({
   name: 'delete_style',
   title: 'Delete a style',
-  description: 'Take a saved style out of the library. The answer says where its text is kept.',
+  description: 'Delete a saved style; its text is kept aside.',
   annotations: ENDS,
   input: z.strictObject({ name: z.string().min(1).max(200) }),
   output: z.object({ status: z.string(), message: z.string(), kept_as: z.string() }),

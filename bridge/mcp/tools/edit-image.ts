@@ -29,8 +29,8 @@ export const editImage = defineImageTool({
   name: 'edit_image',
   title: 'Edit an image',
   description:
-    'Edit one picture (PNG, JPEG, WebP, up to 32 MiB) by an instruction in words; the original stays. Answers the path of ' +
-    'the new file and a preview, or `status: running` with a job_id for get_job.',
+    'Edit one picture (PNG, JPEG, WebP) by an instruction in words; the original stays. Answers path and ' +
+    'preview, or `status: running` with a job_id.',
   annotations: MAKES,
   input,
   run,

@@ -40,9 +40,8 @@ export const generateImage = defineImageTool({
   name: 'generate_image',
   title: 'Generate an image',
   description:
-    'Generate one image from a text prompt on the best of your GPU hosts and save it as a new file. What is left out comes ' +
-    'from the model. Answers path and preview, or `status: running` with a job_id for get_job. For several use ' +
-    'batch_generate.',
+    'Generate one image from a text prompt and save it as a new file. What is left out comes from the model. ' +
+    'Answers path and preview, or `status: running` with a job_id for get_job.',
   annotations: MAKES,
   input,
   run,

@@ -13,20 +13,19 @@ import { defineImageTool, READS } from '../tool.ts';
 const side = z.int().min(1).max(MAX_SIDE).optional();
 
 const input = z.strictObject({
-  id: z.string().min(1).max(100).optional().describe('Image id (its job_id)'),
-  path: z.string().min(1).max(4_096).optional().describe('Or any image file'),
-  width: side.describe('At most; shape is kept'),
+  id: z.string().min(1).max(100).optional(),
+  path: z.string().min(1).max(4_096).optional(),
+  width: side,
   height: side,
-  crop: z.array(z.int().min(0).max(16_384)).length(4).optional().describe('[x, y, width, height] of the original'),
-  format: ImageFormat.optional().describe('Default jpg'),
+  crop: z.array(z.number()).optional().describe('x, y, width, height'),
+  format: ImageFormat.optional(),
   quality: z.int().min(1).max(100).optional(),
 });
 
 export const getImage = defineImageTool({
   name: 'get_image',
-  title: 'Look at an image',
-  description:
-    'Show an image by id or path, scaled, cropped or converted, with how it was made. The file itself stays as it is.',
+  title: 'Show an image',
+  description: 'Show an image by id (its job_id) or path, cropped, scaled or converted, and how it was made.',
   annotations: READS,
   input,
   run,
@@ -45,11 +44,16 @@ async function run(args: z.output<typeof input>, context: ToolContext): Promise<
   };
 }
 
+/** In pixels of the original. Its bounds are checked here and not in the schema, which every conversation pays for. */
 function cropOf(numbers: readonly number[] | undefined): Crop | undefined {
   if (numbers === undefined) return undefined;
-  const [x = 0, y = 0, width = 0, height = 0] = numbers;
-  if (width > 0 && height > 0) return { x, y, width, height };
-  throw new AppError('INVALID_ARGUMENT', 'crop is [x, y, width, height]; width and height must be at least 1.');
+  const [x = -1, y = -1, width = 0, height = 0, ...more] = numbers;
+  const isWhole = more.length === 0 && numbers.every((value) => Number.isSafeInteger(value));
+  if (isWhole && Math.min(x, y) >= 0 && Math.min(width, height) >= 1) return { x, y, width, height };
+  throw new AppError(
+    'INVALID_ARGUMENT',
+    'crop must be four whole numbers, x, y, width and height in pixels of the original; width and height are at least 1.',
+  );
 }
 
 async function fileOf(

@@ -33,8 +33,7 @@ const input = z.strictObject({
 export const getJob = defineImageTool({
   name: 'get_job',
   title: 'Look at a job or batch',
-  description:
-    'How far a job or batch is and its results so far. For answers with `status: running`; wait_seconds waits for the end.',
+  description: 'How far a job or batch is, and its results so far; wait_seconds waits for the end.',
   annotations: READS,
   input,
   run,

@@ -14,8 +14,8 @@ export const gpuStatus = defineTool({
   name: 'gpu_status',
   title: 'GPU status',
   description:
-    'VRAM of every GPU by nvidia-smi (free, ours, other processes), temperature, load, and which model is on it, in host ' +
-    'RAM or unloaded.',
+    'VRAM of every GPU by nvidia-smi (free, ours, of others), load, and which model is on it, in host RAM or ' +
+    'unloaded.',
   annotations: READS,
   input: z.strictObject({ host }),
   output,

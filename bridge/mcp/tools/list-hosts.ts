@@ -35,8 +35,7 @@ const output = z.object({ status: z.string(), hosts: z.array(HostJson) });
 export const listHosts = defineTool({
   name: 'list_hosts',
   title: 'List GPU hosts',
-  description:
-    'Every configured GPU host: address, link and its problem, latency, GPUs, models with their slots, offered work.',
+  description: 'Every configured host: address, link and its problem, GPUs, models with their slots, offered work.',
   annotations: READS,
   input: z.strictObject({}),
   output,

@@ -27,12 +27,11 @@ const output = z.object({
 export const listImages = defineTool({
   name: 'list_images',
   title: 'List images',
-  description:
-    'Images made before, newest first: id, path, prompt, seed, model, host. Finds them by words of their prompt.',
+  description: 'Images made before, newest first, or those whose prompt has the words of query.',
   annotations: READS,
   input: z.strictObject({
-    limit: z.int().min(1).max(100).optional().describe('Default 20'),
-    query: z.string().min(1).max(500).optional().describe('Words the prompt contains'),
+    limit: z.int().min(1).max(100).optional(),
+    query: z.string().min(1).max(500).optional(),
     model: z.string().min(1).max(200).optional(),
   }),
   output,

@@ -38,8 +38,7 @@ const output = z.object({ status: z.string(), message: z.string(), jobs: z.array
 export const listJobs = defineTool({
   name: 'list_jobs',
   title: 'List jobs and batches',
-  description:
-    'Jobs and batches of this machine, newest first: those under way, also of other windows, and those of 30 days.',
+  description: 'Jobs and batches of this machine, newest first, also those of other windows.',
   annotations: READS,
   input,
   output,

@@ -35,9 +35,7 @@ const output = z.object({ status: z.string(), models: z.array(ModelEntry), warni
 export const listModels = defineTool({
   name: 'list_models',
   title: 'List models',
-  description:
-    'Every model of every connected host: what it can do, where it is loaded, its VRAM, and which one calls without a ' +
-    'model use.',
+  description: 'Every model of every connected host: abilities, where it is loaded, VRAM, defaults.',
   annotations: READS,
   input: z.strictObject({}),
   output,

@@ -12,9 +12,7 @@ import { defineTool, MOVES } from '../tool.ts';
 export const loadModel = defineTool({
   name: 'load_model',
   title: 'Load a model',
-  description:
-    'Bring a model onto a GPU so that the next image starts at once; idle models make room. Ends the time that batch work ' +
-    'leaves it away.',
+  description: 'Bring a model onto a GPU; idle models make room. Ends the time that batch work leaves it away.',
   annotations: MOVES,
   input: z.strictObject({
     model: z.string().min(1).max(200),

@@ -6,8 +6,7 @@ export const offloadGpu = defineTool({
   name: 'offload_gpu',
   title: 'Offload a model to host RAM',
   description:
-    "Move a model's weights to host RAM: its VRAM is free and it comes back fast. A running image ends first. Answers VRAM " +
-    'before and after.',
+    "Move a model's weights to host RAM: its VRAM is free and it comes back fast. A running image ends first.",
   annotations: ENDS,
   input: GivingBack,
   output: MoveAnswer,

@@ -6,8 +6,7 @@ export const releaseGpu = defineTool({
   name: 'release_gpu',
   title: 'Release a model completely',
   description:
-    "End a model's server: all its memory is free, and coming back takes a full load. A running image ends first. Answers " +
-    'VRAM before and after.',
+    "End a model's server: all its memory is free, and coming back takes a full load. A running image ends " + 'first.',
   annotations: ENDS,
   input: GivingBack,
   output: MoveAnswer,

@@ -6,8 +6,6 @@ import { defineTool, MAKES } from '../tool.ts';
 const output = z.object({
   status: z.string(),
   message: z.string(),
-  name: z.string(),
-  uri: z.string(),
   file_path: z.string(),
   replaced: z.string().optional(),
 });
@@ -18,30 +16,23 @@ const SAVES: Annotations = { ...MAKES, idempotentHint: true };
 export const saveStyle = defineTool({
   name: 'save_style',
   title: 'Save a style',
-  description:
-    "Save a style brief of the user's, in words, as style://NAME for later images. Only what the user asked to keep.",
+  description: 'Save a style brief that the user wants to keep, for later images; read it as style://NAME.',
   annotations: SAVES,
   input: z.strictObject({
-    name: z.string().min(1).max(200).describe('Like cyberpunk-night'),
-    body: z.string().min(1).max(12_000).describe('Markdown: subject, light, colours, medium, what to avoid'),
-    description: z.string().max(500).optional(),
-    tags: z.array(z.string().min(1).max(50)).max(20).optional(),
+    name: z.string().min(1).max(200),
+    body: z.string().min(1).max(12_000).describe('Markdown'),
+    tags: z.array(z.string()).optional(),
     aspect_ratio: z.string().max(20).optional(),
     quality: z.string().max(50).optional(),
-    overwrite: z.boolean().optional().describe('Replace one of that name; the old one is kept aside'),
+    overwrite: z.boolean().optional(),
   }),
   output,
   run: async ({ name, body, overwrite = false, ...head }, context) => {
     const styles = await context.styles();
     const { path, replaced } = await styles.save(name, { head, body }, { overwrite });
+    const { uri } = styleJson(name);
     const message =
-      replaced === undefined ? `Saved the style ${name}.` : `Replaced the style ${name}; the old one is kept.`;
-    return {
-      status: 'success',
-      message,
-      ...styleJson(name),
-      file_path: path,
-      ...(replaced !== undefined && { replaced }),
-    };
+      replaced === undefined ? `Saved the style as ${uri}.` : `Replaced the style ${uri}; the old one is kept aside.`;
+    return { status: 'success', message, file_path: path, ...(replaced !== undefined && { replaced }) };
   },
 });
