@@ -71,7 +71,8 @@ describe('install-agent.sh', { timeout: 120_000 }, () => {
     );
     // What was copied is all that the program needs, also for pictures and certificates.
     const lib = join(root, 'opt/gantry/lib/gantry');
-    const load = "await import('sharp'); await import('selfsigned'); await import('systeminformation'); await import('prom-client')";
+    const load =
+      "await import('sharp'); await import('selfsigned'); await import('systeminformation'); await import('prom-client')";
     expect(await has('sh', '-c', `cd ${lib} && node --input-type=module -e "${load}"`)).toBe(true);
     expect(await has(join(lib, 'dist/gantry-agent.mjs'), '--version')).toBe(true);
 

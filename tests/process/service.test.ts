@@ -152,7 +152,9 @@ test.skipIf(cannot !== undefined)(
       LOOK,
     );
 
-    await machine.sh('rm -r /run/systemd/system/gantry-agent.service.d && systemctl daemon-reload && systemctl reset-failed');
+    await machine.sh(
+      'rm -r /run/systemd/system/gantry-agent.service.d && systemctl daemon-reload && systemctl reset-failed',
+    );
     await machine.sh('systemctl restart gantry-agent');
 
     // An upgrade: the program changes, the unit is restarted, tokens and configuration stay.
