@@ -1,10 +1,12 @@
 import { randomUUID } from 'node:crypto';
 import type { IncomingMessage } from 'node:http';
 import { mkdir, readFile, rename } from 'node:fs/promises';
+import type { Socket } from 'node:net';
 import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { writeDurable } from '../shared/durable-file.ts';
 import { Uuid } from '../shared/job.ts';
+import type { HostSnapshot } from '../shared/host-snapshot.ts';
 import type { Log } from '../shared/log.ts';
 import type { HostResult, Role, TokenEntry } from '../shared/protocol.ts';
 import { LIMITS } from '../shared/protocol.ts';
@@ -13,6 +15,7 @@ import { certificateOf } from './certificate.ts';
 import type { AgentConfig } from './config.ts';
 import { DamagedFiles } from './damaged-files.ts';
 import { GpuSampler } from './gpu/gpu-sampler.ts';
+import { GroupSocket, groupSocketPath } from './group-socket.ts';
 import { hostProblems, readiness } from './host-problems.ts';
 import { UPLOAD_PACE } from './http/inputs.ts';
 import { route } from './http/routes.ts';
@@ -59,6 +62,7 @@ export class Agent implements AsyncDisposable {
   #residency: Residency | undefined;
   #listener: RpcListener | undefined;
   #liveConfig: LiveConfig | undefined;
+  #host: HostStatus | undefined;
   #clearing: Promise<void> = Promise.resolve();
 
   private constructor(config: AgentConfig, log: Log) {
@@ -86,6 +90,12 @@ export class Agent implements AsyncDisposable {
   get address(): { host: string; port: number } {
     if (this.#listener === undefined) throw new Error('the agent does not listen');
     return this.#listener.address;
+  }
+
+  /** What this host is and does right now. */
+  snapshot(): HostSnapshot {
+    if (this.#host === undefined) throw new Error('the agent has not started');
+    return this.#host.snapshot();
   }
 
   /** Takes over what agent.yaml says now, as far as that is possible while the agent runs. */
@@ -201,6 +211,7 @@ export class Agent implements AsyncDisposable {
     const facts = { exchange, sampler, residency, damaged };
     const problems = (): string[] => hostProblems(facts);
     const host = new HostStatus({ agentId, stateDir, sampler, residency, exchange, problems, log, onChange });
+    this.#host = host;
     // A bridge plans by when slots are free, so their jobs' starts and ends are not held back.
     const phases = (): string => [...exchange.slots().values()].map(({ phase }) => phase).join();
     const status: StatusFeed = this.#own(new StatusFeed({ build: () => host.snapshot(), atOnce: phases }));
@@ -212,12 +223,20 @@ export class Agent implements AsyncDisposable {
     for (const tokenId of owners) if (isSure && !known.has(tokenId)) await exchange.forget(tokenId);
     for (const message of journal.warnings) log.warn({ event: 'journal-warning', message });
 
+    const isReady = readiness(facts);
     const parts = {
       inputs,
       results,
       pace: UPLOAD_PACE,
       inputArrived: (tokenId: string, sha256: string) => exchange.inputArrived(tokenId, sha256),
-      readiness: readiness(facts),
+      readiness: isReady,
+      metrics: () => ({
+        snapshot: host.snapshot(),
+        jobs: exchange.jobCounts,
+        evictions: residency.evictions(),
+        isReady: isReady().length === 0,
+        links: this.#listener?.links ?? 0,
+      }),
       redeem: async (asked: { code: string; name: string }, { socket }: IncomingMessage) => {
         const { token, role, name } = await pairing.redeem(asked);
         audit({ action: 'pair', outcome: 'ok', from: socket.remoteAddress ?? '', object: name, role });
@@ -262,6 +281,7 @@ export class Agent implements AsyncDisposable {
     };
     const hostSocket = this.#own(new HostSocket({ context: commands, audit, log }));
     instance.serve((socket) => hostSocket.accept(socket));
+    await this.#openGroupDoor((socket) => hostSocket.accept(socket));
     // A failure is a defect: nobody handles it, and main.ts ends the process for that.
     this.#clearing = this.#clearUp({ residency, exchange, damaged, signal });
   }
@@ -282,6 +302,17 @@ export class Agent implements AsyncDisposable {
     }
     o.exchange.begin();
     this.#log.info({ event: 'started', tookMs: Math.round(performance.now() - startMs) });
+  }
+
+  /** Without it the agent works all the same, for its own user and root. */
+  async #openGroupDoor(serve: (socket: Socket) => void): Promise<void> {
+    const path = groupSocketPath(this.#config.stateDir);
+    if (path === undefined) return;
+    try {
+      this.#own(await GroupSocket.open(path, serve));
+    } catch (error) {
+      this.#log.warn({ event: 'group-socket-closed', path, err: error });
+    }
   }
 
   /** What a revoked token made goes with it. */

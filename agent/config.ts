@@ -1,3 +1,4 @@
+import { existsSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { dirname, join, resolve } from 'node:path';
 import { z } from 'zod';
@@ -67,6 +68,17 @@ export type AgentFlags = {
   linger?: number;
 };
 
+/** What the service manager said when it started this process; nothing of it where a person did. */
+export type ServiceSettings = {
+  notifySocket: string | undefined;
+  /** Without a sign of life for so long the process is killed and started again. */
+  watchdogMs: number | undefined;
+  /** Whether this process is the main one of a systemd unit, whose control group is its own then. */
+  isUnit: boolean;
+  /** Where programs are found. */
+  path: string;
+};
+
 const Places = z.object({ state_dir: AgentFile.shape.state_dir, log_dir: AgentFile.shape.log_dir });
 
 type Environment = Readonly<Record<string, string | undefined>>;
@@ -115,6 +127,31 @@ export async function placesOf(
   const stateDir = given.state === undefined ? resolve(dirname(path), state) : resolve(given.state);
   if (given.log !== undefined) return { stateDir, logDir: resolve(given.log) };
   return { stateDir, logDir: log === undefined ? join(stateDir, 'logs') : resolve(dirname(path), log) };
+}
+
+/** Takes the addresses out of the environment: what the agent starts must not be able to speak in its name. */
+export function takeServiceSettings(env: NodeJS.ProcessEnv = process.env, pid = process.pid): ServiceSettings {
+  const { NOTIFY_SOCKET: notifySocket, WATCHDOG_USEC: watchdog, WATCHDOG_PID: watched, PATH: path } = env;
+  const isUnit = env['SYSTEMD_EXEC_PID'] === String(pid);
+  for (const name of ['NOTIFY_SOCKET', 'WATCHDOG_USEC', 'WATCHDOG_PID', 'SYSTEMD_EXEC_PID']) delete env[name];
+  const isWatched = watched === undefined || watched === String(pid);
+  const watchdogMs = isWatched && /^[1-9]\d*$/.test(watchdog ?? '') ? Number(watchdog) / 1_000 : undefined;
+  return { notifySocket, watchdogMs, isUnit, path: path ?? '/usr/bin:/bin' };
+}
+
+/** From now on engines and downloaders of this process find the caches there that systemd gave to the unit. */
+export function useCacheOf(directory: string | undefined, env: NodeJS.ProcessEnv = process.env): void {
+  if (directory !== undefined && existsSync(directory)) env['CACHE_DIRECTORY'] ??= directory;
+}
+
+/** Where `init` and `doctor` look for programs. */
+export function searchSettings(env: Environment = process.env): { path: string; nvidiaSmi: string } {
+  return { path: env['PATH'] ?? '/usr/bin:/bin', nvidiaSmi: env['GANTRY_NVIDIA_SMI'] ?? 'nvidia-smi' };
+}
+
+/** Throws ConfigError where agent.yaml could not name this address. */
+export function checkListen(listen: string): void {
+  checkConfig(AgentFile, { listen });
 }
 
 export function configPath(flags: AgentFlags, env: Environment = process.env): string {

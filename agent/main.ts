@@ -1,5 +1,4 @@
 import { Command, InvalidArgumentError, Option } from 'commander';
-import { socketPath } from '../shared/agent-socket.ts';
 import { Duration } from '../shared/config-file.ts';
 import { createLog } from '../shared/log.ts';
 import { Role } from '../shared/protocol.ts';
@@ -16,9 +15,18 @@ import { printStatus } from './cli/status.ts';
 import type { TokenAccess } from './cli/tokens.ts';
 import { addToken, listTokens, revokeToken, withTokenAccess } from './cli/tokens.ts';
 import type { AgentFlags } from './config.ts';
-import { agentFileSchema, configPath, loadAgentConfig, placesOf } from './config.ts';
+import {
+  agentFileSchema,
+  checkListen,
+  useCacheOf,
+  configPath,
+  loadAgentConfig,
+  placesOf,
+  searchSettings,
+} from './config.ts';
 import { EXIT } from '../shared/exit-codes.ts';
 import { fail, report } from './exit.ts';
+import { commandSocketPath, unitDirectory } from './group-socket.ts';
 import { run } from './run.ts';
 import { AGENT_VERSION } from './status.ts';
 import { TokenStore } from './tokens.ts';
@@ -101,6 +109,30 @@ config
   .description('print the JSON Schema of agent.yaml')
   .action(() => write(`${JSON.stringify(agentFileSchema(), undefined, 2)}\n`));
 
+withFlags(program.command('init'))
+  .description('write a first agent.yaml from what is found on this host; one that is there stays')
+  .option('--listen <where>', 'network, local, or ADDRESS[:PORT]; asked for in a terminal, else local')
+  .option('--yes', 'ask nothing')
+  .action(async (flags: AgentFlags & { yes?: boolean }) => {
+    const { initConfig } = await import('./cli/init.ts');
+    process.exitCode = await initConfig({
+      config: configPath(flags),
+      listen: flags.listen,
+      isAsking: flags.yes !== true && process.stdin.isTTY && process.stderr.isTTY,
+      check: checkListen,
+      ...searchSettings(),
+      ...{ write, say, signal: never },
+    });
+  });
+withFlags(program.command('doctor'))
+  .description('check this host: one line for each check, with the command that mends what it found')
+  .option('--fix', 'mend what is safe to mend without asking')
+  .option('--json', 'as JSON')
+  .action(async (flags: AgentFlags & { fix?: boolean; json?: boolean }) => {
+    const [{ doctor }, { hostFacts }] = await Promise.all([import('./cli/doctor.ts'), import('./host-facts.ts')]);
+    const options = { isJson: flags.json === true, isFixing: flags.fix === true, write, say };
+    process.exitCode = await doctor(() => hostFacts(flags), options);
+  });
 withFlags(program.command('invite'))
   .description('print the one line that lets a laptop in: it works once, for ten minutes')
   .addOption(new Option('--role <role>', 'what that laptop may do').choices(Role.options).default('operator'))
@@ -152,7 +184,7 @@ function withFlags(command: Command): Command {
 }
 
 async function withAgent(flags: AgentFlags, ask: (client: HostClient) => Promise<void>): Promise<void> {
-  using client = await HostClient.connect(socketPath((await placesOf(flags)).stateDir));
+  using client = await HostClient.connect(commandSocketPath((await placesOf(flags)).stateDir));
   await ask(client);
 }
 
@@ -163,12 +195,13 @@ async function withTokens(flags: AgentFlags, work: (store: TokenStore) => Promis
 
 async function withRunningTokens(flags: AgentFlags, work: (access: TokenAccess) => Promise<void>): Promise<void> {
   const { stateDir } = await placesOf(flags);
-  await withTokens(flags, (store) => withTokenAccess({ socket: socketPath(stateDir), store }, work));
+  await withTokens(flags, (store) => withTokenAccess({ socket: commandSocketPath(stateDir), store }, work));
 }
 
 /** Ctrl-C ends the downloader and keeps what has arrived. */
 async function pull(model: string, flags: AgentFlags & { json?: boolean }): Promise<void> {
   const { models, stateDir, logDir, times } = await loadAgentConfig(flags);
+  useCacheOf(unitDirectory(stateDir, 'cache')); // the unit's, also where a person asks: else it would be fetched twice
   const stop = new AbortController();
   for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(name, () => stop.abort());
   const places = {

@@ -3,10 +3,13 @@ import type { Log } from '../shared/log.ts';
 import { createLog } from '../shared/log.ts';
 import { Agent } from './agent.ts';
 import type { AgentConfig, AgentFlags } from './config.ts';
-import { loadAgentConfig } from './config.ts';
+import { loadAgentConfig, takeServiceSettings } from './config.ts';
 import { EXIT } from '../shared/exit-codes.ts';
 import { OwnerWatch } from './owner-watch.ts';
 import { PrivateDoor } from './private-door.ts';
+import { enterOwnGroup } from './server/cgroup.ts';
+import { ServiceNotify } from './service-notify.ts';
+import { serviceStatus } from './service-status.ts';
 import { AGENT_VERSION } from './status.ts';
 
 /**
@@ -15,6 +18,7 @@ import { AGENT_VERSION } from './status.ts';
  * clears up behind it.
  */
 export async function run(flags: AgentFlags): Promise<void> {
+  const service = takeServiceSettings();
   const settings = await loadAgentConfig(flags);
   const log = createLog({ name: 'gantry-agent', to: 'stdout', level: settings.logLevel });
   const stop = new AbortController();
@@ -26,10 +30,12 @@ export async function run(flags: AgentFlags): Promise<void> {
   process.on('unhandledRejection', onDefect);
   for (const warning of settings.warnings) log.warn({ event: 'config-warning', message: warning });
   const readConfig = (): Promise<AgentConfig> => loadAgentConfig(flags);
+  if (service.isUnit) enterOwnGroup(log); // before there is a child, which would be left in the group above
   using owners = flags.linger === undefined ? undefined : watchOwners(flags.linger, { log, stop });
   const onLinks = (count: number): void => owners?.links(count);
   const agent = await startUnlessStopped(settings, { log, signal: stop.signal, readConfig, onLinks });
   if (agent === undefined) return;
+  await using notify = new ServiceNotify({ ...service, status: () => serviceStatus(agent.snapshot()), log });
   const { address, reach } = agent;
   const { stateDir } = settings;
   const door = owners && (await PrivateDoor.open({ stateDir, address }));
@@ -39,10 +45,13 @@ export async function run(flags: AgentFlags): Promise<void> {
     void agent.reload().catch(failed); // nobody waits for it, and its failure is logged
   };
   if (hangUps.isWaiting) hangUps.reload(); // what was read at the start may be older than the signal
+  await notify.ready();
   if (!stop.signal.aborted) await once(stop.signal, 'abort');
   log.info({ event: 'stopping' });
+  const telling = notify.stopping(); // beside the stop: a service manager that does not read must not hold it up
   await door?.[Symbol.asyncDispose]();
   await agent[Symbol.asyncDispose]();
+  await telling;
   log.info({ event: 'stopped' });
 }
 

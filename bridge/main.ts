@@ -145,8 +145,15 @@ withScreen(program.command('clients [name]'))
     reported(flags, async () => (await import('./own-start.ts')).showClients(name, flags)),
   );
 
+withScreen(program.command('doctor'))
+  .summary('what keeps this laptop from its hosts')
+  .description('check this laptop: links, certificates, versions, where images go, clients; each with what mends it')
+  .addHelpText('after', example('doctor'))
+  .action((flags: SessionFlags) => reported(flags, async () => (await import('./doctor.ts')).runDoctor(flags)));
+
 program
   .command('add [invite]')
+  .summary('pair with a host')
   .description('pair with a host: the line that `gantry-agent invite` prints there, in quotes')
   .option('--config <file>', 'bridge.yaml to use')
   .option('--name <name>', 'what to call it here; default: what it calls itself')

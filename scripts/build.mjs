@@ -22,7 +22,7 @@ const inside = await Promise.all([buildBridge(), buildAgent(), buildPictureWorke
 await Promise.all([putInPlace('dist/THIRD_PARTY_NOTICES.txt', await notices(inside)), ...(await simulators())]);
 
 async function buildAgent() {
-  const external = ['sharp', 'systeminformation', 'selfsigned'];
+  const external = ['sharp', 'systeminformation', 'selfsigned', 'prom-client'];
   const head = [
     `#!/usr/bin/env -S node ${AGENT_FLAGS}`,
     'import { createRequire as requireOf } from "node:module";',

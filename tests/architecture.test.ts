@@ -20,7 +20,8 @@ const MAY_IMPORT: Record<string, readonly string[]> = {
   'agent/job': ['shared', 'agent/gpu', 'agent/model', 'agent/weights'],
   'agent/http': ['shared', 'agent/job'],
   'agent/rpc': ['shared', 'agent/job'],
-  'agent/cli': ['shared', 'agent/server', 'agent/weights'],
+  'agent/doctor': ['shared', 'agent/gpu', 'agent/server'],
+  'agent/cli': ['shared', 'agent/doctor', 'agent/server', 'agent/weights'],
   agent: [
     'package.json',
     'shared',
@@ -31,6 +32,7 @@ const MAY_IMPORT: Record<string, readonly string[]> = {
     'agent/job',
     'agent/http',
     'agent/rpc',
+    'agent/doctor',
     'agent/cli',
   ],
   'bridge/output': ['shared'],

@@ -33,6 +33,8 @@ export class HostClient implements Disposable {
   readonly #socket: Socket;
   readonly #lines: AsyncIterator<string>;
   #lastId = 0;
+  /** Of the agent, as it says itself. */
+  pid: number | undefined;
 
   private constructor(socket: Socket, lines: AsyncIterator<string>) {
     this.#socket = socket;
@@ -53,7 +55,10 @@ export class HostClient implements Disposable {
     const lines = createInterface({ input: socket })[Symbol.asyncIterator]();
     const client = new HostClient(socket, lines);
     const greeting = await client.#line(patience.signal);
-    if (greeting !== undefined && /^pid \d+$/.test(greeting)) return client;
+    if (greeting !== undefined && /^pid \d+$/.test(greeting)) {
+      client.pid = Number(greeting.slice('pid '.length));
+      return client;
+    }
     client[Symbol.dispose]();
     throw new NoAgent(`Whoever listens on ${path} is no gantry-agent, or does not answer. Restart the agent.`);
   }

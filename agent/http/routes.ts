@@ -7,12 +7,19 @@ import type { Readiness } from './health.ts';
 import { sendHealth, sendReadiness } from './health.ts';
 import type { InputParts } from './inputs.ts';
 import { receiveInput } from './inputs.ts';
+import type { MetricFacts } from './metrics.ts';
+import { sendMetrics } from './metrics.ts';
 import type { Redeem } from './pair.ts';
 import { pair } from './pair.ts';
 import { sendProblem } from './problem.ts';
 import { sendResult } from './results.ts';
 
-export type RouteParts = InputParts & { results: ResultStore; readiness: Readiness; redeem: Redeem };
+export type RouteParts = InputParts & {
+  results: ResultStore;
+  readiness: Readiness;
+  metrics: () => MetricFacts;
+  redeem: Redeem;
+};
 
 /** What a request must show: a token, or the code of an invite, which is counted while it is looked at. */
 export type Access = { token: () => Promise<TokenRef>; pairing: <T>(redeem: () => Promise<T>) => Promise<T> };
@@ -29,6 +36,7 @@ const READ = ['GET', 'HEAD'];
 /** Every route that needs a token; only `/healthz` and `/v1/pair` do not. No GET changes anything. */
 export const ROUTES: readonly Route[] = [
   { methods: READ, path: /^\/readyz$/, answer: ({ response, parts }) => sendReadiness(response, parts.readiness) },
+  { methods: READ, path: /^\/metrics$/, answer: ({ response, parts }) => sendMetrics(response, parts.metrics) },
   {
     methods: ['PUT'],
     path: /^\/v1\/inputs\/([^/]{1,100})$/,

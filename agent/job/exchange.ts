@@ -11,6 +11,7 @@ import type { Drain } from './drain.ts';
 import { Grants } from './grants.ts';
 import type { InputStore } from './input-store.ts';
 import { JobDesk } from './job-desk.ts';
+import type { JobTally } from './job-tally.ts';
 import type { Journal } from './journal.ts';
 import { LoadWishes } from './load-wishes.ts';
 import { OfferBook } from './offer-book.ts';
@@ -154,6 +155,11 @@ export class Exchange implements AsyncDisposable {
   /** What all sessions offer, as counts. */
   offered(): OfferedWork[] {
     return this.#offers.counts();
+  }
+
+  /** How jobs ended since the start. */
+  get jobCounts(): JobTally['models'] {
+    return this.#desk.tally.models;
   }
 
   get isDraining(): boolean {

@@ -10,6 +10,7 @@ import { Attempts, jobNotFound } from './attempts.ts';
 import type { InputStore } from './input-store.ts';
 import type { JobEvents } from './job-runner.ts';
 import { runJob } from './job-runner.ts';
+import { JobTally } from './job-tally.ts';
 import type { Journal } from './journal.ts';
 import type { JobEnd } from './journal-lines.ts';
 import type { ResultStore } from './result-store.ts';
@@ -48,6 +49,7 @@ export class JobDesk implements AsyncDisposable {
   readonly #attempts: Attempts;
   readonly #background = new Set<Promise<void>>();
   readonly #closing = new AbortController();
+  readonly tally = new JobTally();
   #isStopping = false;
 
   constructor(options: JobDeskOptions) {
@@ -246,6 +248,7 @@ export class JobDesk implements AsyncDisposable {
     const end: JobEnd = { state: 'done', result };
     await this.#journalEnd(active, end);
     active.end = end;
+    this.tally.done(job.request.model, result.runMs);
     log.info({ event: 'job-done', ...keyFields(job), runMs: Math.round(result.runMs), bytes: result.bytes });
     notify(tokenId, { method: 'job.done', params: { ...keyFields(job), result } });
   }
@@ -260,6 +263,7 @@ export class JobDesk implements AsyncDisposable {
     const { code, retryable } = error;
     const message = printable(error.message);
     active.end = { state: 'failed', error: { code, message, retryable } };
+    this.tally.failed(job.request.model, code);
     log.warn({ event: 'job-failed', ...keyFields(job), code, reason: message });
     // Told before it is journaled: if the line is lost, a restart says INTERRUPTED, which means the same to the bridge.
     notify(tokenId, { method: 'job.failed', params: { ...keyFields(job), error: active.end.error } });
@@ -275,6 +279,7 @@ export class JobDesk implements AsyncDisposable {
     active.end = { state: 'cancelled' };
     active.stop.abort(new AppError('INTERRUPTED', 'The job was cancelled.'));
     this.#options.notify(tokenId, { method: 'job.cancelled', params: keyFields(job) });
+    this.tally.cancelled(job.request.model);
     this.#options.log.info({ event: 'job-cancelled', ...keyFields(job) });
     this.#options.onChange();
     // A full disk delays the line, not the answer.

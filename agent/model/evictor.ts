@@ -19,6 +19,8 @@ export type EvictorOptions = {
 /** Offloads or releases idle servers because their memory is needed. One that does not give it back loses its process. */
 export class Evictor {
   readonly #options: EvictorOptions;
+  /** How often each model had to go, by alias. */
+  readonly counts = new Map<string, Record<Eviction['by'], number>>();
 
   constructor(options: EvictorOptions) {
     this.#options = options;
@@ -31,6 +33,7 @@ export class Evictor {
     try {
       // The memory was promised: an engine that gives back less than half of it, or refuses, is ended.
       if (by === 'release' || !(await this.#offload(victim))) await victim.server.release();
+      this.#count(victim, by);
       return true;
     } catch (error) {
       if (!(error instanceof AppError) || error.code !== 'GPU_BUSY') throw error;
@@ -58,6 +61,11 @@ export class Evictor {
       await this.evict(other, { by: canOffload ? 'offload' : 'release', isFor: slot });
     }
     return idle.length > 0;
+  }
+
+  #count({ model: { alias } }: Slot, by: Eviction['by']): void {
+    const counts = this.counts.get(alias) ?? { offload: 0, release: 0 };
+    this.counts.set(alias, { ...counts, [by]: counts[by] + 1 });
   }
 
   /** Not another replica of it, as the planner has it. */

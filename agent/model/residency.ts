@@ -289,6 +289,13 @@ export class Residency implements AsyncDisposable {
     });
   }
 
+  /** How often each model had to make room for another. */
+  evictions(): { model: string; by: 'offload' | 'release'; count: number }[] {
+    return [...this.#evictor.counts].flatMap(([model, counts]) =>
+      (['offload', 'release'] as const).map((by) => ({ model, by, count: counts[by] })),
+    );
+  }
+
   gpuStatus(): GpuStatus[] {
     return this.#options.sampler.readings().map((reading) => ({
       ...reading,

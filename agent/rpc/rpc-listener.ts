@@ -105,6 +105,11 @@ export class RpcListener implements AsyncDisposable {
     }
   }
 
+  /** Bridges that are connected. */
+  get links(): number {
+    return this.#sessions.size;
+  }
+
   get address(): { host: string; port: number } {
     const { address, port } = this.#server.address() as AddressInfo; // a TCP server that listens has one
     return { host: address, port };

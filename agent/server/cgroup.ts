@@ -1,7 +1,7 @@
 import { execa } from 'execa';
 import { createHash } from 'node:crypto';
 import { existsSync, mkdirSync, readFileSync, readdirSync, rmdirSync, writeFileSync } from 'node:fs';
-import { basename, join } from 'node:path';
+import { basename, dirname, join } from 'node:path';
 import { pause } from '../../shared/abort.ts';
 import type { Log } from '../../shared/log.ts';
 
@@ -15,9 +15,11 @@ const REMOVE_PAUSE_MS = 25;
  */
 const ENTER_AND_EXEC = 'echo $$ > "$1/cgroup.procs" && shift && exec "$@"';
 
+/** The group of the agent itself, below the one that was given to it. */
+const AGENT_GROUP = 'agent';
+
 /**
- * The part of the cgroup v2 tree that was given to this agent (a unit with `Delegate=yes`). No controller is switched on in
- * it, so the agent itself may stay where it is. One group for each start of a server: writing to its `cgroup.kill` ends
+ * The part of the cgroup v2 tree that was given to this agent (a unit with `Delegate=yes`). One group for each start of a server: writing to its `cgroup.kill` ends
  * every process in it at once, wherever it went and whatever it called itself.
  */
 export class CgroupRoot {
@@ -132,10 +134,27 @@ export class Cgroup {
   }
 }
 
-/** The directory of our own group in the cgroup v2 tree. */
+/**
+ * Moves this process into a group of its own below the one of its unit, beside those of its servers: so that limits can be
+ * put on the groups, which the kernel refuses while a process is in the one above them. For the main process of a unit
+ * alone: in any other group are processes of others.
+ */
+export function enterOwnGroup(log: Log, own = ownCgroup()): void {
+  if (own === undefined) return;
+  try {
+    mkdirSync(join(own, AGENT_GROUP), { recursive: true });
+    writeFileSync(join(own, AGENT_GROUP, 'cgroup.procs'), String(process.pid));
+  } catch (error) {
+    const reason = error instanceof Error ? error.message : String(error);
+    log.info({ event: 'own-cgroup-not-entered', reason }); // the unit does not delegate: the agent stays where it is
+  }
+}
+
+/** The directory of the group that this process was given, in the cgroup v2 tree. */
 function ownCgroup(): string | undefined {
   try {
-    return cgroupPath(readFileSync('/proc/self/mountinfo', 'utf8'), readFileSync('/proc/self/cgroup', 'utf8'));
+    const path = cgroupPath(readFileSync('/proc/self/mountinfo', 'utf8'), readFileSync('/proc/self/cgroup', 'utf8'));
+    return path !== undefined && basename(path) === AGENT_GROUP ? dirname(path) : path;
   } catch {
     return undefined; // not Linux
   }

@@ -183,7 +183,7 @@ async function newToken(options: SimulatedHostOptions, name: string): Promise<st
 function spawnAgent(options: SimulatedHostOptions, ledger: string) {
   const [command = '', ...rest] = [...(options.enter ?? []), join(DIST, 'gantry-agent.mjs'), 'run'];
   return execa(command, [...rest, '--config', configPath(options)], {
-    env: { ...options.env, GANTRY_SIM_LEDGER: ledger, PATH: `${join(DIST, 'sim')}:${process.env['PATH'] ?? ''}` },
+    env: { ...options.env, GANTRY_SIM_LEDGER: ledger, PATH: pathOf(options) },
     stdin: 'ignore',
     stdout: 'pipe',
     stderr: 'inherit',
@@ -191,6 +191,11 @@ function spawnAgent(options: SimulatedHostOptions, ledger: string) {
     reject: false,
     forceKillAfterDelay: false, // after SIGTERM its jobs and servers have their grace, as under systemd
   });
+}
+
+/** What the host was given of its own comes first. */
+function pathOf({ env }: SimulatedHostOptions): string {
+  return [env?.['PATH'], join(DIST, 'sim'), process.env['PATH']].filter(Boolean).join(':');
 }
 
 function configPath({ directory }: SimulatedHostOptions): string {

@@ -1,7 +1,9 @@
 import { execa } from 'execa';
-import { readFile, symlink } from 'node:fs/promises';
+import { readFileSync } from 'node:fs';
+import { mkdir, readFile, symlink, writeFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { describe, expect } from 'vitest';
+import type { SimulatedHost } from '../../scripts/lib/simulated-host.ts';
 import { Ledger, startTimeOf } from '../../scripts/sim/lib/ledger.ts';
 import { eventually, processTree, TestFleet } from '../helpers/fleet.ts';
 import { statusOf } from '../helpers/host-status.ts';
@@ -19,13 +21,41 @@ const LOST =
 const NO_DRIVER =
   "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver. Make sure that the latest NVIDIA driver is installed and running.";
 
+/** The agent started anew as a service that is watched, with a `systemd-notify` that writes down what it is asked to say. */
+class Watchdog {
+  readonly #file: string;
+
+  private constructor(file: string) {
+    this.#file = file;
+  }
+
+  static async of(host: SimulatedHost): Promise<Watchdog> {
+    const bin = join(host.directory, 'bin');
+    await mkdir(bin);
+    const watchdog = new Watchdog(join(host.directory, 'told'));
+    await writeFile(join(bin, 'systemd-notify'), `#!/bin/sh\necho "$*" >> ${watchdog.#file}\n`, { mode: 0o755 });
+    await host.stopAgent();
+    host.env = { NOTIFY_SOCKET: '/nowhere', WATCHDOG_USEC: '3000000', PATH: bin };
+    await host.startAgent();
+    return watchdog;
+  }
+
+  /** How often the agent said that it lives. */
+  fed(): number {
+    return readFileSync(this.#file, 'utf8').split('WATCHDOG=1').length - 1;
+  }
+}
+
 describe('GPU and driver', () => {
   fault('F34', 'nvidia-smi hangs and ignores SIGTERM', async (row) => {
     await using fleet = await startFleet({ a: {} });
     await untilReady(fleet);
     const host = fleet.host('a');
+    const watchdog = await Watchdog.of(host);
+    await untilReady(fleet);
     row.injected();
     await host.breakNvidiaSmi({ mode: 'hang', ignoresTerm: true });
+    const fedBefore = watchdog.fed();
     await row.sees('values stale-flagged', 10_000, async () => {
       return (await statusOf(host)).snapshot.gpus.every(({ health }) => health !== 'ok');
     });
@@ -42,6 +72,8 @@ describe('GPU and driver', () => {
     // The loop and one question beside it; a stuck one is never asked a second time.
     expect(most, 'nvidia-smi processes at the same time').toBeLessThanOrEqual(2);
     await row.holds(`${most} nvidia-smi at most`);
+    await eventually('the watchdog is fed on', async () => watchdog.fed() > fedBefore + 2, 60_000);
+    await row.holds('watchdog unaffected');
     const bridge = await fleet.bridge(bridgeConfig());
     const id = await startBatch(bridge, 2);
     await host.breakNvidiaSmi(undefined);

@@ -1,3 +1,4 @@
+import { FACTS } from './metric-facts.ts';
 import { createHash, randomUUID } from 'node:crypto';
 import { once } from 'node:events';
 import { mkdtemp, readdir, rm } from 'node:fs/promises';
@@ -49,6 +50,7 @@ beforeEach(async () => {
     pace: { bytes: 300_000, withinMs: 300 },
     readiness: () => reasons,
     inputArrived: (tokenId: string, sha256: string) => arrived.push(`${tokenId} ${sha256}`),
+    metrics: () => FACTS,
     redeem: () => Promise.reject(new AppError('AUTH_FAILED', 'no')),
   };
   // The listener's part of the work is tested with the whole agent; here the token is the header's word.
@@ -78,7 +80,13 @@ afterEach(async () => {
 });
 
 test('every route but /healthz wants a token, unknown paths included', async () => {
-  const paths = ['/readyz', `/v1/inputs/${'0'.repeat(64)}`, `/v1/results/${jobId}`, `/v1/results/${jobId}/preview`];
+  const paths = [
+    '/readyz',
+    '/metrics',
+    `/v1/inputs/${'0'.repeat(64)}`,
+    `/v1/results/${jobId}`,
+    `/v1/results/${jobId}/preview`,
+  ];
   expect(ROUTES.every(({ path }) => paths.some((each) => path.test(each)))).toBe(true);
   for (const path of [...paths, '/', '/nothing', '/healthz/', '//']) {
     for (const method of ['GET', 'PUT', 'POST', 'DELETE'] as const) {
