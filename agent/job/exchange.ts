@@ -2,6 +2,7 @@ import { performance } from 'node:perf_hooks';
 import { AppError } from '../../shared/errors.ts';
 import type { OfferedWork, SlotStatus } from '../../shared/host-snapshot.ts';
 import type { Job, ModelId } from '../../shared/job.ts';
+import { megapixelsOf } from '../../shared/job.ts';
 import type { Log } from '../../shared/log.ts';
 import type { ModelMove, Notification, OfferLine, Params, Result } from '../../shared/protocol.ts';
 import type { ActiveJob } from './active-job.ts';
@@ -341,7 +342,11 @@ export class Exchange implements AsyncDisposable {
   #misfit({ slotId, grant }: { slotId: string; grant: { model: ModelId } }, { request }: Job): string | undefined {
     const model = this.#options.residency.slots.find((slot) => slot.slotId === slotId)?.model;
     if (request.model !== grant.model) return `The grant is for ${grant.model}, the job for ${request.model}.`;
-    return model?.capabilities.includes(request.kind) === true ? undefined : `${grant.model} cannot ${request.kind}.`;
+    if (model?.capabilities.includes(request.kind) !== true) return `${grant.model} cannot ${request.kind}.`;
+    // A bridge has looked at this; who is no bridge of ours must not hold a GPU for hours with one job.
+    const { maxMegapixels } = model.profile;
+    const isTooLarge = request.kind === 'generate' && megapixelsOf(request) > maxMegapixels;
+    return isTooLarge ? `${grant.model} makes at most ${maxMegapixels} megapixels.` : undefined;
   }
 
   #started(slotId: string, { startedMs = performance.now(), grantedMs, bringsModelIn, isLead }: ActiveJob): void {

@@ -1,0 +1,235 @@
+import { readdir, readFile, mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { Agent } from '../agent/agent.ts';
+import { loadAgentConfig } from '../agent/config.ts';
+import { ROUTES } from '../agent/http/routes.ts';
+import { cleaned, errorFrame } from '../agent/rpc/frames.ts';
+import { TokenStore } from '../agent/tokens.ts';
+import { AppError } from '../shared/errors.ts';
+import { fetchBody } from '../shared/http-client.ts';
+import { createLog } from '../shared/log.ts';
+import { HOST_REQUESTS, REQUESTS } from '../shared/protocol.ts';
+import { WsPeer } from './agent/rpc/ws-peer.ts';
+
+// Rules of docs/security.md that belong to no single file, and rows of its table of known holes elsewhere.
+
+const log = createLog({ name: 'test', to: 'stderr', level: 'silent' });
+const never = new AbortController().signal;
+const ID = '11111111-1111-4111-8111-111111111111';
+
+describe('one agent, seen by strangers and by those it knows', () => {
+  let dir: string;
+  let agent: Agent;
+  let operator: string;
+  let other: string;
+
+  beforeAll(async () => {
+    dir = await mkdtemp(join(tmpdir(), 'gantry-security-'));
+    const config = join(dir, 'agent.yaml');
+    await writeFile(config, `listen: 127.0.0.1:0\nstate_dir: state\ngpu: { nvidia_smi: ${dir}/absent }\n`);
+    agent = await Agent.start(await loadAgentConfig({ config }, {}), { log, signal: never });
+    const tokens = new TokenStore({ stateDir: join(dir, 'state') });
+    operator = await tokens.add({ name: 'operator', role: 'operator' });
+    other = await tokens.add({ name: 'other', role: 'operator' });
+  });
+  afterAll(async () => {
+    await agent[Symbol.asyncDispose]();
+    await rm(dir, { recursive: true, force: true });
+  });
+
+  test('S2, PYSEC-2026-291, CVE-2025-63389: without a token nothing but /healthz and a pairing is answered', async () => {
+    const paths = ROUTES.map(({ path }) =>
+      path.source
+        .replace(/\\\//g, '/')
+        .replace(/\([^)]*\)/g, ID)
+        .replace(/[\^$]/g, ''),
+    );
+    expect(paths.length).toBeGreaterThan(3);
+    for (const path of [...paths, '/', '/metrics', '/v1/pair', '/v1/ws']) {
+      for (const method of ['GET', 'PUT', 'DELETE'] as const)
+        expect((await ask(path, { method })).status, `${method} ${path}`).toBe(401);
+    }
+    expect((await ask('/healthz')).body).toBe('ok\n');
+    expect(
+      (await ask('/v1/pair', { method: 'POST', headers: JSON_TYPE, body: '{"code":"x","name":"x"}' })).status,
+    ).toBe(401);
+  });
+
+  test('S14: the sixth wrong token of an address is not told what is wrong with it, and a right one passes', async () => {
+    const wrong = async () => await ask('/readyz', { token: `gantry_${'x'.repeat(43)}` });
+    const answers = [];
+    for (let count = 0; count < 8; count += 1) answers.push(await wrong());
+    expect(answers.map(({ status }) => status).slice(-3)).toEqual([429, 429, 429]);
+    expect(Number(answers.at(-1)?.headers['retry-after'])).toBeGreaterThan(0);
+    expect((await ask('/readyz', { token: operator })).status).toBe(503);
+  });
+
+  test('S17: the switches of the engines are not reachable through the agent', async () => {
+    for (const path of [
+      '/sleep',
+      '/wake_up',
+      '/collective_rpc',
+      '/v1/models',
+      '/api/gpu/offload',
+      '/v1/images/generations',
+    ]) {
+      for (const method of ['GET', 'POST'] as const) {
+        expect((await ask(path, { method, token: operator })).status, `${method} ${path}`).toBe(404);
+      }
+    }
+  });
+
+  test('S21, llama-swap: no CORS header on anything, and no GET that acts', async () => {
+    for (const path of ['/healthz', '/readyz', `/v1/results/${ID}`, '/v1/pair']) {
+      const { headers } = await ask(path, {
+        method: 'OPTIONS' as 'GET',
+        token: operator,
+        headers: { 'access-control-request-method': 'GET' },
+      });
+      expect(
+        Object.keys(headers).filter((name) => name.startsWith('access-control')),
+        path,
+      ).toEqual([]);
+    }
+    for (const { methods, path } of ROUTES)
+      if (methods.includes('GET')) expect(methods, path.source).toEqual(['GET', 'HEAD']);
+  });
+
+  test('S21, ComfyUI: a form of a web page pairs nobody', async () => {
+    const form = { 'content-type': 'text/plain' };
+    const answer = await ask('/v1/pair', { method: 'POST', headers: form, body: '{"code":"x","name":"x"}' });
+    expect(answer).toMatchObject({ status: 415 });
+    const crossing = await ask('/v1/pair', {
+      method: 'POST',
+      headers: { ...JSON_TYPE, origin: 'http://evil.example' },
+      body: '{}',
+    });
+    expect(crossing.status).toBe(403);
+  });
+
+  test('S25, CVE-2026-45671: what another token made is as unknown as what nobody made', async () => {
+    await using peer = await WsPeer.hello(agent.address, operator);
+    await using stranger = await WsPeer.hello(agent.address, other);
+    for (const method of ['job.get', 'job.cancel']) {
+      const [mine, theirs] = [await peer.ask(method, { jobId: ID }), await stranger.ask(method, { jobId: ID })];
+      expect(mine.error).toEqual(theirs.error);
+      expect(mine.error?.data.code).toBe('JOB_NOT_FOUND');
+    }
+  });
+
+  test('S13: a token over its requests is told so, in a typed error, and another one does not feel it', async () => {
+    await using peer = await WsPeer.hello(agent.address, operator);
+    await using neighbour = await WsPeer.hello(agent.address, other);
+    let refused: string | undefined;
+    for (let round = 0; round < 100 && refused === undefined; round += 1) {
+      const replies = await Promise.all(Array.from({ length: 60 }, () => peer.ask('job.get', { jobId: ID })));
+      refused = replies.map(({ error }) => error?.data.code).find((code) => code === 'RATE_LIMITED');
+    }
+    expect(refused).toBe('RATE_LIMITED');
+    expect((await neighbour.ask('job.get', { jobId: ID })).error?.data.code).toBe('JOB_NOT_FOUND');
+  }, 30_000);
+
+  type Ask = {
+    method?: 'GET' | 'PUT' | 'POST' | 'DELETE';
+    token?: string;
+    headers?: Record<string, string>;
+    body?: string;
+  };
+
+  async function ask(path: string, { method = 'GET', token, headers = {}, body }: Ask = {}) {
+    const authorization = token === undefined ? {} : { authorization: `Bearer ${token}` };
+    const options = {
+      method,
+      headers: { ...authorization, ...headers },
+      signal: never,
+      deadlineMs: 10_000,
+      maxBytes: 100_000,
+    };
+    const answer = await fetchBody(`http://127.0.0.1:${agent.address.port}${path}`, {
+      ...options,
+      ...(body !== undefined && { body }),
+    });
+    return { ...answer, body: answer.body.toString() };
+  }
+});
+
+const JSON_TYPE = { 'content-type': 'application/json' };
+
+test('S9, CVE-2026-25593, CVE-2024-37032: no message carries what is executed, nor a path', () => {
+  const evil = {
+    cmd: ['sh'],
+    command: ['sh'],
+    args: ['-c'],
+    env: { A: 'b' },
+    cwd: '/',
+    path: '/etc/passwd',
+    url: 'http://evil',
+  };
+  for (const [method, { params }] of Object.entries({ ...REQUESTS, ...HOST_REQUESTS })) {
+    expect(
+      Object.keys(params.shape).filter((key) => key in evil),
+      method,
+    ).toEqual([]);
+  }
+  expect(REQUESTS['model.load'].params.parse({ model: 'm', ...evil })).toEqual({ model: 'm' });
+});
+
+test('S20: an error carries no control characters, and no more than it may', () => {
+  const hostile = `\u001b[31mred\u0000\u009b0m ${'x'.repeat(5_000)}`;
+  const frame = JSON.stringify(errorFrame(1, new AppError('ENGINE_FAILED', hostile)));
+  expect(frame).not.toMatch(/\\u00(1b|00|9b)/i);
+  expect(frame.length).toBeLessThan(5_000);
+  expect(cleaned('a\u001b]0;title\u0007b', 100)).toBe('a ]0;title b');
+});
+
+describe('S24: what is installed', () => {
+  test('has the versions that are needed, and no native build at its installation', async () => {
+    const { packages } = JSON.parse(await readFile('package-lock.json', 'utf8')) as {
+      packages: Record<string, { version: string; dev?: boolean; hasInstallScript?: boolean }>;
+    };
+    const version = (name: string) => packages[`node_modules/${name}`]?.version ?? '0';
+    const isAtLeast = (name: string, floor: string) => version(name).localeCompare(floor, 'en', { numeric: true }) >= 0;
+    expect(isAtLeast('ws', '8.21.3'), 'CVE-2026-48779, GHSA-58qx-3vcg-4xpx').toBe(true);
+    expect(isAtLeast('@modelcontextprotocol/sdk', '1.26.0'), 'S23: CVE-2025-66414, CVE-2026-0621, CVE-2026-25536').toBe(
+      true,
+    );
+    expect(isAtLeast('sharp', '0.35.0'), 'CVE-2023-4863').toBe(true);
+    const building = Object.entries(packages).filter(
+      ([name, { dev, hasInstallScript }]) => name !== '' && !dev && hasInstallScript,
+    );
+    expect(building.map(([name]) => name)).toEqual([]);
+  });
+
+  test('every package that runs has an entry in docs/decisions.md', async () => {
+    const { dependencies } = JSON.parse(await readFile('package.json', 'utf8')) as {
+      dependencies: Record<string, string>;
+    };
+    const decisions = await readFile('docs/decisions.md', 'utf8');
+    expect(Object.keys(dependencies).filter((name) => !decisions.includes(name))).toEqual([]);
+  });
+});
+
+test('S22, CVE-2025-6514, CVE-2025-53967: no shell anywhere in the programs', async () => {
+  const files = (
+    await Promise.all(
+      ['agent', 'bridge', 'shared'].map(async (folder) =>
+        (await readdir(folder, { recursive: true })).map((name) => join(folder, name)),
+      ),
+    )
+  ).flat();
+  for (const file of files.filter((name) => name.endsWith('.ts'))) {
+    expect(await readFile(file, 'utf8'), file).not.toMatch(
+      /shell: *(true|')|\bexecSync\(|\bexecaCommand\b|child_process'.*\bexec\b|\beval\(|new Function\(/,
+    );
+  }
+});
+
+test('S23: the bridge opens no port', async () => {
+  const files = (await readdir('bridge/mcp', { recursive: true })).filter((name) => name.endsWith('.ts'));
+  for (const file of files)
+    expect(await readFile(join('bridge/mcp', file), 'utf8'), file).not.toMatch(
+      /createServer\(\(|\.listen\(|streamableHttp|node:http/,
+    );
+});
