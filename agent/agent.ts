@@ -41,6 +41,8 @@ export type AgentOptions = {
   signal: AbortSignal;
   /** Reads the configuration again; without it a reload finds what the agent was started with. */
   readConfig?: (() => Promise<AgentConfig>) | undefined;
+  /** Told how many bridges are linked, whenever one comes or goes. */
+  onLinks?: ((count: number) => void) | undefined;
 };
 
 /**
@@ -65,10 +67,10 @@ export class Agent implements AsyncDisposable {
   }
 
   /** Rejects when `signal` aborts before the start is complete; nothing is left then either. */
-  static async start(config: AgentConfig, { log, signal, readConfig }: AgentOptions): Promise<Agent> {
+  static async start(config: AgentConfig, { log, signal, ...options }: AgentOptions): Promise<Agent> {
     const agent = new Agent(config, log);
     try {
-      await agent.#start({ signal: AbortSignal.any([agent.#stop.signal, signal]), readConfig });
+      await agent.#start({ ...options, signal: AbortSignal.any([agent.#stop.signal, signal]) });
       return agent;
     } catch (error) {
       await agent[Symbol.asyncDispose]();
@@ -113,7 +115,7 @@ export class Agent implements AsyncDisposable {
     }
   }
 
-  async #start({ signal, readConfig }: Pick<AgentOptions, 'signal' | 'readConfig'>): Promise<void> {
+  async #start({ signal, readConfig, onLinks }: Omit<AgentOptions, 'log'>): Promise<void> {
     const { stateDir, logDir, logs, gpu, ramReserveMiB, times, listen, names, tls } = this.#config;
     const log = this.#log;
     const instance = this.#own(await SingleInstance.acquire(stateDir));
@@ -235,6 +237,7 @@ export class Agent implements AsyncDisposable {
         onRequest: (request, response, access) => route({ request, response, parts }, access),
         audit,
         tls: certificate,
+        onLinks,
         session: {
           exchange,
           status,

@@ -10,6 +10,7 @@ const LIVE_TIMES = [
   'startDeadlineMs',
   'stallMs',
   'jobFloorMs',
+  'jobLimitMs',
   'jobGraceMs',
   'heldAwayMs',
   'turnMs',

@@ -123,6 +123,7 @@ const Times = z.strictObject({
   job_floor: Duration.prefault('60s').describe(
     'Shortest time limit of a job; else 3 times what 95 of 100 like it took',
   ),
+  job_limit: Duration.prefault('24h').describe('Longest time limit of a job, however long others like it took'),
   health_poll: Duration.prefault('1s').describe('How often a starting server is asked whether it is ready'),
   move_answer: Duration.prefault('40s').describe('Load, offload and release answer by then, finished or not'),
   input_silence: Duration.prefault('60s').describe('Missing inputs without a byte: INPUT_MISSING'),
@@ -163,7 +164,11 @@ export const AgentFile = z
           .literal(1, { error: 'only 1 is possible: two jobs on one GPU slow each other down' })
           .default(1)
           .describe('Jobs that run on one GPU at the same time'),
-        nvidia_smi: z.string().min(1).default('nvidia-smi').describe('The program, by name or path'),
+        nvidia_smi: z
+          .string()
+          .min(1)
+          .default('nvidia-smi')
+          .describe('The program, by name or path; none: all models are on other machines, and no GPU is read here'),
       })
       .prefault({}),
     memory: z
@@ -179,6 +184,11 @@ export const AgentFile = z
     times: Times.prefault({}),
   })
   .superRefine((file, context) => {
+    const owned = Object.entries(file.models).find(([, { attach }]) => attach === undefined);
+    if (file.gpu.nvidia_smi === 'none' && owned !== undefined) {
+      const message = `without it models.${owned[0]} cannot be started here; only \`attach\` works then`;
+      context.addIssue({ code: 'custom', path: ['gpu', 'nvidia_smi'], message });
+    }
     const problem = listenProblem(file.listen.host, file.tls);
     if (problem !== undefined) context.addIssue({ code: 'custom', path: ['listen'], message: problem });
   });

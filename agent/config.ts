@@ -16,6 +16,7 @@ export type AgentTimes = {
   startDeadlineMs: number;
   stallMs: number;
   jobFloorMs: number;
+  jobLimitMs: number;
   healthPollMs: number;
   moveAnswerMs: number;
   inputSilenceMs: number;
@@ -42,7 +43,8 @@ export type AgentConfig = {
     sampleIntervalMs: number;
     silenceMs: number;
     queryTimeoutMs: number;
-    nvidiaSmi: string;
+    /** Undefined: no GPU of this machine is looked at. */
+    nvidiaSmi: string | undefined;
     yieldsToForeign: boolean;
   };
   /** Host RAM that offloaded models leave free. */
@@ -56,7 +58,14 @@ export type AgentConfig = {
 };
 
 /** What the command line says; each wins over the environment, which wins over the file. */
-export type AgentFlags = { config?: string; listen?: string; stateDir?: string; logLevel?: string };
+export type AgentFlags = {
+  config?: string;
+  listen?: string;
+  stateDir?: string;
+  logLevel?: string;
+  /** How long an agent that serves the bridges of one user goes on without any, in ms. */
+  linger?: number;
+};
 
 const Places = z.object({ state_dir: AgentFile.shape.state_dir, log_dir: AgentFile.shape.log_dir });
 
@@ -175,7 +184,7 @@ function toConfig(file: AgentFile, baseDir: string): AgentConfig {
       silenceMs: file.gpu.silence,
       queryTimeoutMs: file.gpu.query_timeout,
       yieldsToForeign: file.gpu.yield_to_foreign,
-      nvidiaSmi: file.gpu.nvidia_smi,
+      nvidiaSmi: file.gpu.nvidia_smi === 'none' ? undefined : file.gpu.nvidia_smi,
     },
     ramReserveMiB: file.memory.reserve,
     logs: { maxMiB: file.logs.max_size, keep: file.logs.keep },
@@ -188,6 +197,7 @@ function toConfig(file: AgentFile, baseDir: string): AgentConfig {
       startDeadlineMs: times.start_deadline,
       stallMs: times.stall,
       jobFloorMs: times.job_floor,
+      jobLimitMs: times.job_limit,
       healthPollMs: times.health_poll,
       moveAnswerMs: times.move_answer,
       inputSilenceMs: times.input_silence,
@@ -237,7 +247,14 @@ function idOf(alias: string, entry: ModelEntry): string {
 function launchOf(entry: ModelEntry): ConfiguredModel['launch'] {
   if (entry.attach !== undefined) {
     const { start, stop } = entry;
-    return { kind: 'attached', url: entry.attach.replace(/\/+$/, ''), ...(start && { start }), ...(stop && { stop }) };
+    const url = entry.attach.replace(/\/+$/, '');
+    const isNamedByServer = entry.model === undefined && entry.engine === 'vllm-omni';
+    return {
+      ...{ kind: 'attached', url },
+      ...(isNamedByServer && { isNamedByServer }),
+      ...(start && { start }),
+      ...(stop && { stop }),
+    };
   }
   return {
     kind: 'owned',

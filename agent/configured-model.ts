@@ -16,6 +16,8 @@ export type Launch =
   | {
       kind: 'attached';
       url: string;
+      /** agent.yaml names no model: it is called what the server says, also when that becomes another one. */
+      isNamedByServer?: boolean;
       /** Programs that start and stop it, where the owner of the host named them. */
       start?: string[];
       stop?: string[];

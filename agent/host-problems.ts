@@ -4,10 +4,12 @@ import type { Readiness } from './http/health.ts';
 import type { Exchange } from './job/exchange.ts';
 import type { Residency } from './model/residency.ts';
 
+type Model = Pick<ReturnType<Residency['modelStatus']>[number], 'isAttached' | 'state' | 'detail'>;
+
 type Facts = {
   exchange: Pick<Exchange, 'refusal'>;
   sampler: Pick<GpuSampler, 'readings' | 'problem'>;
-  residency: Pick<Residency, 'slots' | 'gpuStatus' | 'problems'>;
+  residency: Pick<Residency, 'slots' | 'gpuStatus' | 'problems'> & { modelStatus(): readonly Model[] };
   damaged: Pick<DamagedFiles, 'sentences'>;
 };
 
@@ -20,6 +22,7 @@ export function hostProblems(facts: Facts): string[] {
     ...blocking(facts),
     ...gpuProblems(facts.residency),
     ...facts.residency.problems(),
+    ...awayProblems(facts.residency),
     ...facts.damaged.sentences(),
   ];
   // Where no GPU is left, what is wrong with the last one is in both of the first two.
@@ -49,6 +52,13 @@ function blocking({ exchange, sampler, residency }: Facts): string[] {
     problems.push(`No GPU can be read: ${sampler.problem.reason.replace(/\.$/, '')}.`);
   }
   return problems;
+}
+
+/** Servers that somebody else runs, and somebody has to see to. */
+function awayProblems(residency: Facts['residency']): string[] {
+  return residency
+    .modelStatus()
+    .flatMap(({ isAttached, state, detail }) => (isAttached && state === 'failed' ? (detail ?? []) : []));
 }
 
 /** GPUs that are out of service. What other programs cost the models here, the residency knows. */

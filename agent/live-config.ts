@@ -6,7 +6,7 @@ import type { HostResult } from '../shared/protocol.ts';
 import { configChanges, takenOver } from './config-changes.ts';
 import type { AgentConfig } from './config.ts';
 import type { Residency } from './model/residency.ts';
-import { isNameless, withServedIds } from './served-ids.ts';
+import { isNamedByServer, withServedIds } from './served-ids.ts';
 
 export type LiveConfigOptions = {
   /** What the agent was started with, its attached servers asked for their names. */
@@ -17,12 +17,12 @@ export type LiveConfigOptions = {
   log: Log;
 };
 
-/** An attached server that was down is asked for its name so often, in turns of the health poll. */
+/** An attached server that tells its name itself is asked so often, in turns of the health poll. */
 const NAME_EVERY_POLLS = 5;
 
 /**
  * The configuration in force: what the agent started with, what later reloads of the file changed, and the names of
- * attached servers that came up late. One reload runs at a time; who asks while one waits for its turn joins that one.
+ * attached servers that came up late or became others. One reload runs at a time; who asks while one waits for its turn joins that one.
  */
 export class LiveConfig implements AsyncDisposable {
   readonly #options: LiveConfigOptions;
@@ -90,7 +90,8 @@ export class LiveConfig implements AsyncDisposable {
   async #learnNames(signal: AbortSignal): Promise<void> {
     while (!signal.aborted) {
       await pause(NAME_EVERY_POLLS * this.#config.times.healthPollMs, signal);
-      if (!signal.aborted && this.#config.models.some(isNameless)) await this.#inTurn(() => this.#askNames(signal));
+      const { models } = this.#config;
+      if (!signal.aborted && models.some(isNamedByServer)) await this.#inTurn(() => this.#askNames(signal));
     }
   }
 

@@ -1,4 +1,6 @@
 import { Command, InvalidArgumentError, Option } from 'commander';
+import { socketPath } from '../shared/agent-socket.ts';
+import { Duration } from '../shared/config-file.ts';
 import { createLog } from '../shared/log.ts';
 import { Role } from '../shared/protocol.ts';
 import { drain, resume } from './cli/drain.ts';
@@ -18,7 +20,6 @@ import { agentFileSchema, configPath, loadAgentConfig, placesOf } from './config
 import { EXIT } from '../shared/exit-codes.ts';
 import { fail, report } from './exit.ts';
 import { run } from './run.ts';
-import { socketPath } from './single-instance.ts';
 import { AGENT_VERSION } from './status.ts';
 import { TokenStore } from './tokens.ts';
 
@@ -36,6 +37,11 @@ withFlags(program.command('run'))
   .description('run the daemon in the foreground')
   .option('--listen <address:port>', 'instead of `listen` in the file')
   .option('--log-level <level>', 'debug, info, warn or error')
+  .option(
+    '--linger <duration>',
+    'serve the bridges of this user alone, by link.json in the state directory; end so long after the last of them and of the input',
+    durationOf,
+  )
   .action(run);
 
 withFlags(program.command('status'))
@@ -197,6 +203,12 @@ function screen(): { columns: number | undefined; write: (text: string) => void 
 function countOf(text: string): number {
   if (/^\d{1,6}$/.test(text)) return Number(text);
   throw new InvalidArgumentError('It must be a number of lines.');
+}
+
+function durationOf(text: string): number {
+  const parsed = Duration.safeParse(text);
+  if (parsed.success) return parsed.data;
+  throw new InvalidArgumentError('It must be a duration like 30s or 5m.');
 }
 
 function write(text: string): void {

@@ -9,8 +9,8 @@ import type { ConfiguredModel } from './configured-model.ts';
 const ANSWER_MS = 2_000;
 
 /**
- * An attached server may be configured by its address alone: then it is called what it says it serves. One that does not
- * answer keeps the name it has in `known`, or its alias until it does.
+ * An attached server may be configured by its address alone: then it is called what it says it serves, whatever that was
+ * before. One that does not answer keeps the name it has in `known`, or its alias until it does.
  */
 export async function withServedIds(
   models: readonly ConfiguredModel[],
@@ -18,7 +18,7 @@ export async function withServedIds(
 ): Promise<ConfiguredModel[]> {
   return await Promise.all(
     models.map(async (model) => {
-      if (!isNameless(model)) return model;
+      if (!isNamedByServer(model)) return model;
       const { url } = model.launch;
       try {
         return withServedId(model, await servedId(url, signal));
@@ -35,11 +35,16 @@ export async function withServedIds(
   );
 }
 
-type Nameless = ConfiguredModel & { launch: { kind: 'attached' } };
+type Attached = ConfiguredModel & { launch: { kind: 'attached' } };
+
+/** It is called what it says. */
+export function isNamedByServer(model: ConfiguredModel): model is Attached {
+  return model.launch.kind === 'attached' && model.launch.isNamedByServer === true;
+}
 
 /** Nobody has said yet which model this attached server serves. */
-export function isNameless(model: ConfiguredModel): model is Nameless {
-  return model.launch.kind === 'attached' && model.id === model.alias;
+export function isNameless(model: ConfiguredModel): model is Attached {
+  return isNamedByServer(model) && model.id === model.alias;
 }
 
 const ServedModels = z.object({ data: z.array(z.object({ id: z.string().min(1).max(200) })).min(1) });

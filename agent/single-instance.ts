@@ -1,15 +1,11 @@
-import { createHash } from 'node:crypto';
-import { chmodSync } from 'node:fs';
-import { link, mkdir, rename, rm } from 'node:fs/promises';
-import type { Server, Socket } from 'node:net';
-import { connect, createServer } from 'node:net';
-import { once } from 'node:events';
+import { lstatSync, readdirSync, readlinkSync, renameSync, rmSync, symlinkSync } from 'node:fs';
+import { mkdir, readdir } from 'node:fs/promises';
+import type { Socket } from 'node:net';
 import { join } from 'node:path';
-import { Deadline } from '../shared/abort.ts';
+import { socketPath } from '../shared/agent-socket.ts';
+import { InstanceSocket, PRIVATE_NAME, UNBORN_NAME, askHolder } from './instance-socket.ts';
 
-/** Linux allows 107 bytes in the path of a unix socket, macOS 103. */
-const MAX_PATH_BYTES = 103;
-const ANSWER_MS = 2_000;
+const ANSWER_MS = 5_000;
 
 /** Another agent has this state directory. */
 export class AlreadyRunning extends Error {
@@ -22,106 +18,97 @@ export class AlreadyRunning extends Error {
 }
 
 /**
- * The right to use a state directory, held as a listening unix socket `agent.sock` in it. The kernel closes it at death,
- * however that comes; a file nobody listens on is left over and is replaced. Whoever connects is told the holder's pid in
- * a first line, and is then served, or sent away while nobody serves. Only the owner of the file, and root, can connect.
+ * The right to use a state directory, held as a listening unix socket in it, which the kernel closes at death, however
+ * that comes. Each agent has a socket under a name of its own, `s.XXXXXXXX`; the holder's is also reached by the link
+ * `agent.sock`. Whoever connects is told the holder's pid, and is then served, or sent away while nobody serves.
+ *
+ * Two never hold at a time. (1) A private name belongs to one socket ever, and is seen only when that listens: who is
+ * refused there is gone for good, and his name may be removed by anybody. (2) Each looks for the names of others after
+ * his own is there. So of any two, the later one sees the earlier, and holds only after that one is gone. Which of two
+ * that are starting gives way, the later or the earlier, is no matter of safety; that the one with the lower name does
+ * not is why one of them stays. `agent.sock` decides nothing, unless a former release listens there. (macOS refuses, too,
+ * where more wait than a socket's queue holds, which takes a holder that hangs and hundreds that ask.)
  */
 export class SingleInstance implements AsyncDisposable {
-  readonly #server: Server;
-  #serve: ((socket: Socket) => void) | undefined;
+  readonly #socket: InstanceSocket;
+  readonly #stateDir: string;
 
-  private constructor() {
-    this.#server = createServer((socket) => {
-      socket.on('error', () => socket.destroy()); // whoever asked has gone
-      socket.write(`pid ${process.pid}\n`);
-      if (this.#serve !== undefined) this.#serve(socket);
-      else socket.end(() => socket.destroy()); // one that stays would keep us from closing
-    });
+  private constructor(socket: InstanceSocket, stateDir: string) {
+    this.#socket = socket;
+    this.#stateDir = stateDir;
   }
 
-  static async acquire(stateDir: string): Promise<SingleInstance> {
-    await mkdir(stateDir, { recursive: true, mode: 0o700 });
+  static async acquire(stateDir: string, { answerMs = ANSWER_MS } = {}): Promise<SingleInstance> {
     const path = socketPath(stateDir);
-    for (;;) {
-      const instance = new SingleInstance();
-      if (await listens(instance.#server, path)) return instance;
-      const holder = await askHolder(path);
-      if (holder !== undefined) throw new AlreadyRunning(stateDir, holder);
-      await clearLeftover(path, stateDir);
+    await mkdir(stateDir, { recursive: true, mode: 0o700 });
+    const election = { stateDir, answerMs };
+    const socket = isWindows ? await takePipe(path, election) : await InstanceSocket.appearIn(stateDir);
+    const instance = new SingleInstance(socket, stateDir);
+    try {
+      if (!isWindows) {
+        await giveWay(socket.name, election);
+        publish(stateDir, socket.name);
+      }
+      socket.hold();
+      return instance;
+    } catch (error) {
+      await instance[Symbol.asyncDispose]();
+      throw error;
     }
   }
 
   /** From now on whoever connects is handed to `serve`. */
   serve(serve: (socket: Socket) => void): void {
-    this.#serve = serve;
+    this.#socket.serve(serve);
   }
 
-  /** Closing the server also removes the file. */
   async [Symbol.asyncDispose](): Promise<void> {
-    if (!this.#server.listening) return;
-    this.#server.close();
-    await once(this.#server, 'close');
+    // While our socket listens nobody else publishes his; so this look stays true until the name is removed.
+    if (!isWindows && publishedIn(this.#stateDir) === this.#socket.name) rmSync(socketPath(this.#stateDir));
+    await this.#socket[Symbol.asyncDispose]();
   }
 }
 
-/** Where the agent with this state directory listens for commands on the host. */
-export function socketPath(stateDir: string): string {
-  if (process.platform === 'win32') {
-    return `\\\\.\\pipe\\gantry-agent-${createHash('sha256').update(stateDir).digest('hex').slice(0, 16)}`;
-  }
-  const path = join(stateDir, 'agent.sock');
-  if (Buffer.byteLength(path) <= MAX_PATH_BYTES) return path;
-  throw new Error(
-    `${stateDir} is too long: a socket in it may have ${MAX_PATH_BYTES} bytes in its path. Use a shorter state_dir.`,
-  );
-}
+type Election = { stateDir: string; answerMs: number };
 
-async function listens(server: Server, path: string): Promise<boolean> {
-  try {
-    server.listen(path);
-    // In the same moment: bound it is already, and nobody else may be quicker than this.
-    if (server.listening && process.platform !== 'win32') chmodSync(path, 0o600);
-    await once(server, 'listening');
-    return true;
-  } catch (error) {
-    if (error instanceof Error && 'code' in error && error.code === 'EADDRINUSE') return false;
-    throw error;
+const isWindows = process.platform === 'win32';
+
+async function takePipe(path: string, { stateDir, answerMs }: Election): Promise<InstanceSocket> {
+  for (;;) {
+    const socket = await InstanceSocket.onPipe(path);
+    if (socket !== undefined) return socket;
+    const holder = await askHolder(path, { until: 'decided', answerMs });
+    if (holder !== undefined) throw new AlreadyRunning(stateDir, holder);
   }
 }
 
-/** What the holder says, or undefined when nobody listens there. One that hangs holds it all the same. */
-async function askHolder(path: string): Promise<string | undefined> {
-  using answer = new Deadline({ ms: ANSWER_MS });
-  const socket = connect(path);
-  try {
-    await once(socket, 'connect', { signal: answer.signal });
-  } catch {
-    socket.destroy();
-    return answer.isExpired ? 'it does not answer' : undefined;
+/** Returns when all others are gone. The lower names first: there is nothing to wait for when one of them lives. */
+async function giveWay(own: string, { stateDir, answerMs }: Election): Promise<void> {
+  const names = (await readdir(stateDir)).filter((name) => PRIVATE_NAME.test(name) && name !== own).sort();
+  for (const name of names) {
+    const path = join(stateDir, name);
+    const holder = await askHolder(path, { until: name < own ? 'starting' : 'decided', answerMs });
+    if (holder !== undefined) throw new AlreadyRunning(stateDir, holder);
+    rmSync(path, { force: true });
   }
-  try {
-    const [line] = (await once(socket, 'data', { signal: answer.signal })) as [Buffer]; // a socket without an encoding
-    return line.toString().split('\n', 1)[0]?.trim();
-  } catch {
-    return 'it does not answer';
-  } finally {
-    socket.destroy();
-  }
-}
-
-/**
- * Takes the left-over file aside and looks again before deleting it: another agent may have taken the place between the
- * look and the move, and a socket that is alive stays alive under its new name and is put back.
- */
-async function clearLeftover(path: string, stateDir: string): Promise<void> {
-  const aside = `${path}.${process.pid}`;
-  try {
-    await rename(path, aside);
-  } catch {
-    return; // somebody else has just cleared it
-  }
-  const holder = await askHolder(aside);
-  if (holder !== undefined) await link(aside, path);
-  await rm(aside, { force: true });
+  const path = socketPath(stateDir);
+  if (lstatSync(path, { throwIfNoEntry: false })?.isSocket() !== true) return;
+  const holder = await askHolder(path, { until: 'decided', answerMs }); // an agent of a former release listened there itself
   if (holder !== undefined) throw new AlreadyRunning(stateDir, holder);
+}
+
+/** Puts the link to our socket under the name everybody knows, and removes what those that died at their start left. */
+function publish(stateDir: string, own: string): void {
+  const link = join(stateDir, own.replace('s.', 'n.'));
+  symlinkSync(own, link);
+  renameSync(link, socketPath(stateDir));
+  for (const name of readdirSync(stateDir)) if (UNBORN_NAME.test(name)) rmSync(join(stateDir, name), { force: true });
+}
+
+function publishedIn(stateDir: string): string | undefined {
+  try {
+    return readlinkSync(socketPath(stateDir));
+  } catch {
+    return undefined; // nothing, or a former release's socket
+  }
 }

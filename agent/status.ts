@@ -48,6 +48,7 @@ export class HostStatus {
     this.#refreshRarely();
     const { agentId, residency, exchange, sampler, problems } = this.#options;
     const slots = exchange.slots();
+    const vramEstimate = whyEstimated(this.#options);
     return {
       agentId,
       hostname: this.#hostname,
@@ -57,6 +58,7 @@ export class HostStatus {
       driver: sampler.driver,
       problems: problems(),
       gpus: residency.gpuStatus(),
+      ...(vramEstimate !== undefined && { vramEstimate }),
       memory: this.#memory,
       disk: { freeMiB: this.#diskFreeMiB },
       models: residency.modelStatus().map((status) => ({ ...status, slots: slotsOf(residency, status.alias, slots) })),
@@ -88,6 +90,17 @@ export class HostStatus {
 /** Simulated hosts must never be taken for real ones: the simulated nvidia-smi names its GPUs so. */
 export function isSimulated(sampler: GpuSampler): boolean {
   return sampler.readings().some(({ name }) => name.startsWith('Simulated '));
+}
+
+/** Where every server is somebody else's, and may be on another machine, nothing here shows what they hold. */
+function whyEstimated({ residency, sampler }: HostStatusOptions): string | undefined {
+  const servers = residency.slots.flatMap(({ model: { launch } }) => (launch.kind === 'attached' ? [launch.url] : []));
+  const isRead = sampler.readings().some(({ totalMiB }) => totalMiB !== null);
+  if (isRead || sampler.problem === undefined || servers.length === 0) return undefined;
+  if (servers.length < residency.slots.length) return undefined;
+  const where = [...new Set(servers)].join(', ');
+  const [why = ''] = sampler.problem.reason.split(';'); // what follows helps whoever sets up the host
+  return `The GPUs behind ${where} cannot be read from here (${why}), so VRAM is estimated from the models' profiles.`;
 }
 
 function slotsOf(residency: Residency, alias: string, slots: ReadonlyMap<string, SlotStatus>): SlotStatus[] {

@@ -4,11 +4,14 @@ import { AppError } from '../shared/errors.ts';
 import { EXIT } from '../shared/exit-codes.ts';
 import type { AddOptions } from './cli/add.ts';
 import { addInvited, addOverSsh, removeNamed } from './cli/add.ts';
-import { printStatus } from './cli/status.ts';
+import { statusLines } from './cli/status.ts';
 import type { BridgeConfig } from './config.ts';
 import { loadConfig } from './config.ts';
 import { createFleet } from './create-fleet.ts';
 import { hostConfigs } from './host-entries.ts';
+
+/** How long the link may take. */
+const SETTLE_MS = 5_000;
 
 export type AddFlags = { config?: string; name?: string; ssh?: string };
 
@@ -49,10 +52,13 @@ function optionsOf(config: BridgeConfig): AddOptions {
     show: async (host) => {
       const { certificate, ...entry } = host;
       const hosts = hostConfigs([{ ...entry, certificate }], file);
-      const only = { ...config, hosts, invites: [], logLevel: 'error' as const };
+      const only = { ...config, hosts, invites: [], vllm: { ...config.vllm, servers: [] }, logLevel: 'error' as const };
       await using fleet = createFleet(only, { clientName: () => 'gantry' }).fleet;
       fleet.connect(); // only to look: unfinished batches are not taken over
-      return await printStatus(fleet, { isJson: false, columns: process.stdout.columns, write });
+      await fleet.settled({ signal: AbortSignal.timeout(2 * SETTLE_MS), withinMs: SETTLE_MS });
+      const found = fleet.hosts();
+      write(`${statusLines(found, process.stdout.columns).join('\n')}\n`);
+      return found.some(({ link }) => link.kind === 'up');
     },
   };
 }

@@ -1,9 +1,11 @@
 import type { BridgeConfig } from './config.ts';
 import type { FleetParts } from './create-fleet.ts';
 import type { Fleet } from './fleet/fleet.ts';
+import type { Images } from './images/images.ts';
 import type { Server } from './mcp/sdk.ts';
 import { createServer } from './mcp/server.ts';
 import { toolList } from './mcp/tool-list.ts';
+import type { StyleBook } from './styles/style-book.ts';
 import { packageVersion } from './version.ts';
 
 /**
@@ -14,6 +16,8 @@ export class Bridge implements AsyncDisposable {
   readonly server: Server;
   readonly #config: BridgeConfig;
   #parts: Promise<FleetParts> | undefined;
+  #images: Promise<Images> | undefined;
+  #styles: StyleBook | undefined;
   #isDetached = false;
 
   constructor(config: BridgeConfig) {
@@ -22,9 +26,16 @@ export class Bridge implements AsyncDisposable {
       version: packageVersion,
       listTools: toolList,
       tools: async () => (await import('./mcp/tools.ts')).TOOLS,
+      resources: async () => (await import('./mcp/resources.ts')).RESOURCES,
+      prompts: async () => (await import('./mcp/prompts.ts')).PROMPTS,
       settings: config,
       roots: { home: config.home, cwd: config.cwd, configured: config.roots, outputDir: config.outputDir },
       openFleet: () => this.openFleet(),
+      images: () => (this.#images ??= import('./open-images.ts').then(({ openImages }) => openImages(config))),
+      styles: async () => {
+        this.#styles ??= new (await import('./styles/style-book.ts')).StyleBook(config.stylesDir);
+        return this.#styles;
+      },
       onDefect: (tool, error) => void this.#logDefect(tool, error), // its own failure has nowhere left to be told
     });
   }

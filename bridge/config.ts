@@ -1,12 +1,16 @@
 import { readFileSync, statSync } from 'node:fs';
-import { homedir } from 'node:os';
+import { homedir, hostname, networkInterfaces } from 'node:os';
 import { join, resolve } from 'node:path';
 import { z } from 'zod';
 import { checkConfig, ConfigError, Duration, parseYaml } from '../shared/config-file.ts';
 import { LIMITS } from '../shared/limits.ts';
+import type { Places } from './cli/clients.ts';
 import type { BridgeTimes, HostConfig } from './fleet/host-view.ts';
 import { hostConfigs } from './host-entries.ts';
 import { isBareInPublic } from './pairing/bare-link.ts';
+import type { VllmServer } from './private-agent/vllm-url.ts';
+import { placesFor } from './places.ts';
+import { parseVllmUrl } from './private-agent/vllm-url.ts';
 
 const HostName = z
   .string()
@@ -51,6 +55,19 @@ export const BridgeFile = z.strictObject({
     .max(1_000)
     .default([])
     .describe('The GPU hosts: name, address of the agent, and its token.'),
+  vllm_urls: z
+    .array(z.string())
+    .max(100)
+    .default([])
+    .describe('Plain vLLM-Omni servers without an agent, like http://gpu-box:8000.'),
+  vllm_timeout: Duration.optional().describe('A request to such a server has so long; default 300s.'),
+  vllm_linger: Duration.optional().describe(
+    'The private agent of such a server ends so long after the last bridge that used it; default 30s.',
+  ),
+  max_concurrent: z
+    .union([z.int().min(1).max(1_000), z.literal('auto')])
+    .optional()
+    .describe('Images of one batch at a time, over all hosts, where the call does not say; auto: every free slot.'),
   output_dir: z.string().min(1).optional().describe('Where images are saved unless the call says otherwise.'),
   default_model: z.string().min(1).optional().describe('Model for generate_image and batch_generate without `model`.'),
   default_edit_model: z.string().min(1).optional().describe('Model for edit_image without `model`.'),
@@ -59,6 +76,12 @@ export const BridgeFile = z.strictObject({
     .array(z.string().min(1))
     .optional()
     .describe('Directories that tools may read and write, instead of the home and working directory.'),
+  side_car: z
+    .boolean()
+    .default(true)
+    .describe(
+      'Whether a JPEG or WebP gets a file NAME.json beside it that says how it was made. A PNG says so itself.',
+    ),
   sync_wait: Duration.optional().describe('How long a call waits before it answers `running`, for every client.'),
   times: z.strictObject(TIMES).default({}).describe('Intervals and limits of the links.'),
   log_level: z.enum(['debug', 'info', 'warn', 'error']).default('info').describe('What is logged to stderr.'),
@@ -74,20 +97,34 @@ export type BridgeConfig = {
   hosts: HostConfig[];
   /** Of GANTRY_HOSTS: each is paired at its first use. */
   invites: readonly string[];
+  /** Servers that have no agent of their own. */
+  vllm: { servers: VllmServer[]; timeoutMs: number; lingerMs: number; env: NodeJS.ProcessEnv };
+  maxConcurrent: number | undefined;
   outputDir: string | undefined;
   defaultModel: string | undefined;
   defaultEditModel: string | undefined;
   preview: 'inline' | 'none';
   roots: string[] | undefined;
+  hasSideCars: boolean;
   syncWaitMs: number | undefined;
   times: BridgeTimes;
   logLevel: BridgeFile['log_level'];
   home: string;
   cwd: string;
   stateDir: string;
+  /** The user's style briefs: his own texts, so they are data and no state. */
+  stylesDir: string;
 };
 
-export type BridgeFlags = { config?: string; outputDir?: string };
+export type BridgeFlags = {
+  config?: string;
+  outputDir?: string;
+  vllmUrl?: string[];
+  maxConcurrent?: string;
+  /** Seconds, as the flag is in the system that others come from. */
+  timeout?: string;
+  linger?: string;
+};
 
 /** Defaults < bridge.yaml < environment < flags. Throws ConfigError with every problem found. */
 export function loadConfig(
@@ -97,8 +134,9 @@ export function loadConfig(
 ): BridgeConfig {
   const home = homedir();
   const cwd = process.cwd();
+  const places = placesFor(process.platform, { home, env });
   const asked = flags.config ?? env['GANTRY_CONFIG'];
-  const expectedFile = asked === undefined ? defaultFile(home, env) : resolve(cwd, asked);
+  const expectedFile = asked === undefined ? places.configFile : resolve(cwd, asked);
   const file = readConfigFile(expectedFile, { isRequired: asked !== undefined && !mayBeAbsent });
   const values = naming(expectedFile, () => {
     const checked = checkConfig(BridgeFile, file?.values ?? {});
@@ -109,12 +147,15 @@ export function loadConfig(
     file: file?.path,
     expectedFile,
     hosts: values.hosts,
-    invites: (env['GANTRY_HOSTS'] ?? '').split(/\s+/).filter((line) => line !== ''),
+    invites: inviteLines(env['GANTRY_HOSTS']),
+    vllm: vllmSettings(values, { flags, env }),
+    maxConcurrent: maxConcurrentOf(flags.maxConcurrent ?? env['GANTRY_MAX_CONCURRENT'], values.max_concurrent),
     outputDir: flags.outputDir ?? env['GANTRY_OUTPUT_DIR'] ?? values.output_dir,
     defaultModel: values.default_model,
     defaultEditModel: values.default_edit_model,
     preview: values.preview,
     roots: values.roots,
+    hasSideCars: values.side_car,
     syncWaitMs: values.sync_wait,
     times: {
       pingEveryMs: values.times.ping_every ?? LIMITS.pingEveryMs.value,
@@ -127,8 +168,87 @@ export function loadConfig(
     logLevel: values.log_level,
     home,
     cwd,
-    stateDir: stateDirectory(home, env),
+    stateDir: places.stateDir,
+    stylesDir: places.stylesDir,
   };
+}
+
+/** For those who say where a setting comes from: only here it is read. */
+export function environment(): NodeJS.ProcessEnv {
+  return process.env;
+}
+
+/** Whether commands use colour; `auto` is on a terminal only. By https://no-color.org and its counterpart. */
+export function colourWish(env: NodeJS.ProcessEnv = process.env): 'always' | 'auto' | 'never' {
+  if (env['NO_COLOR']) return 'never';
+  if (env['FORCE_COLOR'] && env['FORCE_COLOR'] !== '0') return 'always';
+  return env['TERM'] === 'dumb' || env['FORCE_COLOR'] === '0' ? 'never' : 'auto';
+}
+
+/** Where the MCP clients of this person keep their settings. */
+export function clientPlaces(env: NodeJS.ProcessEnv = process.env): Places {
+  const home = homedir();
+  return {
+    platform: process.platform === 'win32' || process.platform === 'darwin' ? process.platform : 'linux',
+    home,
+    configHome: env['XDG_CONFIG_HOME'] || join(home, '.config'),
+    appData: env['APPDATA'] || join(home, 'AppData', 'Roaming'),
+    localAppData: env['LOCALAPPDATA'] || join(home, 'AppData', 'Local'),
+  };
+}
+
+const VLLM_TIMEOUT_MS = 300_000;
+const VLLM_LINGER_MS = 30_000;
+
+/** An environment variable that is set to nothing counts as not set: that is how bundles pass what a user left out. */
+function vllmSettings(values: BridgeFile, { flags, env }: { flags: BridgeFlags; env: NodeJS.ProcessEnv }) {
+  const fromEnv = env['GANTRY_VLLM_URLS']?.split(/[\s,]+/).filter((text) => text !== '') ?? [];
+  const asked = flags.vllmUrl ?? (fromEnv.length > 0 ? fromEnv : values.vllm_urls);
+  const own = asked.length === 0 ? [] : ownAddresses();
+  const servers = asked.map((text) => parseVllmUrl(text, own));
+  const problems = servers.flatMap((server) =>
+    typeof server === 'string' ? `--vllm-url or vllm_urls: ${server}` : [],
+  );
+  const seconds = flags.timeout ?? (env['GANTRY_TIMEOUT'] || undefined);
+  if (seconds !== undefined && !/^[1-9]\d{0,5}$/.test(seconds))
+    problems.push(`--timeout ${seconds}: expected seconds, like 300`);
+  const linger = flags.linger === undefined ? undefined : Duration.safeParse(flags.linger);
+  if (linger?.success === false) problems.push(`--linger ${flags.linger}: expected a duration like 30s`);
+  if (problems.length > 0) throw new ConfigError(problems);
+  const urls = new Map(
+    servers.flatMap((server) => (typeof server === 'string' ? [] : [[server.url, server] as const])),
+  );
+  return {
+    servers: [...urls.values()],
+    timeoutMs: seconds === undefined ? (values.vllm_timeout ?? VLLM_TIMEOUT_MS) : Number(seconds) * 1_000,
+    lingerMs: linger?.data ?? values.vllm_linger ?? VLLM_LINGER_MS,
+    env: agentEnvironment(env),
+  };
+}
+
+/** Names and addresses of this machine. */
+function ownAddresses(): string[] {
+  const interfaces = Object.values(networkInterfaces());
+  return [hostname(), ...interfaces.flatMap((all) => all?.map(({ address }) => address) ?? [])];
+}
+
+/** What is set for the bridge is not meant for an agent of its own, but for where nvidia-smi is. */
+function agentEnvironment(env: NodeJS.ProcessEnv): NodeJS.ProcessEnv {
+  return Object.fromEntries(
+    Object.entries(env).filter(([name]) => !name.startsWith('GANTRY_') || name === 'GANTRY_NVIDIA_SMI'),
+  );
+}
+
+function maxConcurrentOf(asked: string | undefined, configured: BridgeFile['max_concurrent']): number | undefined {
+  const text = asked || String(configured ?? 'auto');
+  if (text === 'auto') return undefined;
+  if (/^[1-9]\d{0,2}$|^1000$/.test(text)) return Number(text);
+  throw new ConfigError([`--max-concurrent ${text}: expected auto, or a number from 1 to 1000`]);
+}
+
+/** What a bundle passes for a setting that the user left empty, the name of the setting itself included, is none. */
+function inviteLines(text = ''): string[] {
+  return text.split(/\s+/).filter((line) => line !== '' && !line.startsWith('${'));
 }
 
 /** The JSON Schema of bridge.yaml, for editors. */
@@ -176,14 +296,4 @@ function refuseReadableTokens(path: string, values: Record<string, unknown>): vo
 function checkHosts(hosts: BridgeConfig['hosts']): void {
   const twice = hosts.filter(({ name }, index) => hosts.findIndex((other) => other.name === name) !== index);
   if (twice.length > 0) throw new ConfigError(twice.map(({ name }) => `hosts: two hosts are named ${name}`));
-}
-
-function defaultFile(home: string, env: NodeJS.ProcessEnv): string {
-  if (process.platform === 'win32') return join(home, '.gantry', 'bridge.yaml');
-  return join(env['XDG_CONFIG_HOME'] || join(home, '.config'), 'gantry', 'bridge.yaml');
-}
-
-function stateDirectory(home: string, env: NodeJS.ProcessEnv): string {
-  if (process.platform === 'win32') return join(home, '.gantry', 'state');
-  return join(env['XDG_STATE_HOME'] || join(home, '.local', 'state'), 'gantry');
 }

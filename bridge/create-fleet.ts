@@ -5,18 +5,40 @@ import { createLog } from '../shared/log.ts';
 import type { BridgeConfig } from './config.ts';
 import { Fleet } from './fleet/fleet.ts';
 import type { HostConfig } from './fleet/host-view.ts';
+import { ImageIndex } from './images/image-index.ts';
 import { resultsFile } from './mcp/answers.ts';
 import { invitedHosts } from './pairing/invited-hosts.ts';
+import { privateHosts } from './private-agent/private-hosts.ts';
 
 export type FleetParts = { fleet: Fleet; log: Log };
 
 /** The fleet of this process and the log it writes. Nothing is open yet. */
 export function createFleet(config: BridgeConfig, { clientName }: { clientName: () => string }): FleetParts {
   const log = createLog({ name: 'gantry', to: 'stderr', level: config.logLevel });
-  const { stateDir, times } = config;
-  const hosts = [...config.hosts, ...invited(config, { clientName, log })];
+  const { stateDir, times, maxConcurrent, hasSideCars } = config;
   const bridgeId = randomUUID();
-  return { fleet: new Fleet({ hosts, bridgeId, clientName, stateDir, times, log, onEnding: resultsFile }), log };
+  const hosts = [...config.hosts, ...withoutAgents(config, log), ...invited(config, { clientName, log })];
+  const index = new ImageIndex(stateDir);
+  const onRemoving = (batchId: string): Promise<void> => index.keep(batchId);
+  const options = {
+    hosts,
+    bridgeId,
+    clientName,
+    stateDir,
+    times,
+    maxConcurrent,
+    hasSideCars,
+    log,
+    onEnding: resultsFile,
+    onRemoving,
+  };
+  return { fleet: new Fleet(options), log };
+}
+
+/** Hosts of plain vLLM-Omni servers, each with a private agent of ours. */
+function withoutAgents({ vllm, hosts, stateDir }: BridgeConfig, log: Log): HostConfig[] {
+  const taken = hosts.map(({ name }) => name);
+  return vllm.servers.length === 0 ? [] : privateHosts({ ...vllm, taken, stateDir, log });
 }
 
 /** Hosts of GANTRY_HOSTS, paired when their first link opens. */

@@ -7,6 +7,7 @@ import { readdir } from 'node:fs/promises';
 import { basename } from 'node:path';
 import { buildBridge } from './build/bridge.mjs';
 import { COMMON, LESS_ZOD, putInPlace, SMALL } from './build/common.mjs';
+import { notices } from './build/notices.mjs';
 
 /**
  * The agent mostly waits, so V8 keeps its heap small instead of growing it first and never giving it back, and optimises
@@ -17,7 +18,8 @@ import { COMMON, LESS_ZOD, putInPlace, SMALL } from './build/common.mjs';
 const AGENT_FLAGS = '--optimize-for-size';
 const AGENT_FLAGS_LATER = '--interrupt-budget=1000000 --semi-space-growth-factor=1'; // not on the command line: a V8 that lost it would refuse to start
 
-await Promise.all([buildBridge(), buildAgent(), buildPictureWorker(), ...(await simulators())]);
+const inside = await Promise.all([buildBridge(), buildAgent(), buildPictureWorker()]);
+await Promise.all([putInPlace('dist/THIRD_PARTY_NOTICES.txt', await notices(inside)), ...(await simulators())]);
 
 async function buildAgent() {
   const external = ['sharp', 'systeminformation', 'selfsigned'];
@@ -29,13 +31,13 @@ async function buildAgent() {
     'const require = requireOf(import.meta.url);', // CommonJS packages inside an ES module ask for it
   ];
   const banner = { js: head.join('\n') };
-  await executable('agent/main.ts', 'dist/gantry-agent.mjs', { ...SMALL, banner, external, plugins: LESS_ZOD });
+  return await executable('agent/main.ts', 'dist/gantry-agent.mjs', { ...SMALL, banner, external, plugins: LESS_ZOD });
 }
 
 /** The agent starts it beside itself. */
 async function buildPictureWorker() {
   const options = { ...SMALL, format: 'esm', external: ['sharp'] };
-  await executable('agent/job/picture-worker.mjs', 'dist/picture-worker.mjs', options);
+  return await executable('agent/job/picture-worker.mjs', 'dist/picture-worker.mjs', options);
 }
 
 /** Every .ts file directly in scripts/sim is a program; its parts are in scripts/sim/lib. */
@@ -45,8 +47,9 @@ async function simulators() {
   return names.map((name) => executable(`scripts/sim/${name}`, `dist/sim/${basename(name, '.ts')}`, options));
 }
 
+/** Resolves with what is inside. */
 async function executable(entryPoint, path, options) {
-  const { outputFiles } = await build({
+  const { outputFiles, metafile } = await build({
     ...COMMON,
     ...options,
     format: 'esm',
@@ -54,4 +57,5 @@ async function executable(entryPoint, path, options) {
     outfile: path,
   });
   await putInPlace(path, outputFiles[0].contents, { mode: 0o755 });
+  return metafile;
 }

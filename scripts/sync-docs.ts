@@ -14,7 +14,9 @@ import { TOOLS } from '../bridge/mcp/tools.ts';
 import { ERROR_CODES } from '../shared/errors.ts';
 import { PROFILES } from '../shared/profiles.ts';
 import { CLOSE_CODES, HOST_REQUESTS, LIMITS, NOTIFICATIONS, REQUESTS } from '../shared/protocol.ts';
+import { clientNames, clientSections } from './lib/client-pages.ts';
 import { configRows } from './lib/config-rows.ts';
+import { toolChapter } from './lib/tool-docs.ts';
 import { NAMED_TYPES, typeText } from './lib/type-text.ts';
 
 const ROOT = fileURLToPath(new URL('..', import.meta.url));
@@ -59,13 +61,16 @@ const BLOCKS: Record<string, Record<string, () => string>> = {
     'model-transitions': () => transitions(MODEL_TRANSITIONS),
     'job-transitions': () => transitions(JOB_TRANSITIONS),
   },
+  'docs/clients.md': { clients: clientSections },
   'README.md': {
+    'client-names': clientNames,
     tools: () =>
       table(
         ['tool', 'parameters', 'what it does'],
         TOOLS.map(({ name, input, description }) => [`\`${name}\``, parameters(input), firstSentence(description)]),
       ),
   },
+  'docs/tools.md': { tools: () => TOOLS.map(toolChapter).join('\n\n') },
   'docs/configuration.md': {
     'agent-keys': () => table(['key', 'value', 'default', 'meaning'], configRows(AgentFile)),
     'bridge-keys': () => table(['key', 'value', 'default', 'meaning'], configRows(BridgeFile)),

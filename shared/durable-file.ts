@@ -2,6 +2,7 @@ import { randomUUID } from 'node:crypto';
 import type { FileHandle } from 'node:fs/promises';
 import { mkdir, open, rename, rm } from 'node:fs/promises';
 import { dirname } from 'node:path';
+import { whileHeld } from './held-files.ts';
 
 /** Shares and file systems that cannot sync a directory say so with one of these. */
 const CANNOT_SYNC = new Set(['EPERM', 'ENOTSUP', 'EINVAL', 'ENOSYS']);
@@ -70,7 +71,7 @@ export class DurableFile implements AsyncDisposable {
   async publish(path: string): Promise<void> {
     await this.settle();
     await this.#close();
-    await rename(this.path, path);
+    await whileHeld(() => rename(this.path, path));
     this.#isPublished = true;
   }
 
@@ -129,7 +130,7 @@ export async function publishFile(from: string, path: string): Promise<void> {
   } finally {
     await file.close();
   }
-  await rename(from, path);
+  await whileHeld(() => rename(from, path));
 }
 
 /** All of them in their order, however little the system takes at a time. */

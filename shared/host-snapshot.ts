@@ -145,6 +145,8 @@ export const HostSnapshot = z.object({
   /** Why the host cannot do all of its work, in sentences; empty when it can. */
   problems: z.array(z.string()),
   gpus: z.array(GpuStatus),
+  /** Why what its models hold can only be estimated, in a sentence: no GPU is read, and all servers are somebody else's. */
+  vramEstimate: z.string().optional(),
   memory: z.object({ totalMiB: MiB, freeMiB: MiB }),
   disk: z.object({ freeMiB: MiB.nullable() }),
   models: z.array(ModelStatus),

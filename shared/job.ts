@@ -44,6 +44,8 @@ export const EditRequest = z.object({
   kind: z.literal('edit'),
   ...frozen,
   inputs: z.array(Sha256).min(1).max(3),
+  /** The images made before that the inputs are, as far as that is known: where this picture comes from. */
+  parents: z.array(Uuid).min(1).max(3).optional(),
   sizeLevel: z.union([z.literal(512), z.literal(768), z.literal(1024)]).optional(),
   width: z.int().min(16).max(8_192).optional(),
   height: z.int().min(16).max(8_192).optional(),

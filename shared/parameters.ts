@@ -58,13 +58,13 @@ export function freezeGenerate(
   return { request, notes };
 }
 
-/** As freezeGenerate; `inputs` are the SHA-256 of the pictures to edit. */
+/** As freezeGenerate; `inputs` are the SHA-256 of the pictures to edit, `parents` the images of ours among them. */
 export function freezeEdit(
   call: EditCall,
   profile: ModelProfile,
-  options: FreezeOptions & { inputs: readonly string[] },
+  options: FreezeOptions & { inputs: readonly string[]; parents?: readonly string[] },
 ): Frozen<EditRequest> {
-  const { model, inputs } = options;
+  const { model, inputs, parents = [] } = options;
   if (!profile.capabilities.includes('edit'))
     throw invalid(
       `'${model}' cannot edit images. Name a model whose capabilities include edit; list_models shows them.`,
@@ -77,12 +77,17 @@ export function freezeEdit(
     kind: 'edit',
     ...commonOf({ ...call, steps: call.num_steps, stepsName: 'num_steps' }, profile, options, notes),
     inputs: [...inputs],
+    ...(parents.length > 0 && { parents: [...parents] }),
     ...sizeLevelOf(call, profile, model),
   };
   return { request, notes };
 }
 
-function profileNotes(profile: ModelProfile, { model, profileFrom }: FreezeOptions): string[] {
+/** What a person should know of a profile, in the predecessors' words. */
+export function profileNotes(
+  profile: ModelProfile,
+  { model, profileFrom }: Pick<FreezeOptions, 'model' | 'profileFrom'>,
+): string[] {
   if (profileFrom !== 'fallback') return [];
   return [
     `Model '${model}' is not in the known profiles. Using fallback defaults (steps=${profile.steps}, ` +

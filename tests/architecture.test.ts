@@ -35,10 +35,24 @@ const MAY_IMPORT: Record<string, readonly string[]> = {
   ],
   'bridge/output': ['shared'],
   'bridge/fleet': ['shared', 'bridge/output'],
+  'bridge/private-agent': ['shared', 'bridge/fleet'],
+  'bridge/images': ['shared', 'bridge/fleet', 'bridge/output'],
+  'bridge/styles': ['shared', 'bridge/output'],
   'bridge/pairing': ['shared', 'bridge/fleet'],
-  'bridge/cli': ['shared', 'bridge/fleet', 'bridge/output', 'bridge/pairing'],
-  'bridge/mcp': ['shared', 'bridge/fleet', 'bridge/output'],
-  bridge: ['package.json', 'shared', 'bridge/cli', 'bridge/fleet', 'bridge/mcp', 'bridge/output', 'bridge/pairing'],
+  'bridge/cli': ['shared', 'bridge/fleet', 'bridge/images', 'bridge/output', 'bridge/pairing'],
+  'bridge/mcp': ['shared', 'bridge/fleet', 'bridge/images', 'bridge/output', 'bridge/styles'],
+  bridge: [
+    'package.json',
+    'shared',
+    'bridge/cli',
+    'bridge/fleet',
+    'bridge/images',
+    'bridge/mcp',
+    'bridge/output',
+    'bridge/pairing',
+    'bridge/private-agent',
+    'bridge/styles',
+  ],
 };
 
 /**

@@ -84,7 +84,7 @@ export const HOST = '127.0.0.1';
 export const SMALL_BODY_BYTES = 1024 * 1024;
 const CALL_MS = 5_000;
 
-export type EngineAnswer = { status: number; type: string; body: Buffer };
+export type EngineAnswer = { status: number; type: string; body: Buffer; location?: string | undefined };
 
 /** One call with a small answer. */
 export async function callEngine(
@@ -93,7 +93,8 @@ export async function callEngine(
 ): Promise<EngineAnswer> {
   const answer = await openHttp(url, { deadlineMs: CALL_MS, ...options });
   const body = await readBody(answer, { maxBytes: SMALL_BODY_BYTES });
-  return { status: answer.status, type: answer.headers['content-type'] ?? '', body };
+  const { location, 'content-type': type = '' } = answer.headers;
+  return { status: answer.status, type, body, location };
 }
 
 /** Judged by the status code alone: the bodies of /health differ between engines and versions. */

@@ -2,13 +2,14 @@ import { z } from 'zod';
 import { AppError } from '../../shared/errors.ts';
 import type { JobRequest } from '../../shared/job.ts';
 import type { ConfiguredModel } from '../configured-model.ts';
-import type { Call, Engine, ServerFacts } from './engine.ts';
+import type { Call, Engine, EngineAnswer, ServerFacts } from './engine.ts';
 import {
   HOST,
   OtherModel,
   answerOrUndefined,
   callEngine,
   engineError,
+  errorText,
   isHealthy,
   isOutOfMemory,
   keyWanted,
@@ -143,7 +144,8 @@ async function run(
   call: Call & { sink: ImageSink },
 ): ReturnType<Engine['run']> {
   const { signal, deadlineMs, sink } = call;
-  const common = { signal, deadlineMs, sink, method: 'POST' as const, field: 'b64_json' };
+  const errorOf = (answer: EngineAnswer): AppError => noImages(call.url, answer) ?? engineError(answer);
+  const common = { signal, deadlineMs, sink, method: 'POST' as const, field: 'b64_json', errorOf };
   await (request.kind === 'generate'
     ? callForImage(`${call.url}/v1/images/generations`, {
         ...common,
@@ -158,6 +160,13 @@ async function run(
         ),
       }));
   return { notes: [] };
+}
+
+/** A vLLM for texts has the same /health and /v1/models, but no route for images. */
+function noImages(url: string, { status, body }: EngineAnswer): AppError | undefined {
+  if (status !== 404 || errorText(body.toString('utf8')) !== 'Not Found') return undefined;
+  const message = `The server at ${url} makes no images (404). Start it with \`vllm serve MODEL --omni\` and an image model.`;
+  return new AppError('MODEL_FAILED', message);
 }
 
 /** All at the top level: the route ignores what is nested, and every key it does not know. */

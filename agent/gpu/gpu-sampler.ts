@@ -19,7 +19,8 @@ export type { GpuReading } from './gpu-table.ts';
 export type { ComputeApp } from './smi-rows.ts';
 
 export type GpuSamplerOptions = {
-  nvidiaSmi: string;
+  /** Undefined: it is never asked, and no GPU is known. */
+  nvidiaSmi: string | undefined;
   sampleIntervalMs: number;
   /** A loop child that prints nothing for so long is replaced. */
   silenceMs: number;
@@ -39,6 +40,8 @@ const ABSENT_INTERVALS = 10;
 /** How often a lost GPU is asked whether it answers, and for how long it must before it is used. */
 const RECHECK_INTERVALS = 10;
 const QUARANTINE_INTERVALS = 60;
+/** What is said of the GPUs where they are none of our business. */
+const NOT_ASKED: Trouble = { health: 'absent', reason: 'this agent reads none, as gpu.nvidia_smi says' };
 /** A loop that prints at least this often answers sooner than a new process would. */
 const QUICK_LOOP_MS = 100;
 
@@ -68,9 +71,10 @@ export class GpuSampler implements AsyncDisposable {
     this.#options = options;
     const { sampleIntervalMs: everyMs } = options;
     const staleMs = (intervals: number): number => Math.max(STALE_FLOOR_MS, STALE_INTERVALS * intervals * everyMs);
-    this.#smi = new NvidiaSmi(options.nvidiaSmi, { timeoutMs: options.queryTimeoutMs });
+    const nvidiaSmi = options.nvidiaSmi ?? ''; // then it is never run
+    this.#smi = new NvidiaSmi(nvidiaSmi, { timeoutMs: options.queryTimeoutMs });
     this.#mig = new MigReader(this.#smi);
-    this.#driver = new DriverVersion({ smi: this.#smi, ...options });
+    this.#driver = new DriverVersion({ smi: this.#smi, nvidiaSmi, log: options.log });
     this.#table = new GpuTable({
       staleMs: staleMs(1),
       migStaleMs: staleMs(MIG_INTERVALS),
@@ -85,7 +89,11 @@ export class GpuSampler implements AsyncDisposable {
       onLost: () => this.#announce(),
     });
     this.#first = new Promise((resolve) => (this.#settleFirst = resolve));
-    this.done = this.#run(this.#stop.signal);
+    if (options.nvidiaSmi === undefined) {
+      this.#trouble = NOT_ASKED;
+      this.#settleFirst();
+      this.done = Promise.resolve();
+    } else this.done = this.#run(options.nvidiaSmi, this.#stop.signal);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -130,6 +138,7 @@ export class GpuSampler implements AsyncDisposable {
 
   /** Values of this moment, within 3 s. Throws GPU_LOST where nvidia-smi does not answer or shows no GPU. */
   async sampleNow(signal: AbortSignal): Promise<GpuReading[]> {
+    this.#refuseUnasked();
     if (await this.#hasQuickAnswer(signal)) return this.readings();
     const { rows, output } = await this.#smi.gpus(signal, { fields: this.#fields, only: this.#table.living() });
     this.#lost.hear(output.stdout + output.stderr);
@@ -145,6 +154,7 @@ export class GpuSampler implements AsyncDisposable {
 
   /** Throws GPU_LOST where nvidia-smi does not answer. */
   async computeApps(signal: AbortSignal): Promise<ComputeApp[]> {
+    this.#refuseUnasked();
     // Of a process on an instance the short list tells the GPU only.
     if (this.#table.hasMig) return this.#readMig(signal);
     return this.#smi.computeApps(signal, { only: this.#table.living() });
@@ -152,6 +162,7 @@ export class GpuSampler implements AsyncDisposable {
 
   /** Reads the driver's version, now and after each trouble. */
   async inventory(): Promise<{ driver: string | null }> {
+    if (this.#options.nvidiaSmi === undefined) return { driver: null };
     this.#wantsDriver = true;
     await this.#driver.read(this.#stop.signal);
     return { driver: this.driver };
@@ -181,12 +192,16 @@ export class GpuSampler implements AsyncDisposable {
     stop();
   }
 
+  #refuseUnasked(): void {
+    if (this.#options.nvidiaSmi === undefined) throw new AppError('GPU_LOST', `No GPU is read: ${NOT_ASKED.reason}.`);
+  }
+
   get #fields(): Fields {
     return FIELD_LADDER[this.#rung] ?? FIELD_LADDER[2];
   }
 
-  async #run(signal: AbortSignal): Promise<void> {
-    const { nvidiaSmi, sampleIntervalMs: everyMs, silenceMs, log } = this.#options;
+  async #run(nvidiaSmi: string, signal: AbortSignal): Promise<void> {
+    const { sampleIntervalMs: everyMs, silenceMs, log } = this.#options;
     for (let failures = 0; !signal.aborted;) {
       await this.#smi.untilFree(signal);
       if (signal.aborted) return;

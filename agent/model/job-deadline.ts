@@ -13,6 +13,17 @@ export function jobDeadlineMs(o: {
   ratios: readonly number[];
   estimateMs: number;
   floorMs: number;
+  /** Never longer than this. */
+  limitMs: number;
+  isFirst: boolean;
+}): number {
+  return Math.min(o.limitMs, fromExperienceMs(o));
+}
+
+function fromExperienceMs(o: {
+  ratios: readonly number[];
+  estimateMs: number;
+  floorMs: number;
   isFirst: boolean;
 }): number {
   const { ratios, estimateMs, floorMs, isFirst } = o;

@@ -119,7 +119,10 @@ export class Learned {
   }
 
   /** How long a job may go without a new step. `isFirst`: since its server was loaded without a warm-up. */
-  deadlineMs(model: ConfiguredModel, o: { request: JobRequest; floorMs: number; isFirst: boolean }): number {
+  deadlineMs(
+    model: ConfiguredModel,
+    o: { request: JobRequest; floorMs: number; limitMs: number; isFirst: boolean },
+  ): number {
     const { ratios } = this.of(model.id);
     return jobDeadlineMs({ ...o, ratios, estimateMs: estimateMs(this.service(model), o.request) });
   }

@@ -38,6 +38,8 @@ export type LeaseParts = {
   look: () => Promise<unknown>;
   /** Shortest time without a new step before a server counts as hung. */
   jobFloorMs: number;
+  /** And the longest. */
+  jobLimitMs: number;
 };
 
 /** Less than this is the driver's own coming and going. */
@@ -75,7 +77,7 @@ type Run = RunOptions & { request: JobRequest; inputs: readonly Buffer[]; parts:
 
 async function run(slot: Slot, { request, inputs, parts, signal, onStep, sink: picture }: Run): Promise<Made> {
   const { server, model } = slot;
-  const { sampler, learned, look, jobFloorMs } = parts;
+  const { sampler, learned, look, jobFloorMs, jobLimitMs } = parts;
   const { gpus } = server;
   const before = {
     ...{ heldMiB: server.heldMiB, freeMiB: freeOn(sampler, gpus), measure: server.measure },
@@ -85,7 +87,7 @@ async function run(slot: Slot, { request, inputs, parts, signal, onStep, sink: p
   const wasAlone = isAlone(slot, parts);
   // Somebody else's server may work for them first, so there nothing learned says when this job should have ended.
   const isFirst = server.isFirst || isAttached(model);
-  const deadlineMs = learned.deadlineMs(model, { request, floorMs: jobFloorMs, isFirst });
+  const deadlineMs = learned.deadlineMs(model, { request, floorMs: jobFloorMs, limitMs: jobLimitMs, isFirst });
   const startMs = performance.now();
   const megapixels = megapixelsOf(request);
   try {

@@ -43,7 +43,12 @@ import { WorkInHand } from './work-in-hand.ts';
 export type { Lease } from './lease.ts';
 export type { SlotFacts } from './slot-facts.ts';
 
-export type ResidencyTimes = ModelTimes & { moveAnswerMs: number; heldAwayMs: number; jobFloorMs: number };
+export type ResidencyTimes = ModelTimes & {
+  moveAnswerMs: number;
+  heldAwayMs: number;
+  jobFloorMs: number;
+  jobLimitMs: number;
+};
 
 export type ResidencyOptions = {
   models: ConfiguredModel[];
@@ -243,6 +248,7 @@ export class Residency implements AsyncDisposable {
       slots: () => this.#roster.slots,
       look: () => this.#work.hold(this.#accounts.look(this.#lifetime.signal)),
       jobFloorMs: this.#options.times.jobFloorMs,
+      jobLimitMs: this.#options.times.jobLimitMs,
     });
   }
 

@@ -117,7 +117,14 @@ export class ServerJobs {
       return made;
     } catch (thrown) {
       const error: unknown = watch.isTooLate ? watch.signal.reason : thrown;
-      const patient = { alias, process, isGone, isHealthy: () => life.isHealthy(), signal: life.signal };
+      const patient = {
+        alias,
+        process,
+        limitMs: deadlineMs,
+        isGone,
+        isHealthy: () => life.isHealthy(),
+        signal: life.signal,
+      };
       const explained = await explainFailure(error, patient);
       const isBroken = error instanceof OutOfStep && error.remedy === 'end';
       const cause = isBroken ? error : explained.cause;

@@ -33,6 +33,8 @@ export type RpcListenerOptions = Omit<GateOptions, 'log' | 'audit'> & {
   onRequest: (request: IncomingMessage, response: ServerResponse, access: Access) => Promise<void>;
   session: Omit<SessionParts, 'audit' | 'refusal'>;
   audit: Audit;
+  /** Told how many links there are, whenever one begins or ends. */
+  onLinks?: ((count: number) => void) | undefined;
   times: LinkTimes;
   log: Log;
 };
@@ -184,7 +186,11 @@ export class RpcListener implements AsyncDisposable {
         audit({ action: 'link.open', outcome: 'ok', tokenId: token.id, role: token.role, from });
         const session = new BridgeSession(webSocket, { token, parts });
         this.#sessions.add(session);
-        webSocket.once('close', () => this.#sessions.delete(session));
+        webSocket.once('close', () => {
+          this.#sessions.delete(session);
+          this.#options.onLinks?.(this.#sessions.size);
+        });
+        this.#options.onLinks?.(this.#sessions.size);
         this.#events.emit('session');
       });
     } catch (error) {

@@ -8,6 +8,7 @@ import { programEnvironment } from './child-environment.ts';
 import type { ConfiguredModel } from '../configured-model.ts';
 import type { Engine, ServerFacts } from '../engine/engine.ts';
 import { answerOrUndefined } from '../engine/engine.ts';
+import { whyNotReady } from '../engine/why-not-ready.ts';
 import type { ProcessTable } from './process-table.ts';
 import { withLog, words } from './server-failure.ts';
 import type { LogBounds } from './server-log.ts';
@@ -60,8 +61,8 @@ export class AttachedServer {
     const found = await this.#probe(signal);
     if (found !== undefined) return found;
     if (this.#start === undefined) {
-      const message = `No server of ${model.alias} answers at ${this.url}. Start it, or correct \`attach\`.`;
-      throw new AppError('MODEL_FAILED', message);
+      const why = await whyNotReady(this.url, { signal, deadlineMs: ANSWER_MS });
+      throw new AppError('MODEL_FAILED', `${model.alias} is not there. ${why}`);
     }
     this.#starter = await this.#run('start', this.#start, { limitMs: times.startDeadlineMs, signal });
     while (performance.now() < endMs) {

@@ -10,7 +10,10 @@ const DEATH_NEWS_MS = 2_000;
 
 export type Patient = {
   alias: string;
+  /** Undefined where somebody else runs it. */
   process: ServerProcess | undefined;
+  /** How long it had. */
+  limitMs: number;
   /** It is not the server any more that the request went to, or it is on its way out. */
   isGone: () => boolean;
   isHealthy: () => Promise<boolean>;
@@ -21,11 +24,15 @@ export type Patient = {
 /** What a failed request means: the request failed, or its server cannot be used any more and has to be ended. */
 export async function explainFailure(
   error: unknown,
-  { alias, process, isGone, isHealthy, signal }: Patient,
+  { alias, process, limitMs, isGone, isHealthy, signal }: Patient,
 ): Promise<{ failure: AppError; cause?: AppError }> {
   if (signal.aborted) return { failure: toAppError(signal.reason, 'INTERRUPTED') };
   if (error instanceof DOMException && error.name === 'TimeoutError') {
-    const message = `The server of ${alias} did not answer a job in time. It is ended and started anew.`;
+    const next =
+      process === undefined
+        ? 'It may work on it still. Where such jobs take longer, raise `times.job_limit` (`--timeout` of a bridge).'
+        : 'It is ended and started anew.';
+    const message = `The server of ${alias} did not answer a job within ${Math.round(limitMs / 1000)} s. ${next}`;
     const failure = new AppError('TIMEOUT', message);
     return { failure, cause: failure };
   }

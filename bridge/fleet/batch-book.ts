@@ -25,6 +25,8 @@ export type PlannedJob = { job: JobRecord; rules: PlanRules };
 export type FleetSide = {
   readonly times: BridgeTimes;
   readonly log: Log;
+  /** Whether images that cannot carry their parameters get a file that does. */
+  readonly hasSideCars?: boolean;
   hosts: () => readonly HostView[];
   link: (host: string) => AgentLink | undefined;
   /** This bridge's jobs on slots, of all batches. */

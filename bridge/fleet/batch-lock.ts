@@ -71,6 +71,11 @@ export class BatchLock implements AsyncDisposable {
   }
 }
 
+/** Who works on the batch of a directory, for those who only want to know; undefined when nobody does. */
+export async function lockHolder(directory: string): Promise<LockHolder | undefined> {
+  return await probe(lockPath(directory));
+}
+
 /**
  * Removes locks in the directory for long paths whose holders died long ago: that of a batch nobody took up stays there
  * otherwise. A day is far longer than any process needs between finding a lock dead and taking it.
@@ -114,9 +119,9 @@ async function takeOver(
 }
 
 /** Beside the manifest where the path is short enough; else under a name made of it, the same for every process. */
-function lockPath(directory: string): string {
+export function lockPath(directory: string, platform: NodeJS.Platform = process.platform): string {
   const hash = createHash('sha256').update(directory).digest('hex').slice(0, 20);
-  if (process.platform === 'win32') return `\\\\.\\pipe\\gantry-batch-${hash}`;
+  if (platform === 'win32') return `\\\\.\\pipe\\gantry-batch-${hash}`;
   const path = join(directory, 'lock');
   return Buffer.byteLength(path) + WAITING_CHARACTERS <= MAX_SOCKET_PATH
     ? path

@@ -102,13 +102,23 @@ function withinHorizon(
   return found;
 }
 
-/** Time until each job is done by the same plan; undefined for one that has nowhere to go. */
-export function forecastEnds(jobs: readonly PlanJob[], slots: readonly PlanSlot[]): (number | undefined)[] {
+/** When a job would be done, on which slot, and for how long it would run there. */
+export type Planned = { endMs: number; runMs: number; host: string };
+
+/** Where and when each job is done by the same plan; undefined for one that has nowhere to go. */
+export function forecastPlan(jobs: readonly PlanJob[], slots: readonly PlanSlot[]): (Planned | undefined)[] {
   const plan = new Plan(slots);
   return jobs.map((job) => {
     const best = plan.best(job, -1);
-    return best === -1 ? undefined : plan.put(job, best);
+    const slot = slots[best];
+    if (slot === undefined) return undefined;
+    return { endMs: plan.put(job, best), runMs: serviceMs(slot.service, job.units), host: slot.host };
   });
+}
+
+/** Time until each job is done by the same plan. */
+export function forecastEnds(jobs: readonly PlanJob[], slots: readonly PlanSlot[]): (number | undefined)[] {
+  return forecastPlan(jobs, slots).map((planned) => planned?.endMs);
 }
 
 /** Interactive jobs first; then batch after batch as they were started, each in the order it has. */

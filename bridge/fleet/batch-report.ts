@@ -1,16 +1,12 @@
 import { performance } from 'node:perf_hooks';
-import type { JobClass } from '../../shared/job.ts';
 import type { ServiceTime } from '../../shared/service-time.ts';
-import { workUnits } from '../../shared/service-time.ts';
 import type { BatchBook, PlannedJob } from './batch-book.ts';
-import { forecastEnds } from './batch-plan.ts';
-import type { PlanJob } from './batch-plan.ts';
 import type { QualityHost } from './batch-quality.ts';
+import { plannedEnds } from './forecast.ts';
 import { capableHost, serviceOn } from './host-forecast.ts';
 import type { JobRecord } from './job-record.ts';
 import { isFetching, isOver } from './job-state.ts';
 import { expectedFinishes, refusalText } from './placement.ts';
-import { planSlots } from './plan-slots.ts';
 
 /** An engine that was told to cancel is shown as busy at least this long, until its host's status tells. */
 const CANCEL_SEEN_MS = 1_000;
@@ -113,28 +109,22 @@ function whyWaiting(book: BatchBook, job: JobRecord): string {
   return `waiting for a slot, most likely on ${best.host}`;
 }
 
-/** By the plan, model by model: what one model waits for does not hold another up, as far as can be foreseen. */
 function waitingEnds(
   book: BatchBook,
   { before, waiting, nowMs }: { before: readonly PlannedJob[]; waiting: readonly JobRecord[]; nowMs: number },
 ): Map<JobRecord, number> {
-  const hosts = book.side.hosts();
-  const holdings = book.side.holdings();
-  const ends = new Map<JobRecord, number>();
-  for (const model of new Set(waiting.map(({ request }) => request.model))) {
-    const jobs = [...before, ...waiting.map((job) => ({ job, rules: book.rules }))].filter(
-      ({ job }) => job.request.model === model,
-    );
-    const slots = planSlots({ model, class: book.header.class }, { hosts, holdings, nowMs });
-    const planned = jobs.map((one) => planJob(one, book.header.class));
-    for (const [index, ms] of forecastEnds(planned, slots).entries()) {
-      const job = jobs[index]?.job;
-      if (job !== undefined && ms !== undefined) ends.set(job, ms);
-    }
-  }
-  return ends;
-}
-
-function planJob({ job, rules }: PlannedJob, jobClass: JobClass): PlanJob {
-  return { jobId: job.jobId, class: jobClass, units: workUnits(job.request), rules, declinedForMs: 0 };
+  const jobs = [...before, ...waiting.map((job) => ({ job, rules: book.rules }))];
+  const wanted = jobs.map(({ job, rules }) => ({ request: job.request, rules }));
+  const ends = plannedEnds(wanted, {
+    class: book.header.class,
+    hosts: book.side.hosts(),
+    holdings: book.side.holdings(),
+    nowMs,
+  });
+  return new Map(
+    jobs.flatMap(({ job }, index) => {
+      const end = ends[index];
+      return end === undefined ? [] : [[job, end.endMs] as const];
+    }),
+  );
 }

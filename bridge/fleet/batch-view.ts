@@ -9,6 +9,8 @@ import type { ManifestRepair, ManifestState } from './manifest-lines.ts';
 export type JobView = {
   jobId: string;
   index: number;
+  /** The pictures that were given to be edited; absent where the picture is new. */
+  inputFiles?: readonly string[];
   prompt: string;
   seed: number;
   model: string;
@@ -135,6 +137,7 @@ export function jobView(record: JobRecord, extra: JobOutlook = {}): JobView {
   return {
     jobId: record.jobId,
     index: record.index,
+    ...(record.inputFiles.length > 0 && { inputFiles: record.inputFiles }),
     prompt: record.request.prompt,
     seed: record.request.seed,
     model: record.request.model,

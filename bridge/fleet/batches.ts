@@ -6,7 +6,8 @@ import { AppError } from '../../shared/errors.ts';
 import { Uuid } from '../../shared/job.ts';
 import type { FleetSide } from './batch-book.ts';
 import { BatchIndex } from './batch-index.ts';
-import { sweepDeadLocks } from './batch-lock.ts';
+import { lockHolder, sweepDeadLocks } from './batch-lock.ts';
+import type { LockHolder } from './batch-lock.ts';
 import type { BatchOrder } from './batch-order.ts';
 import { manifestView } from './batch-view.ts';
 import type { BatchView } from './batch-view.ts';
@@ -20,6 +21,8 @@ type BatchesOptions = {
   clientName: () => string;
   signal: AbortSignal;
   onResumed: (batch: Batch) => void;
+  /** Called before the record of an old batch goes; a failure keeps it. */
+  onRemoving?: ((batchId: string) => Promise<void>) | undefined;
   /** Whoever waits for what runs here, and sees its failure. */
   own: (work: Promise<void>) => void;
 };
@@ -89,6 +92,11 @@ export class Batches {
     return views.sort((a, b) => (a.createdAt < b.createdAt ? 1 : -1)).slice(0, limit);
   }
 
+  /** Which process works on a batch; undefined when none does. */
+  async holder(batchId: string): Promise<LockHolder | undefined> {
+    return await lockHolder(join(this.#options.root, batchId));
+  }
+
   /** Ends a batch or one job of it. Another process that holds it is asked by a file, and looks every second. */
   async cancel(id: string): Promise<BatchView> {
     const own = this.batch(id);
@@ -132,10 +140,13 @@ export class Batches {
   }
 
   async #resumeAll(): Promise<void> {
-    const { root, side, clientName, signal } = this.#options;
+    const { root, side, clientName, signal, onRemoving } = this.#options;
     if (performance.now() - this.#sweptAtMs > SWEEP_EVERY_MS) {
       this.#sweptAtMs = performance.now();
-      const removed = await removeOldBatches(root, { nowMs: Date.now() });
+      const removed = await removeOldBatches(root, { nowMs: Date.now(), onRemoving }).catch((error: unknown) => {
+        side.log.error({ event: 'old-batches-not-removed', err: error }); // tried again at the next sweep
+        return 0;
+      });
       if (removed > 0) side.log.info({ event: 'old-batches-removed', count: removed });
       await sweepDeadLocks({ nowMs: Date.now() });
     }

@@ -1,15 +1,20 @@
 import { setMaxListeners } from 'node:events';
 import { join } from 'node:path';
+import { performance } from 'node:perf_hooks';
 import { Deadline, pause, untilAborted } from '../../shared/abort.ts';
 import { AppError } from '../../shared/errors.ts';
+import type { JobClass, JobRequest } from '../../shared/job.ts';
 import type { Log } from '../../shared/log.ts';
 import type { AgentJob, Method, Notification, Params, Result } from '../../shared/protocol.ts';
 import { AgentLink } from './agent-link.ts';
+import type { LockHolder } from './batch-lock.ts';
 import type { BatchOrder } from './batch-order.ts';
 import type { BatchView } from './batch-view.ts';
 import type { Batch } from './batch.ts';
 import { Batches } from './batches.ts';
 import type { FleetSide } from './batch-book.ts';
+import { forecastNew } from './forecast.ts';
+import type { Forecast } from './forecast.ts';
 import { whyHopeless } from './hopeless.ts';
 import { HostEvents } from './host-events.ts';
 import type { BridgeTimes, HostConfig, HostView } from './host-view.ts';
@@ -25,8 +30,12 @@ type FleetOptions = {
   /** Slots of all hosts together that one batch may have, where its order does not say; undefined: all. */
   maxConcurrent?: number | undefined;
   log: Log;
+  /** Whether images that cannot carry their parameters get a file that does. */
+  hasSideCars?: boolean;
   /** Called before a batch ends; a failure is logged, and the batch ends all the same. */
   onEnding?: (view: BatchView) => Promise<unknown>;
+  /** Called before the record of an old batch is removed; where it fails the record stays. */
+  onRemoving?: (batchId: string) => Promise<void>;
 };
 
 const TICK_MS = 250;
@@ -59,6 +68,7 @@ export class Fleet implements AsyncDisposable {
     const side: FleetSide = {
       times: options.times,
       log: options.log,
+      ...(options.hasSideCars !== undefined && { hasSideCars: options.hasSideCars }),
       hosts: () => this.hosts(),
       link: (host) => this.#links.get(host),
       holdings: () => this.#desk.holdings(),
@@ -76,6 +86,7 @@ export class Fleet implements AsyncDisposable {
       clientName: options.clientName,
       signal: this.#stop.signal,
       onResumed: (batch) => this.#events.onResumed(batch),
+      onRemoving: options.onRemoving,
       own: (work) => this.#own(work),
     });
     this.#desk = new WorkDesk({
@@ -161,6 +172,18 @@ export class Fleet implements AsyncDisposable {
     return this.#desk.ownWork();
   }
 
+  /** When and where jobs would be done that are asked for now: what a batch of them would be told. Nothing is started. */
+  forecast(requests: readonly JobRequest[], jobClass: JobClass): Forecast {
+    return forecastNew(requests, {
+      class: jobClass,
+      hosts: this.hosts(),
+      before: this.#desk.waitingBeforeNew(jobClass).map(({ job, rules }) => ({ request: job.request, rules })),
+      holdings: this.#desk.holdings(),
+      own: this.ownWork(),
+      nowMs: performance.now(),
+    });
+  }
+
   /** A new batch, durable when this resolves. Refused when it can never run on the hosts as they are. */
   async start(order: BatchOrder): Promise<Batch> {
     this.open();
@@ -184,6 +207,11 @@ export class Fleet implements AsyncDisposable {
   /** Newest first, at most so many. */
   list(limit = LISTED): BatchView[] {
     return this.#batches.list(limit);
+  }
+
+  /** Which process of this machine works on a batch; undefined when none does. */
+  async holder(batchId: string): Promise<LockHolder | undefined> {
+    return await this.#batches.holder(batchId);
   }
 
   /** Ends a batch or one job of it. Another process that holds it is asked, and does it within seconds; see `isOurs`. */

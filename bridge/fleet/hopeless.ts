@@ -1,7 +1,7 @@
 import { AppError } from '../../shared/errors.ts';
 import type { JobClass, JobRequest } from '../../shared/job.ts';
 import type { BatchOrder } from './batch-order.ts';
-import { capableHost, sizeOf } from './host-forecast.ts';
+import { capableHost, isUnnamed, sizeOf } from './host-forecast.ts';
 import type { HostView } from './host-view.ts';
 import { expectedFinishes, refusalText } from './placement.ts';
 
@@ -49,8 +49,11 @@ function hopeless(
   const { ranked, refused } = expectedFinishes(request, { hosts: views, class: jobClass });
   if (ranked.length > 0 || !refused.every(({ isForever }) => isForever)) return undefined;
   const { model } = request;
-  const isThere = views.some(({ snapshot }) => snapshot?.models.some((one) => one.model === model));
-  return isThere ? noHost(request, refused) : unknownModel(model, views);
+  const found = views.flatMap(({ snapshot }) => snapshot?.models.filter((one) => one.model === model) ?? []);
+  if (found.length === 0) return unknownModel(model, views);
+  if (!found.every(isUnnamed)) return noHost(request, refused);
+  const hint = 'Ask again when it answers; server_health shows that.';
+  return new AppError('NO_HOST', `${refusalText(model, refused)} ${hint}`);
 }
 
 /** By what it last said, also where it cannot be heard now. */

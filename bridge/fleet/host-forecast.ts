@@ -34,6 +34,8 @@ export function capableHost(
   if (want.kind !== undefined && !model.profile.capabilities.includes(want.kind)) {
     return refuse(`${want.model} cannot ${want.kind} images`, true);
   }
+  if (isUnnamed(model) && model.state !== 'ready')
+    return refuse(model.detail ?? 'its server has not answered yet', true);
   const blind = blindness(snapshot, model);
   if (blind !== undefined) return refuse(blind, snapshot.problems.length > 0);
   const short = vramRefusal(snapshot, { model, size: want.size });
@@ -55,6 +57,14 @@ export function capableHost(
     return refuse(`gives no slot of ${model.alias} now${because(reason)}`);
   }
   return { host, snapshot, model, slots };
+}
+
+/**
+ * A server of somebody else that has not said yet what it serves. A job for it would carry the parameters of no known model,
+ * and a name that nobody has any more when it does.
+ */
+export function isUnnamed({ isAttached, model, alias }: ModelStatus): boolean {
+  return isAttached && model === alias;
 }
 
 /** A host without a GPU to see. Without a problem that says why, its agent has only just started. */
@@ -180,6 +190,15 @@ function tooLarge(alias: string, o: { capacity: VramCapacity; size: JobSize | un
   const needMiB = Math.max(mostMiB + 1, needAt(megapixels, peaks));
   const smaller = fitsMegapixels > 0 ? `; try ${fitsMegapixels.toFixed(2)} megapixels or less` : '';
   return `${alias} needs about ${gbText(needMiB)} of VRAM at ${text} and can have ${gbText(mostMiB)} at most${smaller}`;
+}
+
+/**
+ * What a job of this size needs at its peak: by what its host tells of some sizes, else by growth with the size over the
+ * model itself, of which some does not shrink below one megapixel.
+ */
+export function peakMiBAt(megapixels: number, { capacity, loadedMiB, peakMiB }: ModelStatus): number {
+  if (capacity !== undefined && capacity.peaks.length > 0) return needAt(megapixels, capacity.peaks);
+  return loadedMiB + Math.max(0, peakMiB - loadedMiB) * Math.max(1, megapixels);
 }
 
 /** On the straight line through the two sizes around it, or nearest to it. */

@@ -13,6 +13,7 @@ import { isAt } from './job-state.ts';
 import type { Place } from './job-state.ts';
 import { Permits } from './permits.ts';
 import { fetchResult, hasContent, previewPathOf } from './result-fetch.ts';
+import { writeSideCar } from './side-car.ts';
 
 export type Fetched = { place: Place; result: JobResult; path: string; previewPath: string | undefined };
 
@@ -90,11 +91,21 @@ export class JobFetcher {
   /** Writes `saved`, then tells. */
   async finish(job: JobRecord, fetched: Fetched): Promise<void> {
     const { place, result, path, previewPath = null } = fetched;
+    await this.#describe(job, fetched);
     const endedInMs = this.#book.inMs();
     await this.#book.append([{ type: 'saved', jobId: job.jobId, ...place, path, previewPath, result, endedInMs }]);
     job.endedInMs = endedInMs;
     if (this.#book.pausedBy !== undefined) await this.#book.room.check();
     await this.#events.onSaved(job, fetched);
+  }
+
+  /** Before `saved`: what dies in between does it again. An image without a description is still an image. */
+  async #describe(job: JobRecord, fetched: Fetched): Promise<void> {
+    if (this.#book.side.hasSideCars !== true) return;
+    const createdAt = new Date().toISOString();
+    await writeSideCar(job, { ...fetched, createdAt }).catch((error: unknown) =>
+      this.#book.warn('side-car-not-written', toAppError(error, 'SAVE_FAILED')),
+    );
   }
 
   async #run(job: JobRecord, o: { place: Place; result: JobResult }): Promise<void> {

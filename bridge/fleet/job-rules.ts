@@ -2,8 +2,8 @@ import { performance } from 'node:perf_hooks';
 import type { AppError } from '../../shared/errors.ts';
 import type { BatchBook } from './batch-book.ts';
 import type { PlanRules } from './batch-plan.ts';
+import { rulesOnHosts } from './forecast.ts';
 import { whyNeverFits } from './hopeless.ts';
-import { capableHost, sizeOf } from './host-forecast.ts';
 import type { JobRecord } from './job-record.ts';
 import { openAttempts } from './job-record.ts';
 import type { JobShape } from './job-table.ts';
@@ -19,14 +19,8 @@ export function jobRules(book: BatchBook): {
 } {
   const known = new Map<string, PlanRules>();
   const hosts = book.side.hosts();
-  const rulesFor = ({ request }: JobShape): PlanRules => {
-    const want = { model: request.model, kind: request.kind, class: book.header.class, size: sizeOf(request) };
-    const never = hosts.flatMap((host) => {
-      const found = capableHost(host, want);
-      return 'reason' in found && found.isForever ? [host.name] : [];
-    });
-    return never.length === 0 ? book.rules : { ...book.rules, avoid: never };
-  };
+  const rulesFor = ({ request }: JobShape): PlanRules =>
+    rulesOnHosts(request, { rules: book.rules, class: book.header.class, hosts });
   const shapeRules = (shape: JobShape): PlanRules => {
     const rules = known.get(shape.key) ?? rulesFor(shape);
     known.set(shape.key, rules);

@@ -19,7 +19,14 @@ const PREVIEWS = 5_000;
  */
 export async function removeOldBatches(
   root: string,
-  o: { nowMs: number; keep?: number; previews?: number; bytes?: number },
+  o: {
+    nowMs: number;
+    keep?: number;
+    previews?: number;
+    bytes?: number;
+    /** Whatever must outlive a batch is written down here; a batch for which that fails stays. */
+    onRemoving?: ((batchId: string) => Promise<void>) | undefined;
+  },
 ): Promise<number> {
   const names = await readdir(root).catch(() => []); // nothing was ever asked for
   const found = await Promise.all(names.filter((name) => Uuid.safeParse(name).success).map((id) => look(root, id)));
@@ -34,7 +41,10 @@ export async function removeOldBatches(
     ...found.filter(({ kind, changedMs }) => kind === 'unanswered' && o.nowMs - changedMs > UNANSWERED_MS),
     ...ended.filter(isTooMuch),
   ];
-  for (const { id } of old) await rm(join(root, id), { recursive: true, force: true });
+  for (const { id } of old) {
+    await o.onRemoving?.(id);
+    await rm(join(root, id), { recursive: true, force: true });
+  }
   await removePreviews(
     root,
     ended.filter((one) => !old.includes(one)).map(({ id }) => id),

@@ -157,6 +157,13 @@ export class WorkDesk {
     });
   }
 
+  /** As `waitingBefore`, for a batch of this class that would begin now. */
+  waitingBeforeNew(jobClass: JobClass): PlannedJob[] {
+    return [...this.#options.batches.values()].flatMap((batch) =>
+      jobClass === 'batch' || batch.header.class === 'interactive' ? batch.planned : [],
+    );
+  }
+
   /** This bridge's jobs on slots that the hosts' status does not show yet, as work. */
   ownWork(): OwnWork {
     const nowMs = performance.now();

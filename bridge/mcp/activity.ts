@@ -29,7 +29,7 @@ function jobActivity(job: JobView): string {
   switch (job.state) {
     case 'waiting':
     case 'taking':
-      return job.progress.detail === '' ? 'waiting for a free host' : job.progress.detail;
+      return `${job.progress.detail === '' ? 'waiting for a free host' : job.progress.detail}${aheadText(job)}`;
     case 'unsure':
       return `connection to ${job.host ?? 'its host'} lost; waiting for it to come back`;
     case 'accepted':
@@ -46,6 +46,10 @@ function jobActivity(job: JobView): string {
     case 'cancelled':
       return 'cancelled';
   }
+}
+
+function aheadText({ ahead }: JobView): string {
+  return ahead === null || ahead === 0 ? '' : `; ${ahead} of yours ahead`;
 }
 
 /** Which hosts are at it; one that still loads the model, or makes room for it, says so. */

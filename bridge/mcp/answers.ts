@@ -49,9 +49,13 @@ export function progressJson(view: BatchView, job = view.total === 1 ? view.jobs
 
 /** The first results and failures of a batch; the others are in its results file. */
 export function resultsJson(view: BatchView): Json[] {
-  const done = view.jobs.filter((job) => job.state === 'done').slice(0, MAX_RESULTS);
-  const failed = view.jobs.filter((job) => job.state === 'failed').slice(0, MAX_RESULTS);
-  return [...done, ...failed].sort((a, b) => a.index - b.index).map((job) => resultJson(job, { promptLength: QUOTED }));
+  return shownJobs(view).map((job) => resultJson(job, { promptLength: QUOTED }));
+}
+
+export function shownJobs({ jobs }: BatchView): JobView[] {
+  const done = jobs.filter((job) => job.state === 'done').slice(0, MAX_RESULTS);
+  const failed = jobs.filter((job) => job.state === 'failed').slice(0, MAX_RESULTS);
+  return [...done, ...failed].sort((a, b) => a.index - b.index);
 }
 
 /**
@@ -118,16 +122,21 @@ export function sentence(text: string): string {
   return /[.!?]$/.test(text) ? text : `${text}.`;
 }
 
-export function plural(count: number, word: string): string {
-  return `${count} ${word}${count === 1 ? '' : 's'}`;
+export function plural(count: number, word: string, many = `${word}s`): string {
+  return `${count} ${count === 1 ? word : many}`;
+}
+
+/** As much of a prompt as tells it from others. */
+export function quoted(prompt: string, length = QUOTED): string {
+  return prompt.length <= length ? prompt : `${prompt.slice(0, length - 1)}…`;
 }
 
 function resultJson(job: JobView, { promptLength }: { promptLength: number }): Json {
-  const prompt = job.prompt.length <= promptLength ? job.prompt : `${job.prompt.slice(0, promptLength - 1)}…`;
   return {
     index: job.index,
     job_id: job.jobId,
-    prompt,
+    ...(job.inputFiles !== undefined && { inputs: job.inputFiles }),
+    prompt: quoted(job.prompt, promptLength),
     seed: job.seed,
     ...(job.host !== undefined && { host: job.host }),
     ...(job.filePath !== undefined && { file_path: job.filePath }),

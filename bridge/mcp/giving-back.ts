@@ -11,7 +11,7 @@ import type { ToolContext } from './tool.ts';
 
 /** The arguments of offload_gpu and release_gpu. */
 export const GivingBack = z.strictObject({
-  model: model.describe('Model id or alias; all idle models if omitted'),
+  model: model.describe('Else all idle ones'),
   host,
   wait_seconds: waitSeconds,
 });

@@ -32,6 +32,13 @@ export function connectedHosts(hosts: readonly HostView[], name: string | undefi
   throw new AppError('NO_HOST', `No host is connected. ${reasons.join(' ')} Check with the server_health tool.`);
 }
 
+/** Of those that cannot read the VRAM of their models, why not. */
+export function estimateNotes(hosts: readonly ConnectedHost[]): string[] {
+  return hosts.flatMap(({ name, snapshot: { vramEstimate } }) =>
+    vramEstimate === undefined ? [] : `${name}: ${vramEstimate}`,
+  );
+}
+
 /** Why a host cannot be asked, with its code. */
 export function linkProblem({ link, snapshot }: HostView): string {
   switch (link.kind) {
@@ -53,6 +60,7 @@ function noHosts(): AppError {
   return new AppError(
     'NO_HOST',
     'No host is configured. Add the name, url and token of a GPU host under `hosts` in bridge.yaml ' +
-      'and restart the bridge; `gantry config check` shows which file is read.',
+      'and restart the bridge; `gantry config check` shows which file is read. A plain vLLM-Omni server needs no agent: start ' +
+      'the bridge with --vllm-url URL.',
   );
 }

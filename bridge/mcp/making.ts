@@ -20,5 +20,6 @@ export async function makeImages(
   }
   context.signal.throwIfAborted();
   const batch = await fleet.start({ ...order, client: context.client.name });
+  context.onBatch?.(batch);
   return waitForBatch(batch, context, { waitSeconds });
 }

@@ -3,7 +3,9 @@ import type { ModelStatus } from '../../shared/host-snapshot.ts';
 import type { ModelId } from '../../shared/job.ts';
 import type { Capability } from '../../shared/model-profile.ts';
 import { nearest } from '../../shared/nearest.ts';
+import { isUnnamed } from '../fleet/host-forecast.ts';
 import type { ConnectedHost } from './hosts.ts';
+import type { ToolSettings } from './tool.ts';
 
 export type ChosenModel = { id: ModelId; status: ModelStatus; note: string | undefined };
 
@@ -40,6 +42,24 @@ export function chooseModel(
   return { id: best.id, status: best.status, note: `No model was named: ${best.id} was chosen, ${why}.` };
 }
 
+/** As `chooseModel`, for tools that only look: without a name the model that makes pictures, else the one that edits. */
+export function modelToShow(
+  hosts: readonly ConnectedHost[],
+  { asked, settings }: { asked: string | undefined; settings: ToolSettings },
+): ChosenModel {
+  const canGenerate = settings.defaultModel !== undefined || capableModels(hosts, 'generate').length > 0;
+  return canGenerate
+    ? chooseModel(hosts, { asked, configured: settings.defaultModel, capability: 'generate' })
+    : chooseModel(hosts, { asked, configured: settings.defaultEditModel, capability: 'edit' });
+}
+
+/** Every host that has the model, with its state there. */
+export function placesOf(id: ModelId, hosts: readonly ConnectedHost[]): { host: ConnectedHost; status: ModelStatus }[] {
+  return hosts.flatMap((host) =>
+    host.snapshot.models.filter(({ model }) => model === id).map((status) => ({ host, status })),
+  );
+}
+
 /** The model somebody means, by id, by repository, or by alias. */
 export function findModel(hosts: readonly ConnectedHost[], name: string): { id: ModelId; status: ModelStatus } {
   const all = hosts.flatMap(({ snapshot }) => snapshot.models);
@@ -49,10 +69,18 @@ export function findModel(hosts: readonly ConnectedHost[], name: string): { id: 
     all.find(({ alias }) => alias === name) ??
     all.find(({ model, alias }) => [model, repositoryOf(model), alias].some((text) => sameText(text, name)));
   if (status !== undefined) return { id: status.model, status };
-  const near = nearest(
-    name,
-    all.flatMap(({ model, alias }) => [repositoryOf(model), alias]),
+  // A name without its owner is what people remember of an id.
+  const names = new Map(
+    all.flatMap(({ model, alias }) => {
+      const repository = repositoryOf(model);
+      return [
+        [repository.replace(/^.*\//, ''), repository] as const,
+        [repository, repository] as const,
+        [alias, alias] as const,
+      ];
+    }),
   );
+  const near = names.get(nearest(name, names.keys()) ?? '');
   const hint = near === undefined ? '' : ` Did you mean ${near}?`;
   throw new AppError(
     'MODEL_UNKNOWN',
@@ -73,7 +101,9 @@ export function capableModels(
       found.set(status.model, { ...known, hostCount: known.hostCount + 1 });
     }
   }
-  return [...found.values()].sort((a, b) => b.hostCount - a.hostCount || (a.id < b.id ? -1 : 1));
+  // One whose server has not even said its name is no choice where there is another.
+  const rank = ({ status }: { status: ModelStatus }): number => (isUnnamed(status) ? 1 : 0);
+  return [...found.values()].sort((a, b) => rank(a) - rank(b) || b.hostCount - a.hostCount || (a.id < b.id ? -1 : 1));
 }
 
 function knownNames(hosts: readonly ConnectedHost[]): string {

@@ -1,6 +1,7 @@
 import { z } from 'zod';
 import { Deadline, pause } from '../../shared/abort.ts';
 import { toAppError } from '../../shared/errors.ts';
+import type { ModelStatus } from '../../shared/host-snapshot.ts';
 import type { ModelId } from '../../shared/job.ts';
 import type { ModelMove } from '../../shared/protocol.ts';
 import type { Fleet } from '../fleet/fleet.ts';
@@ -55,8 +56,7 @@ export async function moveModels(
   targets: readonly MoveTarget[],
   o: { fleet: Fleet; context: ToolContext; waitSeconds: number | undefined },
 ): Promise<MoveAnswer> {
-  const asked = targets.map(({ host, model }) => `${model} on ${host}`).join(', ');
-  o.context.progress(() => ({ message: `${to}: ${asked}` }));
+  o.context.progress(() => ({ message: targets.map((target) => doingText(to, target, o.fleet)).join('; ') }));
   using patience = new Deadline({ ms: patienceMs(o.context, o.waitSeconds), signal: o.context.signal });
   const startedMs = performance.now();
   const moved = await Promise.allSettled(targets.map((target) => moveOne(to, target, { ...o, patience, startedMs })));
@@ -92,13 +92,20 @@ async function untilReported(
 ): Promise<void> {
   const ended = moved.filter(({ done }) => done !== undefined && done !== 'nothing');
   const isReported = (): boolean =>
-    ended.every(({ host, model, state }) => {
-      const snapshot = fleet.hosts().find(({ name }) => name === host)?.snapshot;
-      return snapshot?.models.find((each) => each.model === model)?.state === state;
-    });
+    ended.every(({ host, model, state }) => statusOf({ host, model }, fleet)?.state === state);
   const startedMs = performance.now();
   while (!isReported() && performance.now() - startedMs < REPORT_MS) await pause(REPORT_STEP_MS, context.signal);
   context.signal.throwIfAborted();
+}
+
+/** By the host's latest status, such as "a: loading klein, usually 74 s, 41 s so far". */
+function doingText(to: MoveKind, { host, model }: MoveTarget, fleet: Fleet): string {
+  return `${host}: ${statusOf({ host, model }, fleet)?.detail ?? `${to} ${model}`}`;
+}
+
+function statusOf({ host, model }: MoveTarget, fleet: Fleet): ModelStatus | undefined {
+  const snapshot = fleet.hosts().find(({ name }) => name === host)?.snapshot;
+  return snapshot?.models.find((each) => each.model === model);
 }
 
 type Waiting = { fleet: Fleet; context: ToolContext; patience: Deadline; startedMs: number };
@@ -109,7 +116,6 @@ async function moveOne(to: MoveKind, { host, model }: MoveTarget, o: Waiting): P
       const move = await o.fleet.request(host, `model.${to}`, { model }, o.patience.signal);
       if (move.readyInMs === undefined) return endedJson(host, move);
       if (o.patience.signal.aborted) return runningJson({ host, model, readyInMs: move.readyInMs }, o);
-      o.context.progress(() => ({ message: `${host}: ${move.message}` }));
     }
   } catch (error) {
     if (!o.patience.isExpired) throw error;
@@ -142,8 +148,7 @@ function runningJson(
   { host, model, readyInMs }: MoveTarget & { readyInMs: number | undefined },
   { fleet, startedMs }: Waiting,
 ): z.input<typeof MovedJson> {
-  const snapshot = fleet.hosts().find(({ name }) => name === host)?.snapshot;
-  const status = snapshot?.models.find((each) => each.model === model);
+  const status = statusOf({ host, model }, fleet);
   const usualMs = status === undefined ? undefined : status.state === 'offloaded' ? status.wakeMs : status.loadMs;
   const elapsedMs = performance.now() - startedMs;
   const usual = usualMs === undefined ? '' : `, usually ${Math.ceil(usualMs / 1_000)} s`;

@@ -6,8 +6,8 @@ export type Doing = { message: string; fraction?: number };
 export type ProgressNote = { progress: number; total: number; message: string };
 
 /** At most two a second, and one at least every 5 s, with some room: clients give up on a silent call. */
-const TICK_MS = 500;
-const SILENT_TICKS = 9;
+export const TICK_MS = 500;
+export const SILENT_TICKS = 9;
 /** Keeps the value strictly increasing while nothing moves. */
 const NUDGE = 1e-6;
 
@@ -15,11 +15,13 @@ const NUDGE = 1e-6;
 export class ProgressReporter implements AsyncDisposable {
   readonly #stop = new AbortController();
   readonly #send: (note: ProgressNote) => Promise<void>;
+  readonly #tickMs: number;
   readonly #running: Promise<void>;
   #look: () => Doing = () => ({ message: 'working' });
 
-  constructor(send: (note: ProgressNote) => Promise<void>) {
+  constructor(send: (note: ProgressNote) => Promise<void>, { tickMs = TICK_MS }: { tickMs?: number } = {}) {
     this.#send = send;
+    this.#tickMs = tickMs;
     this.#running = this.#run(this.#stop.signal);
   }
 
@@ -38,7 +40,7 @@ export class ProgressReporter implements AsyncDisposable {
     let told = '';
     let silentTicks = 0;
     while (true) {
-      await pause(TICK_MS, signal);
+      await pause(this.#tickMs, signal);
       if (signal.aborted) return;
       silentTicks += 1;
       const { message, fraction = last } = this.#look();

@@ -4,9 +4,25 @@ export { StdioServerTransport } from '@modelcontextprotocol/sdk/server/stdio.js'
 export {
   CallToolRequestSchema,
   ErrorCode as RpcErrorCode,
+  GetPromptRequestSchema,
+  ListPromptsRequestSchema,
+  ListResourcesRequestSchema,
+  ListResourceTemplatesRequestSchema,
   ListToolsRequestSchema,
   McpError,
+  ReadResourceRequestSchema,
   RootsListChangedNotificationSchema,
 } from '@modelcontextprotocol/sdk/types.js';
-export type { CallToolResult, ServerNotification, Tool as ToolListing } from '@modelcontextprotocol/sdk/types.js';
+export type {
+  CallToolResult,
+  GetPromptResult,
+  Prompt,
+  ReadResourceResult,
+  Resource,
+  ResourceTemplate,
+  ServerNotification,
+  ServerRequest,
+  Tool as ToolListing,
+} from '@modelcontextprotocol/sdk/types.js';
+export type { RequestHandlerExtra as RequestExtra } from '@modelcontextprotocol/sdk/shared/protocol.js';
 export type { Transport } from '@modelcontextprotocol/sdk/shared/transport.js';

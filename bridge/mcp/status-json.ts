@@ -1,6 +1,7 @@
 import { z } from 'zod';
 import type { GpuStatus, HostSnapshot, ModelStatus } from '../../shared/host-snapshot.ts';
 import type { HostView } from '../fleet/host-view.ts';
+import { concurrentAtMost } from './concurrency.ts';
 import { gb, knownGb, seconds } from './units.ts';
 
 /** PURE. One GPU in the words of the tools; a value that it does not report is left out. */
@@ -41,6 +42,8 @@ export const ModelJson = z.object({
   detail: z.string().optional(),
   download: DownloadJson.optional(),
   vram_gb: z.number(),
+  /** Instead of a reading, where its GPU cannot be read: by the model's profile. */
+  estimated_vram_gb: z.number().optional(),
   idle_time: z.number(),
   /** Idle this long it is offloaded, and released; null means never. */
   idle_timeout: z.number().nullable().optional(),
@@ -62,14 +65,12 @@ export const HostGpuJson = z.object({
   is_simulated: z.boolean().optional(),
   status_age_seconds: z.number().optional(),
   host_ram_free_gb: z.number().optional(),
+  /** Why the VRAM there can only be estimated; absent where it is read. */
+  estimated: z.string().optional(),
   gpus: z.array(GpuJson),
   models: z.array(ModelJson),
   recommended_max_concurrent: z.int(),
 });
-
-/** A job needs about this much beside the model, by the predecessors' rule of thumb; more than four never helped. */
-const MIB_PER_JOB = 2 * 1024;
-const MOST_CONCURRENT = 4;
 
 export function hostGpuJson(host: HostView, problem: string | undefined): z.input<typeof HostGpuJson> {
   const { snapshot } = host;
@@ -80,9 +81,10 @@ export function hostGpuJson(host: HostView, problem: string | undefined): z.inpu
     is_simulated: snapshot.isSimulated,
     status_age_seconds: seconds(host.statusAgeMs),
     host_ram_free_gb: gb(snapshot.memory.freeMiB),
+    ...(snapshot.vramEstimate !== undefined && { estimated: snapshot.vramEstimate }),
     gpus: snapshot.gpus.map((gpu) => gpuJson(gpu, host.statusAgeMs)),
-    models: snapshot.models.map(modelJson),
-    recommended_max_concurrent: recommendedConcurrent(snapshot),
+    models: snapshot.models.map((model) => modelJson(model, snapshot)),
+    recommended_max_concurrent: concurrentAtMost(snapshot),
   };
 }
 
@@ -120,13 +122,6 @@ export function modelLocation({
   }
 }
 
-/** How many images at once are worth asking for: what the free VRAM carries, never more than there are slots. */
-export function recommendedConcurrent({ gpus, models }: HostSnapshot): number {
-  const slots = models.reduce((sum, model) => sum + model.slots.length, 0);
-  const free = Math.max(0, ...gpus.map(({ freeMiB }) => freeMiB ?? 0));
-  return Math.min(slots, Math.max(1, Math.min(MOST_CONCURRENT, Math.floor(free / MIB_PER_JOB))));
-}
-
 function gpuJson(gpu: GpuStatus, statusAgeMs: number): z.input<typeof GpuJson> {
   return {
     gpu_name: gpu.name,
@@ -154,7 +149,7 @@ function notesOf({ note, degraded, unlisted }: GpuStatus): string[] | undefined 
   return notes.length === 0 ? undefined : notes;
 }
 
-function modelJson(model: ModelStatus): z.input<typeof ModelJson> {
+function modelJson(model: ModelStatus, { vramEstimate }: HostSnapshot): z.input<typeof ModelJson> {
   return {
     model: model.model,
     alias: model.alias,
@@ -163,6 +158,7 @@ function modelJson(model: ModelStatus): z.input<typeof ModelJson> {
     ...(model.detail !== undefined && { detail: model.detail }),
     ...downloadJson(model),
     vram_gb: gb(model.heldMiB),
+    ...(vramEstimate !== undefined && model.state === 'ready' && { estimated_vram_gb: gb(model.loadedMiB) }),
     idle_time: seconds(model.idleMs),
     idle_timeout: knownSeconds(model.offloadAfterMs),
     release_timeout: knownSeconds(model.releaseAfterMs),

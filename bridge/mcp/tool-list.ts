@@ -11,32 +11,49 @@ export async function toolList(): Promise<readonly ToolListing[]> {
   return TOOLS.map(listing);
 }
 
-function listing(tool: Tool): ToolListing {
+/** As a client sees one. */
+export function listing(tool: Tool): ToolListing {
   const { name, title, description, annotations } = tool;
   return {
     name,
     title,
     description,
-    annotations: { title, ...annotations },
+    annotations,
     inputSchema: objectSchema(tool.input),
     ...(tool.output !== undefined && { outputSchema: outline(objectSchema(tool.output)) }),
   };
 }
 
-/** The dialect is MCP's default, and the size is paid by every conversation, so `$schema` is left out. */
+/**
+ * The size is paid by every conversation, so `$schema` is left out, whose dialect is MCP's default, and so is the length of
+ * texts: it is checked all the same, docs/tools.md has it, and no model counts characters.
+ */
 function objectSchema(schema: z.ZodObject): ToolListing['inputSchema'] {
-  const { $schema: _, ...json } = z.toJSONSchema(schema, { io: 'input' });
+  const { $schema: _, ...json } = z.toJSONSchema(schema, {
+    io: 'input',
+    override: ({ jsonSchema }) => {
+      delete jsonSchema.minLength;
+      delete jsonSchema.maxLength;
+      delete jsonSchema['note'];
+    },
+  });
   return { ...json, type: 'object' } as ToolListing['inputSchema']; // zod types JSON Schema wider than the SDK does
 }
 
-/** Only the top level of an answer is published: what is inside explains itself there, and would triple the list. */
-function outline(schema: ToolListing['inputSchema']): ToolListing['inputSchema'] {
-  const properties = Object.entries(schema.properties ?? {}).map(([name, property]) => [name, withoutInside(property)]);
-  return { ...schema, properties: Object.fromEntries(properties) as Record<string, object> }; // fromEntries of a tuple is `any` by its own types
+/**
+ * Only what is always there at the top level of an answer is published, by name and type: what is inside explains itself
+ * there, and would triple the list.
+ */
+function outline({ properties, required = [] }: ToolListing['inputSchema']): ToolListing['inputSchema'] {
+  const types = Object.entries(properties ?? {})
+    .filter(([name]) => required.includes(name))
+    .map(([name, property]) => [name, typeOnly(property)]);
+  return {
+    type: 'object',
+    properties: Object.fromEntries(types) as Record<string, object>, // fromEntries of a tuple is `any` by its own types
+  };
 }
 
-function withoutInside(property: object): object {
-  if (!('type' in property)) return property;
-  if (property.type === 'array') return { type: 'array' };
-  return property.type === 'object' ? { type: 'object' } : property;
+function typeOnly(property: object): object {
+  return 'type' in property ? { type: property.type } : {};
 }

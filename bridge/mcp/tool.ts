@@ -1,9 +1,13 @@
+import { ZodArray, ZodOptional, ZodString } from 'zod';
 import type { z } from 'zod';
 import { AppError } from '../../shared/errors.ts';
 import { nearest } from '../../shared/nearest.ts';
+import type { Batch } from '../fleet/batch.ts';
 import type { Fleet } from '../fleet/fleet.ts';
+import type { Images } from '../images/images.ts';
 import type { Preview } from '../output/preview.ts';
 import type { Roots } from '../output/roots.ts';
+import type { StyleBook } from '../styles/style-book.ts';
 import type { Doing } from './progress.ts';
 import type { Json } from './results.ts';
 import { imageResult, jsonResult } from './results.ts';
@@ -25,6 +29,8 @@ export type ToolContext = {
   cancelReason: () => 'asked' | 'left' | undefined;
   /** From now on the client, where it wants to know, is told what this returns; it is asked at most twice a second. */
   progress: (look: () => Doing) => void;
+  /** For a caller that shows more of the work than the answer does. */
+  onBatch?: (batch: Pick<Batch, 'id' | 'view'>) => void;
   client: { name: string; version: string };
   /** How long this client is known to wait; Infinity where it waits without limit. */
   syncWaitMs: number;
@@ -32,6 +38,10 @@ export type ToolContext = {
   roots: () => Promise<Roots>;
   /** The fleet, once each link is up or has failed. */
   fleet: () => Promise<Fleet>;
+  /** The images that were made here, by id, whatever became of their batches. */
+  images: () => Promise<Images>;
+  /** The style briefs that the user saved. */
+  styles: () => Promise<StyleBook>;
 };
 
 export type Annotations = {
@@ -93,13 +103,28 @@ export function defineImageTool<I extends z.ZodObject>(
   };
 }
 
-/** Checks arguments against a schema; every problem becomes one sentence. `null` counts as left out: models write it so. */
+/**
+ * Checks arguments against a schema; every problem becomes one sentence. Models write `null` for what they leave out, and one
+ * text where a list of texts is asked for: both are taken as meant.
+ */
 export function parseArguments<I extends z.ZodObject>(input: I, args: unknown): z.output<I> {
   const given = typeof args === 'object' && args !== null ? Object.entries(args) : [];
-  const parsed = input.safeParse(Object.fromEntries(given.filter(([, value]) => value !== null)));
+  const meant = given
+    .filter(([, value]) => value !== null)
+    .map(([name, value]): [string, unknown] => [
+      name,
+      typeof value === 'string' && isTextList(input, name) ? [value] : value,
+    ]);
+  const parsed = input.safeParse(Object.fromEntries(meant));
   if (parsed.success) return parsed.data;
   const sentences = parsed.error.issues.flatMap((issue) => sentencesOf(issue, Object.keys(input.shape)));
   throw new AppError('INVALID_ARGUMENT', sentences.join(' '));
+}
+
+function isTextList(input: z.ZodObject, name: string): boolean {
+  const schema: unknown = Object.hasOwn(input.shape, name) ? input.shape[name] : undefined;
+  const inner = schema instanceof ZodOptional ? schema.unwrap() : schema;
+  return inner instanceof ZodArray && inner.element instanceof ZodString;
 }
 
 function sentencesOf(issue: z.core.$ZodIssue, valid: readonly string[]): string[] {

@@ -3,9 +3,10 @@ import { lstatSync, renameSync } from 'node:fs';
 import type { FileHandle } from 'node:fs/promises';
 import { link, lstat, open, readdir, unlink } from 'node:fs/promises';
 import { join } from 'node:path';
-import { pause, untilAborted } from '../../shared/abort.ts';
+import { untilAborted } from '../../shared/abort.ts';
 import { makeDirectory, syncDirectory } from '../../shared/durable-file.ts';
 import { AppError, toAppError } from '../../shared/errors.ts';
+import { whileHeld } from '../../shared/held-files.ts';
 import { noSpaceLeft } from './disk-room.ts';
 import { numbered } from './file-names.ts';
 import { HEAD_BYTES, imageKind } from './image-bytes.ts';
@@ -129,7 +130,7 @@ async function linkIfFree(part: string, target: string): Promise<boolean> {
     const code = codeOf(error);
     if (code === 'EEXIST') return false;
     if (!NO_LINKS.has(code)) throw error;
-    return renameIfFree(part, target);
+    return await whileHeld(async () => renameIfFree(part, target));
   }
 }
 
@@ -154,15 +155,7 @@ async function* untilAbortedEach(body: AsyncIterable<Buffer>, signal: AbortSigna
 
 /** A part that cannot be removed is swept later; the image itself is not affected. Virus scanners hold files for a moment. */
 async function removePart(part: string): Promise<void> {
-  for (let attempt = 1; ; attempt += 1) {
-    try {
-      return await unlink(part);
-    } catch (error) {
-      const isHeld = process.platform === 'win32' && ['EPERM', 'EBUSY'].includes(codeOf(error));
-      if (!isHeld || attempt >= 5) return;
-      await pause(50 * attempt, new AbortController().signal);
-    }
-  }
+  await whileHeld(() => unlink(part)).catch(() => undefined);
 }
 
 async function exists(path: string): Promise<boolean> {

@@ -2,36 +2,66 @@ import { createHash } from 'node:crypto';
 import { constants } from 'node:fs';
 import type { FileHandle } from 'node:fs/promises';
 import { open } from 'node:fs/promises';
+import { z } from 'zod';
 import { AppError } from '../../shared/errors.ts';
 import type { ImageFormat } from '../../shared/job.ts';
+import { Uuid } from '../../shared/job.ts';
 import { LIMITS } from '../../shared/protocol.ts';
+import { readTextChunks } from '../../shared/png-text.ts';
 import { imageKind } from './image-bytes.ts';
 
-export type InputImage = { path: string; sha256: string; bytes: number; format: ImageFormat };
+export type InputImage = {
+  path: string;
+  sha256: string;
+  bytes: number;
+  format: ImageFormat;
+  /** The image made by gantry that this file says it is. */
+  imageId: string | undefined;
+};
+
+/** Our text stands right behind the head of a PNG: what follows needs no look. */
+const TEXT_BYTES = 256 * 1024;
+const OwnText = z.object({ jobId: Uuid });
+
+/** The whole of a picture, for whoever shows it. */
+export type Picture = InputImage & { content: Buffer };
 
 /**
  * Looks at a picture to edit: PNG, JPEG or WebP by its first bytes, and not too large. Anything else is refused here,
  * so that no other file of the laptop ever reaches a host. `path` was already checked against the allowed roots.
  */
 export async function readInputImage(path: string): Promise<InputImage> {
+  const { content: _, ...image } = await readPicture(path, { maxBytes: LIMITS.inputBytes.value });
+  return image;
+}
+
+/** As `readInputImage`, with its bytes. */
+export async function readPicture(path: string, { maxBytes }: { maxBytes: number }): Promise<Picture> {
   const file = await openRegular(path);
   try {
     const { size } = await file.stat();
-    if (size > LIMITS.inputBytes.value) {
-      throw invalid(
-        path,
-        `it has ${mebibytes(size)} MiB and ${mebibytes(LIMITS.inputBytes.value)} MiB is the most`,
-        'Make it smaller.',
-      );
+    if (size > maxBytes) {
+      const why = `it has ${mebibytes(size)} MiB and ${mebibytes(maxBytes)} MiB is the most`;
+      throw invalid(path, why, 'Make it smaller.');
     }
     const content = await file.readFile();
     const kind = imageKind(content);
     if (kind === undefined) throw invalid(path, 'it is not an image', 'Give a PNG, JPEG or WebP file.');
     if ('refused' in kind) throw invalid(path, `it is a ${kind.refused} file`, 'Export it as PNG, JPEG or WebP first.');
     const sha256 = createHash('sha256').update(content).digest('hex');
-    return { path, sha256, bytes: content.length, format: kind.format };
+    return { path, sha256, bytes: content.length, format: kind.format, imageId: imageIdIn(content), content };
   } finally {
     await file.close();
+  }
+}
+
+/** A file may say anything of itself, so only what is an id counts. */
+function imageIdIn(content: Buffer): string | undefined {
+  const own = readTextChunks(content.subarray(0, TEXT_BYTES)).find(({ keyword }) => keyword === 'gantry');
+  try {
+    return own && OwnText.safeParse(JSON.parse(own.text)).data?.jobId;
+  } catch {
+    return undefined; // another program's chunk of that name
   }
 }
 

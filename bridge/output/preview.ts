@@ -3,7 +3,7 @@ import { contactSheet, smallJpeg } from './contact-sheet.ts';
 import { imageKind } from './image-bytes.ts';
 
 /** One preview as it goes into an answer. */
-export type Preview = { data: string; mimeType: 'image/jpeg' };
+export type Preview = { data: string; mimeType: string };
 
 /** A client closes the connection above 10 MiB and some drop answers above 1 MB, so previews stay far below. */
 const MAX_BASE64 = 300 * 1024;

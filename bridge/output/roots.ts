@@ -1,7 +1,7 @@
 import { realpath } from 'node:fs/promises';
 import { basename, dirname, isAbsolute, join, parse, relative, resolve, sep } from 'node:path';
 import { AppError } from '../../shared/errors.ts';
-import { isDeviceName } from './file-names.ts';
+import { oddPath } from './odd-path.ts';
 
 /** Where tools may read pictures and write images: real paths, and what relative paths and `~` mean. */
 export type Roots = { home: string; cwd: string; allowed: readonly string[] };
@@ -34,7 +34,8 @@ export async function findRoots({ home, cwd, configured, outputDir, offered = []
  * directory whose name merely begins like a root leads outside.
  */
 export async function allowedPath(asked: string, roots: Roots): Promise<string> {
-  refuseOddPaths(asked);
+  const odd = oddPath(asked, process.platform);
+  if (odd !== undefined) throw new AppError('PATH_DENIED', `${JSON.stringify(asked)} is not a usable path: ${odd}`);
   const path = await realPathOf(resolve(roots.cwd, expandHome(asked, roots.home)));
   const root = roots.allowed.find((candidate) => isInside(path, candidate));
   if (root === undefined) {
@@ -77,19 +78,6 @@ function isProjectDirectory(path: string, home: string): boolean {
   if (full === resolve(home)) return true;
   const isAboveHome = full === parse(full).root || isInside(home, full);
   return !isAboveHome && !full.split(sep).some(isPrivatePart);
-}
-
-function refuseOddPaths(asked: string): void {
-  const refuse = (why: string): never => {
-    throw new AppError('PATH_DENIED', `${JSON.stringify(asked)} is not a usable path: ${why}`);
-  };
-  if (asked.trim() === '') refuse('it is empty. Give the path of a file or directory.');
-  if (/\p{Cc}/u.test(asked)) refuse('it contains a control character. Write the path without it.');
-  if (/\p{Cs}/u.test(asked)) refuse('it contains half a surrogate pair, which is not text.');
-  if (/^[a-z][a-z0-9+.-]+:/i.test(asked)) refuse('URLs are not read. Save the file first and give its path.');
-  if (/^[\\/]{2}/.test(asked)) refuse('network and device paths are not used. Map it to a directory first.');
-  const device = asked.split(/[/\\]/).find(isDeviceName);
-  if (device !== undefined) refuse(`${device} is the name of a device on Windows. Choose another name.`);
 }
 
 /** Real path of the nearest ancestor that exists, with the rest appended. */

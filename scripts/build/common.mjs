@@ -8,6 +8,7 @@ export const COMMON = {
   logLevel: 'warning',
   keepNames: true,
   write: false,
+  metafile: true,
 };
 
 /** Names stay, because they are in the stacks of the log; the rest of what a reader needs is in the sources. */

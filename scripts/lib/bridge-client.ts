@@ -26,7 +26,12 @@ export class BridgeClient implements AsyncDisposable {
   }
 
   static async start(o: {
-    config: string;
+    /** Its bridge.yaml; without one there is none. */
+    config?: string;
+    /** More flags of `gantry bridge`. */
+    flags?: readonly string[];
+    /** Another copy of the program than that of this repository. */
+    program?: string;
     home: string;
     clientName?: string;
     stderr?: 'inherit' | 'ignore';
@@ -35,7 +40,13 @@ export class BridgeClient implements AsyncDisposable {
     /** What its command line begins with, to run it in a network of its own. */
     enter?: readonly string[];
   }) {
-    const bridge = [process.execPath, resolve('dist/gantry.cjs'), 'bridge', '--config', o.config];
+    const bridge = [
+      process.execPath,
+      o.program ?? resolve('dist/gantry.cjs'),
+      'bridge',
+      ...(o.config === undefined ? [] : ['--config', o.config]),
+      ...(o.flags ?? []),
+    ];
     const [command = '', ...args] = [...(o.enter ?? []), ...bridge];
     const transport = new StdioClientTransport({
       command,

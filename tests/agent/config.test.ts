@@ -72,6 +72,7 @@ describe('a good file', () => {
       startDeadlineMs: 900_000,
       stallMs: 300_000,
       jobFloorMs: 60_000,
+      jobLimitMs: 86_400_000,
       healthPollMs: 1_000,
       moveAnswerMs: 40_000,
       inputSilenceMs: 60_000,

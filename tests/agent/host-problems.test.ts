@@ -14,9 +14,9 @@ const DEGRADED = { ...GPU, isDegraded: true, degraded: '8000 MiB of pid 7 did no
 /** What is known of a host with one model of its own. */
 function facts(
   gpus: readonly GpuStatus[],
-  more: { refusal?: string; reason?: string; foreign?: string; damaged?: string } = {},
+  more: { refusal?: string; reason?: string; foreign?: string; damaged?: string; away?: string } = {},
 ): Facts {
-  const { refusal, reason, foreign, damaged } = more;
+  const { refusal, reason, foreign, damaged, away } = more;
   return {
     exchange: { refusal },
     sampler: {
@@ -27,6 +27,10 @@ function facts(
       slots: [{ slotId: 'a', model: omni('a') }],
       gpuStatus: () => [...gpus],
       problems: () => (foreign === undefined ? [] : [foreign]),
+      modelStatus: () => [
+        { isAttached: true, state: away === undefined ? 'ready' : 'failed', detail: away ?? 'well' },
+        { isAttached: false, state: 'failed', detail: 'our own, which the model says' },
+      ],
     },
     damaged: { sentences: () => (damaged === undefined ? [] : [damaged]) },
   };
@@ -50,6 +54,7 @@ describe('the problems of a host', () => {
       ['No GPU can be read: GPU 0 is lost. Reboot.'],
     ],
     ['a damaged file', facts([GPU], { damaged: 'learned.json was damaged.' }), ['learned.json was damaged.']],
+    ['a server of somebody else that is not there', facts([GPU], { away: 'Nobody listens.' }), ['Nobody listens.']],
     ['what other programs cost', facts([GPU], { foreign: 'python3 holds 20 GiB.' }), ['python3 holds 20 GiB.']],
   ])('%s', (_, known, problems) => {
     expect(hostProblems(known)).toEqual(problems);

@@ -1,10 +1,12 @@
-import { readdir } from 'node:fs/promises';
+import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import sharp from 'sharp';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { z } from 'zod';
 import { TOOLS } from '../../bridge/mcp/tools.ts';
 import type { BridgeClient } from '../../scripts/lib/bridge-client.ts';
+import { readTextChunks } from '../../shared/png-text.ts';
+import { IMAGE_ANSWERS } from '../../scripts/lib/image-answers.ts';
 import { eventually, TestFleet, vllm } from '../helpers/fleet.ts';
 
 const KLEIN = 'black-forest-labs/FLUX.2-klein-4B';
@@ -34,6 +36,9 @@ beforeAll(async () => {
       { name: 'gone', url: 'ws://127.0.0.1:9', token: 'gantry_x' },
     ],
   });
+  // From then on the client holds every answer against the schema that was published for it.
+  const { tools } = await bridge.client.listTools();
+  expect(tools.map(({ name }) => name)).toEqual(TOOLS.map(({ name }) => name));
   photo = join(fleet.output, 'photo.png');
   await sharp({ create: { width: 64, height: 64, channels: 3, background: '#355' } })
     .png()
@@ -41,140 +46,16 @@ beforeAll(async () => {
 });
 afterAll(() => fleet[Symbol.asyncDispose]());
 
-/** Files are absolute, ids are ids, and sentences are whole ones. */
-const Path = z.string().startsWith('/');
-const Id = z.uuidv4();
-const Sentence = z.string().regex(/^\S.*[.!)]$/s);
-const Seconds = z.number().nonnegative();
-
-const Progress = {
-  progress: z.strictObject({
-    step: z.int(),
-    total_steps: z.int(),
-    completed: z.int(),
-    failed: z.int(),
-    cancelled: z.int(),
-    total: z.int(),
-  }),
-  eta_seconds: Seconds.nullable(),
-  queue_position: z.int().nonnegative().nullable(),
-  host: z.string().optional(),
-  activity: z.string().min(1),
-};
-const ParametersUsed = z.strictObject({
-  model: z.string(),
-  prompt: z.string(),
-  negative_prompt: z.string().optional(),
-  width: z.int(),
-  height: z.int(),
-  steps: z.int(),
-  guidance_scale: z.number(),
-  seed: z.int(),
-});
-const EditMetadata = z.strictObject({
-  model: z.string(),
-  prompt: z.string(),
-  num_steps: z.int(),
-  guidance_scale: z.number(),
-  size_level: z.int().optional(),
-  seed: z.int(),
-  gpu_location: z.enum(['GPU', 'CPU', 'Unloaded']).optional(),
-  gpu_memory_gb: z.number().optional(),
-});
-const OneResult = z.strictObject({
-  index: z.int(),
-  job_id: Id,
-  prompt: z.string(),
-  seed: z.int(),
-  host: z.string(),
-  file_path: Path,
-  attempts: z.int(),
-  generation_time_seconds: Seconds,
-  started_seconds: Seconds,
-  finished_seconds: Seconds,
-});
-const Quality = z.strictObject({
-  makespan_seconds: Seconds,
-  lower_bound_seconds: Seconds,
-  ratio: z.number().min(0.5),
-  images_per_host: z.record(z.string(), z.int()),
-  swaps: z.int(),
-  re_runs: z.int(),
-});
-const Running = { status: z.literal('running'), job_id: Id, batch_id: Id, ...Progress, notes: z.array(Sentence) };
-const Cancelled = z.strictObject({ status: z.literal('cancelled'), job_id: Id, batch_id: Id });
-
-const GenerateAnswer = z.union([
-  z.strictObject({
-    status: z.literal('success'),
-    file_path: Path,
-    job_id: Id,
-    generation_time_seconds: Seconds,
-    parameters_used: ParametersUsed,
-    host: z.literal('a'),
-    gpu: z.string().startsWith('Simulated'),
-    routing: Sentence,
-    notes: z.array(Sentence),
-  }),
-  z.strictObject({ ...Running, parameters_used: ParametersUsed }),
-  Cancelled,
-]);
-const EditAnswer = z.union([
-  z.strictObject({
-    status: z.literal('success'),
-    message: z.literal('Image edited successfully'),
-    output_path: Path,
-    job_id: Id,
-    processing_time: Seconds,
-    metadata: EditMetadata.required({ gpu_location: true, gpu_memory_gb: true }),
-    host: z.literal('a'),
-    routing: Sentence,
-    notes: z.array(Sentence),
-  }),
-  z.strictObject({ ...Running, metadata: EditMetadata }),
-  Cancelled,
-]);
-const batchAnswer = {
-  batch_id: Id,
-  model: z.string(),
-  total_time_seconds: Seconds,
-  images_generated: z.int(),
-  images_failed: z.int(),
-  results: z.array(OneResult),
-  results_file: Path.optional(),
-  notes: z.array(Sentence),
-};
-const BatchAnswer = z.union([
-  z.strictObject({ status: z.enum(['success', 'partial']), ...batchAnswer, quality: Quality }),
-  z.strictObject({ status: z.literal('cancelled'), ...batchAnswer, quality: Quality.optional() }),
-  z.strictObject({ status: z.literal('running'), ...batchAnswer, ...Progress }),
-]);
-const JobAnswer = z.strictObject({
-  status: z.enum(['success', 'running', 'partial', 'cancelled']),
-  state: z.enum(['waiting', 'running', 'success', 'partial', 'cancelled']),
-  job_id: Id.optional(),
-  batch_id: Id,
-  kind: z.enum(['generate', 'edit']),
-  created_at: z.iso.datetime(),
-  ...Progress,
-  elapsed_seconds: Seconds,
-  results: z.array(z.union([OneResult, z.strictObject({ ...OneResult.shape, cancelled: z.literal(true) }).partial()])),
-  results_file: Path.optional(),
-  quality: Quality.optional(),
-  routing: Sentence.optional(),
-  notes: z.array(Sentence),
-});
-
 const ANSWERS = new Map<string, z.ZodType>([
-  ['generate_image', GenerateAnswer],
-  ['edit_image', EditAnswer],
-  ['batch_generate', BatchAnswer],
-  ['get_job', JobAnswer],
+  ...Object.entries(IMAGE_ANSWERS),
   ...TOOLS.flatMap(({ name, output }) => (output === undefined ? [] : [[name, output] as const])),
 ]);
 
+const called = new Set<string>();
+
 /** A good answer of the tool, with no field that its schema does not know. */
 async function good(name: string, args: Record<string, unknown> = {}): Promise<Record<string, unknown>> {
+  called.add(name);
   const answer = await bridge.call(name, args);
   expect(answer.isError, answer.text).toBe(false);
   const schema = ANSWERS.get(name);
@@ -184,13 +65,21 @@ async function good(name: string, args: Record<string, unknown> = {}): Promise<R
 
 test('every tool has a schema here', () => {
   expect(TOOLS.map(({ name }) => name).filter((name) => !ANSWERS.has(name))).toEqual([]);
-  expect(TOOLS).toHaveLength(12);
 });
 
 describe('tools that look', () => {
   test.each<[string, Record<string, unknown>]>([
     ['list_hosts', {}],
     ['list_models', {}],
+    ['list_jobs', {}],
+    ['list_jobs', { state: 'failed', limit: 1 }],
+    ['get_model_info', {}],
+    ['get_model_info', { model: 'step1x' }],
+    ['list_presets', {}],
+    ['list_presets', { model: STEP1X }],
+    ['estimate_generation', {}],
+    ['estimate_generation', { num_images: 50, width: 512, height: 512, num_inference_steps: 8, model: KLEIN }],
+    ['estimate_generation', { model: 'step1x', width: 512 }],
     ['gpu_status', {}],
     ['gpu_status', { host: 'gone' }],
     ['server_health', {}],
@@ -241,6 +130,58 @@ test('an edit: done and under way', async () => {
   await good('get_job', { id: running['batch_id'], wait_seconds: 45 });
 });
 
+test('an edit of an image made here knows what it comes from', async () => {
+  const made = await good('generate_image', { prompt: 'a fox', ...SMALL });
+  const parent = made['job_id'];
+  const byId = await good('edit_image', { image_path: parent, prompt: 'add a kite', model: 'step1x' });
+  expect(byId['metadata']).toMatchObject({ parents: [parent] });
+  const byPath = await good('batch_edit_images', {
+    image_paths: [made['file_path']],
+    prompts: ['a hat'],
+    model: 'step1x',
+  });
+  expect(byPath['results']).toMatchObject([{ input: made['file_path'], result: { metadata: { parents: [parent] } } }]);
+  const text = readTextChunks(await readFile(String(byId['output_path']))).find(({ keyword }) => keyword === 'gantry');
+  expect(JSON.parse(text?.text ?? '{}')).toMatchObject({ request: { kind: 'edit', parents: [parent] } });
+});
+
+test('images and styles: shown, listed, saved and deleted', async () => {
+  const made = await good('generate_image', { prompt: 'a heron in the reeds', ...SMALL });
+  await good('get_image', { id: made['job_id'] });
+  await good('get_image', { path: photo, width: 32, crop: [0, 0, 40, 40], format: 'webp', quality: 50 });
+  const listed = await good('list_images', { query: 'heron', limit: 5 });
+  expect(listed['images']).toMatchObject([{ id: made['job_id'], file_path: made['file_path'] }]);
+  await good('save_style', { name: 'night', body: 'Dark blue, few lights.', tags: ['dark'], aspect_ratio: '16:9' });
+  await good('save_style', { name: 'night', body: 'Darker.', overwrite: true });
+  await good('delete_style', { name: 'night' });
+});
+
+test('a batch of edits: partial, with one that cannot be read, and under way', async () => {
+  const gone = join(fleet.output, 'gone.png');
+  const args = { image_paths: [photo, gone, photo], prompts: ['a', 'b', 'c'], model: 'step1x', size_level: 512 };
+  const partial = await good('batch_edit_images', args);
+  expect(partial).toMatchObject({
+    status: 'partial',
+    message: 'Processed 3 images: 2 succeeded, 1 failed',
+    summary: { total: 3, successes: 2, failures: 1 },
+    results: [
+      { input: photo, result: { status: 'success', metadata: { prompt: 'a' } } },
+      {
+        input: gone,
+        result: { status: 'error', error: `INPUT_INVALID: Image file not found: ${gone}. Check the path.` },
+      },
+      { input: photo, result: { status: 'success', metadata: { prompt: 'c' } } },
+    ],
+  });
+  const running = await good('batch_edit_images', { ...args, prompts: ['a'], wait_seconds: 0 });
+  await good('get_job', { id: running['batch_id'], wait_seconds: 45 });
+  const listed = await good('list_jobs', { limit: 2 });
+  expect(listed['jobs']).toMatchObject([
+    { batch_id: running['batch_id'], kind: 'edit', state: 'success', total: 2 },
+    {},
+  ]);
+});
+
 test('a batch: done, under way, one job of it, stopped, and again', async () => {
   const done = await good('batch_generate', { prompts: ['a', 'b'], images_per_prompt: 2, seeds: [1, 2], ...SMALL });
   expect(done['images_generated']).toBe(4);
@@ -269,6 +210,10 @@ test('a call whose batch somebody else stops answers what was made', async () =>
   await eventually('one is done', async () => (await bridge.ask('get_job', { id }))['results']?.toString() !== '');
   await good('cancel_batch', { batch_id: id });
   expect(await call).toMatchObject({ status: 'cancelled' });
+});
+
+test('every tool was called', () => {
+  expect(TOOLS.map(({ name }) => name).filter((name) => !called.has(name))).toEqual([]);
 });
 
 /** Every batch of this laptop is a directory. */

@@ -2,20 +2,9 @@ import { z } from 'zod';
 import { AppError } from '../../../shared/errors.ts';
 import type { GenerateRequest } from '../../../shared/job.ts';
 import { freezeGenerate } from '../../../shared/parameters.ts';
-import type { BatchView } from '../../fleet/batch-view.ts';
 import { readPromptsFile } from '../../output/prompts-file.ts';
 import { allowedPath, outputDirectory } from '../../output/roots.ts';
-import {
-  plural,
-  previewsFor,
-  progressJson,
-  qualityJson,
-  resultsFileJson,
-  resultsJson,
-  runningAnswer,
-  statusOf,
-  throwIfFailed,
-} from '../answers.ts';
+import { resultsJson } from '../answers.ts';
 import {
   aspectRatio,
   drawSeed,
@@ -24,6 +13,7 @@ import {
   host,
   model,
   negativePrompt,
+  order,
   outputDir,
   preview,
   prompt,
@@ -31,6 +21,7 @@ import {
   steps,
   waitSeconds,
 } from '../arguments.ts';
+import { batchAnswer } from '../batch-answer.ts';
 import { connectedHosts } from '../hosts.ts';
 import { makeImages } from '../making.ts';
 import type { ChosenModel } from '../model-choice.ts';
@@ -46,15 +37,13 @@ const MAX_SEEDS = 10_000;
 const SEEDS = 2 ** 32;
 
 const input = z.strictObject({
-  prompts: z.array(prompt).min(1).max(MAX_PROMPTS).optional().describe('1 to 20; more in prompts_file'),
+  prompts: z.array(prompt).min(1).max(MAX_PROMPTS).optional(),
   prompts_file: z
     .string()
     .min(1)
     .max(4_096)
     .optional()
-    .describe(
-      'Instead of prompts: .txt (one a line), .csv or .jsonl (prompt and, if wanted, width, seed, ...), up to 10,000',
-    ),
+    .describe('Instead: up to 10,000 as .txt (lines), .csv or .jsonl (prompt, width, seed, ...)'),
   images_per_prompt: z.int().min(1).max(8).optional(),
   seeds: z
     .array(
@@ -65,15 +54,15 @@ const input = z.strictObject({
     )
     .max(MAX_SEEDS)
     .optional()
-    .describe('One per prompt; its k-th image takes seed + k - 1'),
+    .describe('One per prompt; its k-th image: seed + k - 1'),
   width: side,
   height: side,
   aspect_ratio: aspectRatio,
   num_inference_steps: steps,
   guidance_scale: guidance,
   negative_prompt: negativePrompt,
-  max_concurrent: z.int().min(1).max(1_000).optional().describe('Over all hosts; default: every free slot'),
-  order: z.enum(['longest-first', 'fifo']).optional().describe('fifo where the first results matter most'),
+  max_concurrent: z.int().min(1).max(1_000).optional().describe('Over all hosts'),
+  order,
   output_dir: outputDir,
   format,
   model,
@@ -88,9 +77,8 @@ export const batchGenerate = defineImageTool({
   name: 'batch_generate',
   title: 'Generate many images',
   description:
-    'Generate images for 1 to 20 prompts, or a file of prompts, spread over all your GPU hosts so that the whole ends ' +
-    'soonest. Answers the paths, one preview sheet and how well the hosts were used, or `status: running` with a ' +
-    'batch_id for get_job and cancel_batch. Finished images are kept whatever happens to the others.',
+    'Generate images for 1 to 20 prompts, or a file of them, over all GPU hosts. Answers paths and a preview ' +
+    'sheet, or `status: running` with a batch_id for get_job and cancel_batch.',
   annotations: MAKES,
   input,
   run,
@@ -123,7 +111,19 @@ async function run(args: Args, context: ToolContext): Promise<ImageAnswer> {
     },
     { fleet, context, waitSeconds: args.wait_seconds },
   );
-  return answer(view, { model: chosen.id, notes: [...notes, ...ignored], preview: args.preview, context });
+  return batchAnswer(view, {
+    context,
+    preview: args.preview,
+    notes: [...notes, ...ignored],
+    saved: 'Saved',
+    json: {
+      model: chosen.id,
+      total_time_seconds: seconds(view.elapsedMs),
+      images_generated: view.completed,
+      images_failed: view.failed,
+      results: resultsJson(view),
+    },
+  });
 }
 
 function seedsOf({ seeds }: Args, own: readonly OwnArguments[]): readonly number[] {
@@ -161,34 +161,4 @@ function requestsOf(
     });
   });
   return { requests, notes: [...notes] };
-}
-
-async function answer(
-  view: BatchView,
-  o: { model: string; notes: string[]; preview: 'inline' | 'none' | undefined; context: ToolContext },
-): Promise<ImageAnswer> {
-  throwIfFailed(view);
-  const file = await resultsFileJson(view);
-  const json = {
-    status: statusOf(view),
-    batch_id: view.batchId,
-    model: o.model,
-    total_time_seconds: seconds(view.elapsedMs),
-    images_generated: view.completed,
-    images_failed: view.failed,
-    results: resultsJson(view),
-    ...file.json,
-    ...qualityJson(view),
-  };
-  if (view.state === 'running') {
-    return { ...runningAnswer(view), json: { ...json, ...progressJson(view), notes: o.notes } };
-  }
-  const { previews, notes } = await previewsFor(view.jobs, { asked: o.preview, settings: o.context.settings });
-  const failed = view.failed > 0 ? `, ${view.failed} failed` : '';
-  const cancelled = view.cancelled > 0 ? `, ${view.cancelled} cancelled` : '';
-  return {
-    sentence: `Saved ${plural(view.completed, 'image')} in ${seconds(view.elapsedMs)} s${failed}${cancelled}.`,
-    json: { ...json, notes: [...o.notes, ...file.notes, ...notes] },
-    previews,
-  };
 }

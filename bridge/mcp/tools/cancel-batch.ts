@@ -31,8 +31,8 @@ export const cancelBatch = defineTool({
   name: 'cancel_batch',
   title: 'Cancel a batch or job',
   description:
-    'Stop a batch (or one job): what waits is dropped, finished images are kept. An image that an engine is already ' +
-    'making cannot be interrupted; it ends unseen and is listed in still_running with the host it keeps busy.',
+    'Stop a batch or one job: what waits is dropped, finished images are kept. still_running names hosts that ' +
+    'end one unseen.',
   annotations: ENDS,
   input,
   output,

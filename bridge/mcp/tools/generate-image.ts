@@ -2,10 +2,8 @@ import { basename } from 'node:path';
 import { z } from 'zod';
 import { freezeGenerate } from '../../../shared/parameters.ts';
 import type { GenerateRequest } from '../../../shared/job.ts';
-import type { BatchView } from '../../fleet/batch-view.ts';
 import { formatOfName, safeName } from '../../output/file-names.ts';
 import { outputDirectory } from '../../output/roots.ts';
-import { previewsFor, runningAnswer, throwIfFailed } from '../answers.ts';
 import {
   aspectRatio,
   common,
@@ -20,6 +18,7 @@ import {
 import { connectedHosts } from '../hosts.ts';
 import { makeImages } from '../making.ts';
 import { chooseModel } from '../model-choice.ts';
+import { singleAnswer } from '../single-answer.ts';
 import type { ImageAnswer, ToolContext } from '../tool.ts';
 import { defineImageTool, MAKES } from '../tool.ts';
 import { seconds } from '../units.ts';
@@ -41,9 +40,8 @@ export const generateImage = defineImageTool({
   name: 'generate_image',
   title: 'Generate an image',
   description:
-    'Generate one image from a text prompt on one of your GPU hosts and save it as a file. The best host is chosen; ' +
-    'parameters left out come from the model. Answers the path and a small preview, or `status: running` with a job_id ' +
-    'for get_job. Files are never overwritten. For several images use batch_generate.',
+    'Generate one image from a text prompt and save it as a new file. What is left out comes from the model. ' +
+    'Answers path and preview, or `status: running` with a job_id for get_job.',
   annotations: MAKES,
   input,
   run,
@@ -75,43 +73,22 @@ async function run(args: z.output<typeof input>, context: ToolContext): Promise<
     { fleet, context, waitSeconds: args.wait_seconds },
   );
   const said = [...(model.note === undefined ? [] : [model.note]), ...notes, ...renamed(args.filename, name)];
-  return answer(view, { request, notes: said, preview: args.preview, context });
-}
-
-async function answer(
-  view: BatchView,
-  o: { request: GenerateRequest; notes: string[]; preview: 'inline' | 'none' | undefined; context: ToolContext },
-): Promise<ImageAnswer> {
-  throwIfFailed(view);
-  if (view.state === 'running') {
-    const running = runningAnswer(view);
-    return { ...running, json: { ...running.json, parameters_used: parametersUsed(o.request), notes: o.notes } };
-  }
-  const [job] = view.jobs;
-  if (job?.result === undefined || job.filePath === undefined) {
-    return {
-      sentence: 'Cancelled before the image was finished; nothing was saved.',
-      json: { status: 'cancelled', job_id: job?.jobId, batch_id: view.batchId },
-      previews: [],
-    };
-  }
-  const { result } = job;
-  const { previews, notes } = await previewsFor(view.jobs, { asked: o.preview, settings: o.context.settings });
-  return {
-    sentence: `Saved 1 image: ${basename(job.filePath)}, ${result.width}x${result.height}, made by ${job.host ?? 'a host'}.`,
-    json: {
-      status: 'success',
-      file_path: job.filePath,
-      job_id: job.jobId,
-      generation_time_seconds: seconds(result.runMs),
-      parameters_used: { ...parametersUsed(o.request), width: result.width, height: result.height },
-      host: job.host,
-      gpu: result.gpu,
-      routing: job.routing ?? `${job.host ?? 'the host'} was free.`,
-      notes: [...o.notes, ...result.notes, ...notes],
-    },
-    previews,
-  };
+  return singleAnswer(view, {
+    context,
+    preview: args.preview,
+    notes: said,
+    frozen: { parameters_used: parametersUsed(request) },
+    made: ({ filePath, host = 'a host', jobId, result }) => ({
+      sentence: `Saved 1 image: ${basename(filePath)}, ${result.width}x${result.height}, made by ${host}.`,
+      json: {
+        file_path: filePath,
+        job_id: jobId,
+        generation_time_seconds: seconds(result.runMs),
+        parameters_used: { ...parametersUsed(request), width: result.width, height: result.height },
+        gpu: result.gpu,
+      },
+    }),
+  });
 }
 
 function parametersUsed(request: GenerateRequest) {

@@ -27,15 +27,13 @@ const LOOKING_SHARE = 0.1;
 
 const input = z.strictObject({
   id: z.string().min(1).max(100).describe('job_id or batch_id'),
-  wait_seconds: waitSeconds.describe('Wait this long for the end; default 0'),
+  wait_seconds: waitSeconds.describe('Default 0'),
 });
 
 export const getJob = defineImageTool({
   name: 'get_job',
   title: 'Look at a job or batch',
-  description:
-    'How far a job or batch is, with its results so far: state, steps, time left, files, errors. Use it after a tool ' +
-    'answered `status: running`; wait_seconds lets it wait for the end. Reading only.',
+  description: 'How far a job or batch is, and its results so far; wait_seconds waits for the end.',
   annotations: READS,
   input,
   run,

@@ -14,8 +14,8 @@ export const gpuStatus = defineTool({
   name: 'gpu_status',
   title: 'GPU status',
   description:
-    'VRAM of every GPU as nvidia-smi shows it (total, used, free, by our models, by other processes), temperature, load, ' +
-    'and which model is on the GPU, in host RAM or unloaded. 1 GB is 1024 MiB.',
+    'VRAM of every GPU by nvidia-smi (free, ours, of others), load, and which model is on it, in host RAM or ' +
+    'unloaded.',
   annotations: READS,
   input: z.strictObject({ host }),
   output,

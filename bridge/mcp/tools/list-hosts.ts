@@ -35,9 +35,7 @@ const output = z.object({ status: z.string(), hosts: z.array(HostJson) });
 export const listHosts = defineTool({
   name: 'list_hosts',
   title: 'List GPU hosts',
-  description:
-    'Every configured GPU host: address, whether it is connected and if not why, agent version, latency, GPUs, models ' +
-    'with their slots, and the work that all laptops offer to it.',
+  description: 'Every configured host: address, link and its problem, GPUs, models with their slots, offered work.',
   annotations: READS,
   input: z.strictObject({}),
   output,

@@ -1,8 +1,8 @@
 import { z } from 'zod';
 import type { ModelStatus } from '../../../shared/host-snapshot.ts';
-import { connectedHosts } from '../hosts.ts';
+import { connectedHosts, estimateNotes } from '../hosts.ts';
 import type { ConnectedHost } from '../hosts.ts';
-import { capableModels, findModel } from '../model-choice.ts';
+import { capableModels, findModel, placesOf } from '../model-choice.ts';
 import { DownloadJson, downloadJson, modelLocation } from '../status-json.ts';
 import type { ToolSettings } from '../tool.ts';
 import { defineTool, READS } from '../tool.ts';
@@ -35,9 +35,7 @@ const output = z.object({ status: z.string(), models: z.array(ModelEntry), warni
 export const listModels = defineTool({
   name: 'list_models',
   title: 'List models',
-  description:
-    'Every model of every connected host: what it can do (generate, edit), where it is loaded, the VRAM it holds and ' +
-    'needs, and which one is used when a call names none.',
+  description: 'Every model of every connected host: abilities, where it is loaded, VRAM, defaults.',
   annotations: READS,
   input: z.strictObject({}),
   output,
@@ -52,7 +50,12 @@ export const listModels = defineTool({
     return {
       status: 'success',
       models: ids.map((id) => modelEntry(id, { hosts, defaults })),
-      warnings: [...warningsOf(hosts), ...ambiguousAliases(hosts), ...defaultWarnings(hosts, context.settings)],
+      warnings: [
+        ...warningsOf(hosts),
+        ...estimateNotes(hosts),
+        ...ambiguousAliases(hosts),
+        ...defaultWarnings(hosts, context.settings),
+      ],
     };
   },
 });
@@ -84,12 +87,6 @@ function modelEntry(
       ...downloadJson(status),
     })),
   };
-}
-
-function placesOf(id: string, hosts: readonly ConnectedHost[]) {
-  return hosts.flatMap((host) =>
-    host.snapshot.models.filter(({ model }) => model === id).map((status) => ({ host, status })),
-  );
 }
 
 function gpuNames({ snapshot }: ConnectedHost, { gpus }: ModelStatus): string[] {

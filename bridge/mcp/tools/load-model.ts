@@ -12,12 +12,10 @@ import { defineTool, MOVES } from '../tool.ts';
 export const loadModel = defineTool({
   name: 'load_model',
   title: 'Load a model',
-  description:
-    'Bring a model onto a GPU so that the next image starts at once; idle models make room. Without host, the one that ' +
-    'is ready soonest. Also ends the time that batch work leaves a model away after offload_gpu or release_gpu.',
+  description: 'Bring a model onto a GPU; idle models make room. Ends the time that batch work leaves it away.',
   annotations: MOVES,
   input: z.strictObject({
-    model: z.string().min(1).max(200).describe('Model id or alias'),
+    model: z.string().min(1).max(200),
     host,
     wait_seconds: waitSeconds,
   }),

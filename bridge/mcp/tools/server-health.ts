@@ -31,9 +31,7 @@ const output = z.object({ status: z.string(), hosts: z.array(HealthJson) });
 export const serverHealth = defineTool({
   name: 'server_health',
   title: 'Health of hosts and model servers',
-  description:
-    'Whether each GPU host answers, how fast, and the state of each of its model servers, with the reason where one is ' +
-    'not healthy. Use it first when something does not work.',
+  description: 'Whether each host and model server works, and if not why. Use it first when something fails.',
   annotations: READS,
   input: z.strictObject({ host }),
   output,

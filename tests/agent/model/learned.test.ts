@@ -124,12 +124,14 @@ describe('a job that ran out of memory', () => {
 });
 
 describe('the deadline of a job', () => {
-  const common = { estimateMs: 10_000, floorMs: 60_000, isFirst: false };
+  const common = { estimateMs: 10_000, floorMs: 60_000, limitMs: 86_400_000, isFirst: false };
   test.each([
     ['is generous while little is known', { ratios: [1, 1, 1, 1] }, 600_000],
     ['is generous in proportion for long jobs', { ratios: [], estimateMs: 100_000 }, 1_000_000],
     ['never falls below the floor', { ratios: [1, 1, 1, 1, 1] }, 60_000],
     ['is three times what all but one in twenty took', { ratios: [1, 1, 2, 1, 4], estimateMs: 30_000 }, 360_000],
+    ['is never longer than what was set as the limit', { ratios: [], limitMs: 300_000 }, 300_000],
+    ['may be limited to less than the floor', { ratios: [1, 1, 1, 1, 1], limitMs: 5_000 }, 5_000],
     ['is generous for the first job after a load', { ratios: [1, 1, 1, 1, 1], isFirst: true }, 600_000],
   ])('%s', (_, more, expected) => {
     expect(jobDeadlineMs({ ...common, ...more })).toBe(expected);

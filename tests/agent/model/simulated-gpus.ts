@@ -11,6 +11,7 @@ export const TIMES = {
   startDeadlineMs: 10_000,
   stallMs: 10_000,
   jobFloorMs: 30_000,
+  jobLimitMs: 600_000,
   healthPollMs: 50,
   retryFirstMs: 100,
   moveAnswerMs: 30_000,

@@ -73,6 +73,8 @@ describe('what a call is doing, in words', () => {
   test.each<[string, Partial<JobView>, string]>([
     ['waiting', { progress: { step: 0, steps: 0, detail: 'a loads the model' } }, 'a loads the model'],
     ['waiting without a reason', {}, 'waiting for a free host'],
+    ['waiting behind others', { ahead: 2 }, 'waiting for a free host; 2 of yours ahead'],
+    ['waiting as the first', { ahead: 0 }, 'waiting for a free host'],
     [
       'loading',
       { state: 'accepted', host: 'a', progress: { step: 0, steps: 0, detail: 'loading klein' } },

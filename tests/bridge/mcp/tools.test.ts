@@ -16,6 +16,10 @@ const server = createServer({
     syncWaitMs: undefined,
   },
   roots: { home: '/', cwd: '/', configured: [], outputDir: undefined },
+  resources: () => Promise.reject(new Error('listing tools reads nothing')),
+  prompts: () => Promise.reject(new Error('listing tools asks for no prompt')),
+  images: () => Promise.reject(new Error('listing tools finds no image')),
+  styles: () => Promise.reject(new Error('listing tools reads no style')),
   openFleet: () => Promise.reject(new Error('listing tools opens nothing')),
   onDefect: () => undefined,
 });
@@ -38,6 +42,11 @@ test('the instructions fit where clients cut them', () => {
   expect(INSTRUCTIONS.length).toBeLessThan(2_048);
 });
 
+test('what an assistant must know is where every client still shows it', () => {
+  for (const word of ['generate_image', 'batch_generate', 'edit_image', '"running"', 'get_job', 'wait_seconds'])
+    expect(INSTRUCTIONS.slice(0, 500)).toContain(word);
+});
+
 describe.each(listed.tools.map((tool) => [tool.name, tool] as const))('%s', (name, tool) => {
   test('has a short name, a title and a description well under 2 KB', () => {
     expect(name).toMatch(/^[a-z_]{1,19}$/);
@@ -49,7 +58,6 @@ describe.each(listed.tools.map((tool) => [tool.name, tool] as const))('%s', (nam
   test('says every hint', () => {
     const [readOnly, destructive, idempotent] = HINTS[name] ?? [];
     expect(tool.annotations).toEqual({
-      title: tool.title,
       readOnlyHint: readOnly,
       destructiveHint: destructive,
       idempotentHint: idempotent,
@@ -69,7 +77,7 @@ describe.each(listed.tools.map((tool) => [tool.name, tool] as const))('%s', (nam
 
   test('declares its answer exactly if it shows no images', () => {
     expect(tool.outputSchema === undefined).toBe(
-      ['generate_image', 'edit_image', 'batch_generate', 'get_job'].includes(name),
+      ['generate_image', 'edit_image', 'batch_generate', 'batch_edit_images', 'get_job', 'get_image'].includes(name),
     );
   });
 });
@@ -80,6 +88,11 @@ const HINTS: Record<string, readonly [boolean, boolean, boolean]> = {
   edit_image: [false, false, false],
   batch_generate: [false, false, false],
   get_job: [true, false, true],
+  batch_edit_images: [false, false, false],
+  list_jobs: [true, false, true],
+  get_model_info: [true, false, true],
+  list_presets: [true, false, true],
+  estimate_generation: [true, false, true],
   cancel_batch: [false, true, true],
   list_hosts: [true, false, true],
   list_models: [true, false, true],
@@ -88,4 +101,8 @@ const HINTS: Record<string, readonly [boolean, boolean, boolean]> = {
   load_model: [false, false, true],
   offload_gpu: [false, true, true],
   release_gpu: [false, true, true],
+  get_image: [true, false, true],
+  list_images: [true, false, true],
+  save_style: [false, false, true],
+  delete_style: [false, true, true],
 };

@@ -1,0 +1,137 @@
+import { readFileSync } from 'node:fs';
+import { LineCounter, parseDocument } from 'yaml';
+import type { BridgeConfig, BridgeFlags } from './config.ts';
+import { BridgeFile, environment } from './config.ts';
+
+/** One setting as it holds now. `where` is the flag, the variable, or the file with its line. */
+export type Setting = {
+  key: string;
+  /** Null where nothing is set: then `words` say what that means. Tokens are never in here. */
+  value: unknown;
+  words: string;
+  origin: 'flag' | 'environment' | 'file' | 'default';
+  where?: string;
+};
+
+/** What is stronger than the file, strongest first. */
+const OVERRIDES: Record<string, { flag?: keyof BridgeFlags; variable?: string }> = {
+  output_dir: { flag: 'outputDir', variable: 'GANTRY_OUTPUT_DIR' },
+};
+
+/** What holds where nothing is set and no value says it. */
+const UNSET: Record<string, string> = {
+  output_dir: './generated_images in a project below home, else ~/Pictures/gantry',
+  default_model: 'the capable model that most hosts have',
+  default_edit_model: 'the capable model that most hosts have',
+  roots: 'the home and the working directory',
+  sync_wait: 'as long as the client is known to wait, else 45s',
+  hosts: 'none yet',
+};
+
+const MASK = 'gantry_... (hidden)';
+const DURATIONS = [
+  ['h', 3_600_000],
+  ['m', 60_000],
+  ['s', 1_000],
+] as const;
+
+type Sources = { flags: BridgeFlags; env: NodeJS.ProcessEnv };
+
+/** Every setting of a configuration that was loaded with these flags and this environment, and where it comes from. */
+export function settingsOf(config: BridgeConfig, flags: BridgeFlags, env = environment()): Setting[] {
+  const sources = { flags, env };
+  const file = config.file === undefined ? undefined : new FileLines(config.file);
+  const keys = Object.keys(BridgeFile.shape).flatMap((key) =>
+    key === 'times' ? Object.keys(BridgeFile.shape.times.unwrap().shape).map((inner) => `times.${inner}`) : [key],
+  );
+  return [
+    placeSetting('file', config.file ?? null, { words: `${config.expectedFile} (not there)`, ...fileOrigin(sources) }),
+    placeSetting('state_dir', config.stateDir, { words: config.stateDir, ...stateOrigin(sources) }),
+    ...(config.hosts.length === 0 ? [] : hostSettings(config, file)),
+    ...keys
+      .filter((key) => key !== 'hosts' || config.hosts.length === 0)
+      .map((key): Setting => {
+        const value = valueIn(config, key) ?? null;
+        return { key, value, words: wordsFor(key, value), ...originOf(key, { ...sources, file }) };
+      }),
+  ];
+}
+
+type From = Pick<Setting, 'origin' | 'where'>;
+
+function placeSetting(key: string, value: string | null, o: { words: string } & From): Setting {
+  const { words, ...from } = o;
+  return { key, value, words: value ?? words, ...from };
+}
+
+function originOf(key: string, { flags, env, file }: Sources & { file: FileLines | undefined }): From {
+  const { flag, variable } = OVERRIDES[key] ?? {};
+  if (flag !== undefined && flags[flag] !== undefined)
+    return { origin: 'flag', where: `--${flag.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}` };
+  if (variable !== undefined && env[variable] !== undefined) return { origin: 'environment', where: variable };
+  const line = file?.where(key.split('.'));
+  return line === undefined ? { origin: 'default' } : { origin: 'file', where: line };
+}
+
+function fileOrigin({ flags, env }: Sources): From {
+  if (flags.config !== undefined) return { origin: 'flag', where: '--config' };
+  return env['GANTRY_CONFIG'] === undefined ? { origin: 'default' } : { origin: 'environment', where: 'GANTRY_CONFIG' };
+}
+
+function stateOrigin({ env }: Sources): From {
+  return env['XDG_STATE_HOME'] && process.platform !== 'win32'
+    ? { origin: 'environment', where: 'XDG_STATE_HOME' }
+    : { origin: 'default' };
+}
+
+/** Name by name as they are written, so that nothing is shown which only the program made of it; tokens are masked. */
+function hostSettings({ hosts }: BridgeConfig, file: FileLines | undefined): Setting[] {
+  return hosts.flatMap(({ name, url }, index) => {
+    const row = (key: string, value: string): Setting => {
+      const where = file?.where(['hosts', index, key]);
+      const from: From = where === undefined ? { origin: 'default' } : { origin: 'file', where };
+      return { key: `hosts.${name}.${key}`, value, words: value, ...from };
+    };
+    return [row('url', url), row('token', MASK)];
+  });
+}
+
+/** Keys of the file and fields of the configuration have the same names, but for the case and the unit. */
+function valueIn(config: BridgeConfig, key: string): unknown {
+  const [first = '', inner] = key.split('.');
+  const [place, name]: [object, string] = inner === undefined ? [config, first] : [config.times, inner];
+  const field = name.replace(/_([a-z])/g, (_, letter: string) => letter.toUpperCase());
+  const fields = new Map<string, unknown>(Object.entries(place));
+  if (fields.get(field) !== undefined) return fields.get(field);
+  const ms = fields.get(`${field}Ms`);
+  return typeof ms === 'number' ? durationText(ms) : undefined;
+}
+
+function wordsFor(key: string, value: unknown): string {
+  if (value === null) return `(${UNSET[key] ?? 'not set'})`;
+  if (Array.isArray(value)) return value.length === 0 ? `(${UNSET[key] ?? 'none'})` : value.join(', ');
+  return typeof value === 'string' ? value : JSON.stringify(value);
+}
+
+function durationText(ms: number): string {
+  const [unit, size] = DURATIONS.find(([, each]) => ms >= each && ms % each === 0) ?? ['ms', 1];
+  return `${ms / size}${unit}`;
+}
+
+/** Where a key stands in the file. */
+class FileLines {
+  readonly #path: string;
+  readonly #counter = new LineCounter();
+  readonly #document: ReturnType<typeof parseDocument>;
+
+  constructor(path: string) {
+    this.#path = path;
+    this.#document = parseDocument(readFileSync(path, 'utf8'), { lineCounter: this.#counter });
+  }
+
+  where(path: readonly (string | number)[]): string | undefined {
+    const node: unknown = this.#document.getIn(path, true);
+    if (typeof node !== 'object' || node === null || !('range' in node) || !Array.isArray(node.range)) return undefined;
+    return `${this.#path}:${this.#counter.linePos(Number(node.range[0])).line}`;
+  }
+}

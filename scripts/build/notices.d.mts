@@ -1,0 +1,1 @@
+export function notices(metafiles: readonly { inputs: Record<string, object> }[]): Promise<string>;

@@ -1,0 +1,1 @@
+export function buildConformanceServer(path?: string): Promise<string>;
