@@ -65,11 +65,7 @@ describe('what somebody reads of a server that', () => {
       answering({ '/health': [200], '/v1/models': [200, '{}'] }),
       /lists no model.*else give the base URL/,
     ],
-    [
-      'speaks no HTTP',
-      greeting(),
-      /speaks no HTTP/,
-    ],
+    ['speaks no HTTP', greeting(), /speaks no HTTP/],
   ])('%s', async (_, server, text) => {
     expect(await said(server)).toMatch(text);
   });
