@@ -29,7 +29,7 @@ export function connectedHosts(hosts: readonly HostView[], name: string | undefi
     throw new AppError(only.link.error.code, `${only.link.error.message} ${nextAttempt(only.link.retryInMs)}`);
   }
   const reasons = named.map((host) => `${host.name} (${host.url}): ${linkProblem(host)}`);
-  throw new AppError('NO_HOST', `No host is connected. ${reasons.join(' ')} Check with the server_health tool.`);
+  throw new AppError('NO_HOST', `No host is connected. ${reasons.join(' ')} gantry doctor or server_health says more.`);
 }
 
 /** Of those that cannot read the VRAM of their models, why not. */
