@@ -15,6 +15,10 @@ export type Setting = {
 
 /** What is stronger than the file, strongest first. */
 const OVERRIDES: Record<string, { flag?: keyof BridgeFlags; variable?: string }> = {
+  vllm_urls: { flag: 'vllmUrl', variable: 'GANTRY_VLLM_URLS' },
+  vllm_timeout: { flag: 'timeout', variable: 'GANTRY_TIMEOUT' },
+  vllm_linger: { flag: 'linger' },
+  max_concurrent: { flag: 'maxConcurrent', variable: 'GANTRY_MAX_CONCURRENT' },
   output_dir: { flag: 'outputDir', variable: 'GANTRY_OUTPUT_DIR' },
 };
 
@@ -26,6 +30,15 @@ const UNSET: Record<string, string> = {
   roots: 'the home and the working directory',
   sync_wait: 'as long as the client is known to wait, else 45s',
   hosts: 'none yet',
+  max_concurrent: 'auto: every free slot',
+};
+
+/** Keys whose fields have other names. */
+const FIELDS: Record<string, (config: BridgeConfig) => unknown> = {
+  vllm_urls: ({ vllm }) => vllm.servers.map(({ url }) => url),
+  vllm_timeout: ({ vllm }) => durationText(vllm.timeoutMs),
+  vllm_linger: ({ vllm }) => durationText(vllm.lingerMs),
+  side_car: ({ hasSideCars }) => hasSideCars,
 };
 
 const MASK = 'gantry_... (hidden)';
@@ -96,8 +109,13 @@ function hostSettings({ hosts }: BridgeConfig, file: FileLines | undefined): Set
   });
 }
 
-/** Keys of the file and fields of the configuration have the same names, but for the case and the unit. */
+/** Most keys of the file and fields of the configuration have the same names, but for the case and the unit. */
 function valueIn(config: BridgeConfig, key: string): unknown {
+  const field = FIELDS[key];
+  return field === undefined ? sameNamed(config, key) : field(config);
+}
+
+function sameNamed(config: BridgeConfig, key: string): unknown {
   const [first = '', inner] = key.split('.');
   const [place, name]: [object, string] = inner === undefined ? [config, first] : [config.times, inner];
   const field = name.replace(/_([a-z])/g, (_, letter: string) => letter.toUpperCase());

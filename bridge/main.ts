@@ -13,6 +13,8 @@ const program = new Command('gantry')
   .version(packageVersion)
   .exitOverride()
   .showSuggestionAfterError()
+  .showHelpAfterError('Add --help to see what it takes.')
+  .configureOutput({ outputError: (text, write) => write(text.replace(/^error: /, 'gantry: ')) })
   .configureHelp({ subcommandTerm: (command) => command.name() });
 
 program
@@ -38,19 +40,19 @@ program
 
 const making: Record<MakingName, Command> = {
   generate: program
-    .command('generate <words...>')
+    .command('generate <prompt...>')
     .usage('[options] <prompt>')
     .summary('make an image')
     .description('make an image; its path goes to stdout')
     .addHelpText('after', example('generate "a red fox asleep in the moss" --aspect-ratio 16:9 --seed 7')),
   edit: program
-    .command('edit <words...>')
+    .command('edit <image...>')
     .usage('[options] <image...> <prompt>')
     .summary('edit an image by words')
     .description('edit an image by words; more images are references for the one result')
     .addHelpText('after', example('edit photo.jpg "let it snow" --output-path winter.png')),
   batch: program
-    .command('batch <words...>')
+    .command('batch <prompts...>')
     .usage('[options] <file | prompts...>')
     .summary('make many images on all hosts')
     .description('make many images on all hosts: of 1 to 20 prompts, or of a .txt, .csv or .jsonl file of prompts')

@@ -65,7 +65,7 @@ main() {
 
 install_agent() {
   [ -f "$PACKAGE/dist/gantry-agent.mjs" ] || die 69 "$PACKAGE/dist is not built. Run: cd $PACKAGE && npm ci"
-  [ -n "$ROOT" ] || [ -d /run/systemd/system ] || die 69 'systemd does not run here. Start the agent by hand: gantry-agent run'
+  [ -n "$ROOT" ] || [ -d /run/systemd/system ] || die 69 'systemd does not run here. By hand: dist/gantry-agent.mjs init --config agent.yaml, then dist/gantry-agent.mjs run --config agent.yaml'
   find_node
   find_gpu
   CHANGED=''

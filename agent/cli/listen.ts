@@ -30,6 +30,6 @@ export async function setListen(
   await chmod(path, mode & 0o777);
   if (process.getuid?.() === 0) await chown(path, uid, gid);
   write(
-    `${path}: listen: ${listen}. It takes effect when the agent starts again:\n    sudo systemctl restart gantry-agent\n`,
+    `${path}: listen: ${listen}. It takes effect when the agent starts again (as a service):\n    sudo systemctl restart gantry-agent\n`,
   );
 }

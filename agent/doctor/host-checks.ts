@@ -210,11 +210,13 @@ function remoteCode({ models }: HostFacts): Finding[] {
     }));
 }
 
-function places({ places: all }: HostFacts): Finding[] {
+function places({ places: all, unit: service }: HostFacts): Finding[] {
+  // Made at the first start, by whoever starts it.
+  const start = service === undefined ? 'gantry-agent run' : 'sudo systemctl start gantry-agent';
   return all.map(({ what, path, exists, freeMiB, isUsersToWrite }) => {
     const id = `${what}-directory`;
     if (!exists) {
-      return { id, status: 'warning', detail: `${path} is not there yet`, hint: 'sudo systemctl start gantry-agent' };
+      return { id, status: 'warning', detail: `${path} is not there yet`, hint: start };
     }
     if (isUsersToWrite === false) {
       const detail = `${path} is not the service user's to write`;

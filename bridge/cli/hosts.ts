@@ -2,6 +2,7 @@ import { EXIT } from '../../shared/exit-codes.ts';
 import { tableLines, timeText, wrapped } from '../../shared/screen-text.ts';
 import type { HostView } from '../fleet/host-view.ts';
 import type { Session } from '../session.ts';
+import { NO_HOST } from './no-host.ts';
 import type { Paper } from './screen.ts';
 import { printAnswer, printLines } from './screen.ts';
 
@@ -15,8 +16,7 @@ export async function showHosts(session: Session): Promise<number> {
 }
 
 export function hostLines(hosts: readonly HostView[], { out, version }: { out: Paper; version: string }): string[] {
-  if (hosts.length === 0)
-    return wrapped('No host is configured. Add one under `hosts` in bridge.yaml.', { columns: out.columns });
+  if (hosts.length === 0) return wrapped(NO_HOST, { columns: out.columns });
   const head = ['HOST', 'ADDRESS', 'LINK', 'LATENCY', 'VERSION', 'GPUS', 'MODELS'];
   const [first = '', ...rows] = tableLines([head, ...hosts.map((host) => cells(host, version))]);
   return [

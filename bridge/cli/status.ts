@@ -2,6 +2,7 @@ import { EXIT } from '../../shared/exit-codes.ts';
 import { clipped, gib, wrapped } from '../../shared/screen-text.ts';
 import type { HostView } from '../fleet/host-view.ts';
 import type { Session } from '../session.ts';
+import { NO_HOST } from './no-host.ts';
 import { printJson, printLines } from './screen.ts';
 
 /** `gantry status`: hosts, their GPUs with VRAM, their models with state, on one screen. */
@@ -15,7 +16,7 @@ export async function showStatus(session: Session): Promise<number> {
 
 /** The lines of the screen. Where its width is known, sentences are wrapped and the rest is cut, so that no line wraps. */
 export function statusLines(hosts: readonly HostView[], columns?: number): string[] {
-  if (hosts.length === 0) return wrapped('No host is configured. Add one under `hosts` in bridge.yaml.', { columns });
+  if (hosts.length === 0) return wrapped(NO_HOST, { columns });
   return hosts.flatMap((host) => [
     clipped(hostLine(host), columns),
     ...problemLines(host, columns),

@@ -11,7 +11,10 @@ import { expectedFinishes, refusalText } from './placement.ts';
  */
 export function whyHopeless(order: BatchOrder, hosts: readonly HostView[]): AppError | undefined {
   if (hosts.length === 0) {
-    return new AppError('NO_HOST', 'No host is configured. Add one under hosts in bridge.yaml and restart the bridge.');
+    return new AppError(
+      'NO_HOST',
+      'No host is configured. Run `gantry-agent invite` on a GPU host and type the line it prints on this machine; then start the bridge again.',
+    );
   }
   const views = hosts.filter(({ name }) => order.host === undefined || name === order.host);
   if (!views.every(isKnown)) return undefined;

@@ -44,7 +44,7 @@ export function capableHost(
   if (model.state === 'failed') return refuse(`${model.alias} failed${because(model.detail)}`);
   if (model.heldAwayMs > 0 && want.class === 'batch' && !isUp(model)) {
     return refuse(
-      `a person moved ${model.alias} off its GPU; batch work leaves it away for another ${seconds(model.heldAwayMs)}`,
+      `a person moved ${model.alias} off its GPU; batch work leaves it away for another ${seconds(model.heldAwayMs)}, or until it is loaded`,
     );
   }
   const gpu = brokenGpu(snapshot, model);

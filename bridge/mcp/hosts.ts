@@ -29,7 +29,7 @@ export function connectedHosts(hosts: readonly HostView[], name: string | undefi
     throw new AppError(only.link.error.code, `${only.link.error.message} ${nextAttempt(only.link.retryInMs)}`);
   }
   const reasons = named.map((host) => `${host.name} (${host.url}): ${linkProblem(host)}`);
-  throw new AppError('NO_HOST', `No host is connected. ${reasons.join(' ')} Check with the server_health tool.`);
+  throw new AppError('NO_HOST', `No host is connected. ${reasons.join(' ')} gantry doctor or server_health says more.`);
 }
 
 /** Of those that cannot read the VRAM of their models, why not. */
@@ -59,8 +59,8 @@ function nextAttempt(inMs: number): string {
 function noHosts(): AppError {
   return new AppError(
     'NO_HOST',
-    'No host is configured. Add the name, url and token of a GPU host under `hosts` in bridge.yaml ' +
-      'and restart the bridge; `gantry config check` shows which file is read. A plain vLLM-Omni server needs no agent: start ' +
-      'the bridge with --vllm-url URL.',
+    'No host is configured. Run `gantry-agent invite` on a GPU host, type the line it prints on this machine, which writes ' +
+      'bridge.yaml, and start the bridge again; `gantry doctor` says what is missing. A plain vLLM-Omni server needs no agent: ' +
+      'start the bridge with --vllm-url URL.',
   );
 }

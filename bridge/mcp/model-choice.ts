@@ -82,9 +82,12 @@ export function findModel(hosts: readonly ConnectedHost[], name: string): { id: 
   );
   const near = names.get(nearest(name, names.keys()) ?? '');
   const hint = near === undefined ? '' : ` Did you mean ${near}?`;
+  // One host may be all there is, or the one that the call names: others may have the model.
+  const only = hosts.length === 1 ? hosts[0] : undefined;
+  const whereNot = only === undefined ? 'configured on no connected host' : `not configured on ${only.name}`;
   throw new AppError(
     'MODEL_UNKNOWN',
-    `Model '${name}' is configured on no connected host.${hint} Known models: ${knownNames(hosts)}.`,
+    `Model '${name}' is ${whereNot}.${hint} Known models${only === undefined ? '' : ' there'}: ${knownNames(hosts)}.`,
   );
 }
 

@@ -55,12 +55,16 @@ async function change(path: string, edit: (document: Document) => void): Promise
     throw error;
   });
   const document = parseDocument(text ?? '');
-  if (document.errors.length > 0 || (document.contents !== null && !isMap(document.contents))) {
+  const isEmpty = document.contents === null || (isScalar(document.contents) && document.contents.value === null);
+  if (document.errors.length > 0 || (!isEmpty && !isMap(document.contents))) {
     throw new ConfigError([
       `${path}: it is no valid configuration, so nothing was changed. See \`gantry config check\`.`,
     ]);
   }
+  if (isEmpty) document.contents = null; // a file that says only `null` is as good as an empty one
   edit(document);
+  // Where there was nothing to change there is nothing to write either: an empty document is written as `null`.
+  if (document.contents === null) return;
   const next = document.toString({ lineWidth: 0 });
   if (next !== text) await writeDurable(target, next);
 }

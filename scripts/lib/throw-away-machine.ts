@@ -74,6 +74,8 @@ export class ThrowAwayMachine implements AsyncDisposable {
   static async whyNot(): Promise<string | undefined> {
     if (process.getuid?.() !== 0) return 'it needs root';
     if (!existsSync('/lib/systemd/systemd')) return 'it needs systemd';
+    if (/^\/(tmp|run|dev)\//.test(process.cwd()))
+      return `it has its own /${process.cwd().split('/')[1]}, where this clone is`;
     if (delegatedCgroup() === undefined) return 'it needs cgroup v2 that this process may write to';
     const probe =
       'mount --make-rprivate / && d=$(mktemp -d) && mount -t tmpfs t "$d" && mkdir "$d/u" "$d/w" "$d/r" && mount -t overlay o -o "lowerdir=/,upperdir=$d/u,workdir=$d/w" "$d/r"; rc=$?; umount -l "$d"; rmdir "$d"; exit $rc';

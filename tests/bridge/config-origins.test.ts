@@ -69,3 +69,16 @@ test('colour is for terminals, unless somebody says otherwise', () => {
   expect(colourWish({ FORCE_COLOR: '1' })).toBe('always');
   expect(colourWish({ FORCE_COLOR: '0' })).toBe('never');
 });
+
+test('what a server without an agent may take, and side cars, are shown as they hold', () => {
+  expect(setting('vllm_timeout')).toMatchObject({ value: '5m', origin: 'default' });
+  expect(setting('vllm_linger')).toMatchObject({ value: '30s', origin: 'default' });
+  expect(setting('side_car')).toMatchObject({ value: true, origin: 'default' });
+  expect(setting('max_concurrent')).toMatchObject({ value: null, words: '(auto: every free slot)' });
+  expect(setting('vllm_urls', {}, { GANTRY_VLLM_URLS: 'http://127.0.0.1:8000' })).toMatchObject({
+    value: ['http://127.0.0.1:8000'],
+    origin: 'environment',
+    where: 'GANTRY_VLLM_URLS',
+  });
+  expect(setting('vllm_urls', {}, { GANTRY_VLLM_URLS: '' })).toMatchObject({ value: [], origin: 'default' });
+});

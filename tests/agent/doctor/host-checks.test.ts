@@ -195,6 +195,14 @@ describe('the doctor of a host', () => {
     expect(failing).toHaveLength(HOST_CHECKS.length);
   });
 
+  test('says how to start the agent where there is no service', () => {
+    const hintOf = (change: Partial<HostFacts>) =>
+      hostFindings({ ...GOOD, ...place({ exists: false }), ...change }).find(({ id }) => id === 'cache-directory')
+        ?.hint;
+    expect(hintOf({})).toBe('sudo systemctl start gantry-agent');
+    expect(hintOf({ unit: undefined })).toBe('gantry-agent run');
+  });
+
   test('prints the drop-in that opens what the unit hides, and that one alone', () => {
     const found = hostFindings({
       ...GOOD,

@@ -19,6 +19,12 @@ test('docs/commands.md has every command, and each has an example', async () => 
   }
 });
 
+test('a word too few is named as the usage names it, with the way to the help', async () => {
+  const { exitCode, stderr } = await execa(process.execPath, [PROGRAM, 'generate'], { reject: false });
+  expect(exitCode).toBe(EXIT.usage);
+  expect(stderr).toBe("gantry: missing required argument 'prompt'\nAdd --help to see what it takes.");
+});
+
 test('docs/commands.md has every exit code', async () => {
   const page = await readFile('docs/commands.md', 'utf8');
   const codes = [...page.matchAll(/^\| (\d+) /gm)].map(([, code]) => Number(code));

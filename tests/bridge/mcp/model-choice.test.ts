@@ -80,6 +80,12 @@ describe('a model is found', () => {
       "Model 'klien' is configured on no connected host. Did you mean klein? Known models: Qwen/Qwen-Image-2512 (qwen), ",
     );
   });
+
+  test('of one host it is said that it is not there, for others may have it', () => {
+    expect(() => findModel([host('b', [qwen, step1x])], 'klein')).toThrow(
+      "Model 'klein' is not configured on b. Known models there: Qwen/Qwen-Image-2512 (qwen), ",
+    );
+  });
 });
 
 describe('a call without a model takes', () => {
