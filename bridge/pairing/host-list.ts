@@ -1,4 +1,5 @@
-import { readFile, realpath } from 'node:fs/promises';
+import { constants } from 'node:fs';
+import { access, readFile, realpath } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import type { Document } from 'yaml';
 import { isMap, isScalar, isSeq, parseDocument } from 'yaml';
@@ -42,11 +43,16 @@ export async function removeHost(path: string, name: string): Promise<boolean> {
   return isFound;
 }
 
+/** Rejects where a host could not be added: before an invite is used, which works once. */
+export async function checkHostList(path: string): Promise<void> {
+  await change(path, undefined);
+}
+
 /**
  * Reads, changes and replaces the file, while no other command does. What the change does not touch stays as it was
  * written, comments and order included. It holds tokens, so it is 0600; a link to it stays a link.
  */
-async function change(path: string, edit: (document: Document) => void): Promise<void> {
+async function change(path: string, edit: ((document: Document) => void) | undefined): Promise<void> {
   await makeDirectory(dirname(path), { mode: 0o700 });
   await using _lock = await lockOf(dirname(path));
   const target = await realpath(path).catch(() => path); // there is none yet
@@ -60,6 +66,7 @@ async function change(path: string, edit: (document: Document) => void): Promise
       `${path}: it is no valid configuration, so nothing was changed. See \`gantry config check\`.`,
     ]);
   }
+  if (edit === undefined) return await access(dirname(target), constants.W_OK);
   edit(document);
   const next = document.toString({ lineWidth: 0 });
   if (next !== text) await writeDurable(target, next);
