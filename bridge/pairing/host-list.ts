@@ -45,7 +45,17 @@ export async function removeHost(path: string, name: string): Promise<boolean> {
 
 /** Rejects where a host could not be added: before an invite is used, which works once. */
 export async function checkHostList(path: string): Promise<void> {
-  await change(path, undefined);
+  try {
+    await change(path, undefined);
+  } catch (error) {
+    if (error instanceof AppError || error instanceof ConfigError) throw error;
+    const why = error instanceof Error && 'code' in error ? String(error.code) : String(error);
+    throw new AppError(
+      'SAVE_FAILED',
+      `${path} cannot be written (${why}), so nothing was asked of the host: the invite is still good. Name another file with --config.`,
+      { cause: error },
+    );
+  }
 }
 
 /**
