@@ -96,7 +96,7 @@ describe('the npm package', () => {
     ];
     expect(paths).toEqual(expect.arrayContaining([...must, 'LICENSE', 'README.md', 'package.json']));
     const allowed =
-      /^(dist\/[^/]+|dist\/bridge\/[^/]+|docs\/.+|systemd\/.+|scripts\/install-agent\.sh|[A-Z]+(\.md)?|package\.json)$/;
+      /^(dist\/[^/]+|dist\/bridge\/[^/]+|docs\/.+|systemd\/.+|scripts\/install-agent\.sh|scripts\/install\/.+|[A-Z]+(\.md)?|package\.json)$/;
     expect(paths.filter((path) => !allowed.test(path))).toEqual([]);
     expect(paths.filter((path) => /\.ts$|test|conformance|\.mcpb$/.test(path))).toEqual([]);
     expect(packed?.unpackedSize).toBeLessThan(8e6);
