@@ -28,6 +28,14 @@ export type AdmissionOptions = {
   signal: AbortSignal;
 };
 
+export type Wish = {
+  megapixels: number;
+  /** A person wants it, so that a failure before does not count. */
+  isAsked?: boolean;
+  /** Where false, nobody has to go for it: it ends as it began, without a word, where there is no room otherwise. */
+  mayEvict?: boolean;
+};
+
 /** How often the progress of a download is said. */
 const SAY_DOWNLOAD_MS = 2_000;
 /** Plans are made again under the lock. If they keep changing, the host is too busy for this job. */
@@ -65,13 +73,13 @@ export class Admission {
 
   /**
    * Gets a server ready for a job of this size. Joins the work under way for it, whatever size that was for: who joins
-   * looks again afterwards. `isAsked`: a person wants it, so that a failure before does not count.
+   * looks again afterwards.
    */
-  bring(slot: Slot, o: { megapixels: number; isAsked?: boolean }): Promise<void> {
+  bring(slot: Slot, o: Wish): Promise<void> {
     const { changes, work } = this.#options;
     if (isIdle(slot)) slot.promisedMiB = 0; // of a job that has ended
     slot.bringing ??= work.hold(
-      this.#bringNow(slot, { megapixels: o.megapixels, isAsked: o.isAsked ?? false }).finally(() => {
+      this.#bringNow(slot, { isAsked: false, mayEvict: true, ...o }).finally(() => {
         slot.bringing = undefined;
         slot.detail = undefined;
         changes.announce();
@@ -104,7 +112,7 @@ export class Admission {
     };
   }
 
-  async #bringNow(slot: Slot, o: { megapixels: number; isAsked: boolean }): Promise<void> {
+  async #bringNow(slot: Slot, o: Required<Wish>): Promise<void> {
     const { room, locks, changes, signal } = this.#options;
     const { model } = slot;
     if (slot.leaving !== undefined) throw notWanted(slot);
@@ -129,11 +137,8 @@ export class Admission {
     throw new AppError('GPU_BUSY', `The GPUs for ${model.alias} changed hands while it waited. Try again.`);
   }
 
-  /** False where the plan now needs other GPUs than those that are locked. */
-  async #bringLocked(
-    slot: Slot,
-    o: { megapixels: number; isAsked: boolean; gpus: readonly string[] },
-  ): Promise<boolean> {
+  /** False where the plan now needs other GPUs than those that are locked. What may not evict ends where it would have to. */
+  async #bringLocked(slot: Slot, o: Required<Wish> & { gpus: readonly string[] }): Promise<boolean> {
     const { room, evictor } = this.#options;
     // What was evicted may free less than was thought, and a victim may have taken a job: so a plan after each round.
     for (let rounds = 0; rounds < MAX_PLANS; rounds += 1) {
@@ -142,6 +147,7 @@ export class Admission {
       if (plan.kind !== 'fits') throw room.refusal(slot, o.megapixels, plan);
       if (!this.#gpusOf(plan).every((uuid) => o.gpus.includes(uuid))) return false;
       if (!o.isAsked) refuseFailed(slot);
+      if (plan.evict.length > 0 && !o.mayEvict) return true; // somebody came while it waited
       for (const { slotId, by } of plan.evict) await evictor.evict(this.#slotOf(slotId), { by, isFor: slot });
       if (plan.evict.length > 0) continue;
       slot.promisedMiB = room.peakMiB(slot.model, o.megapixels);

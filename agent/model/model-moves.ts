@@ -139,7 +139,9 @@ export class ModelMoves {
       const before = await this.#readings();
       if (isUp(slot)) return notMoved(server.heldMiB);
       try {
+        const isJoined = slot.bringing !== undefined;
         await this.#options.admission.bring(slot, { megapixels: MEGAPIXELS, isAsked: true });
+        if (isJoined && !isUp(slot)) continue; // a preload, which takes no room from others
         const isWake = state.kind === 'offloaded';
         const after = await this.#readings();
         // Which GPUs somebody else's server is on is not known: so the change on all of them is shown.

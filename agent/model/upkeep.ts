@@ -90,7 +90,8 @@ export class Upkeep {
       if (!slot.isWanted || isDraining() || slot.bringing !== undefined || !(isRetry || isFirst)) continue;
       if (heldAwayMs(slot.model.id) > 0 || !this.#mayCome(slot, { takenNow, nowMs })) continue;
       slot.notBeforeMs = nowMs + WANTED_RETRY_MS;
-      admission.bring(slot, { megapixels: MEGAPIXELS }).catch((error: unknown) => {
+      // Room is looked for again where it loads: who came in between keeps it.
+      admission.bring(slot, { megapixels: MEGAPIXELS, mayEvict: slot.model.pin }).catch((error: unknown) => {
         if (!signal.aborted) log.warn({ event: 'preload-failed', slotId: slot.slotId, error: String(error) });
       });
     }

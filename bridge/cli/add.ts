@@ -2,7 +2,7 @@ import { AppError } from '../../shared/errors.ts';
 import type { Invite } from '../../shared/invite.ts';
 import { parseInvite } from '../../shared/invite.ts';
 import type { HostConfig } from '../fleet/host-view.ts';
-import { addHost, removeHost } from '../pairing/host-list.ts';
+import { addHost, checkHostList, removeHost } from '../pairing/host-list.ts';
 import { hostNameOf } from '../pairing/invited-hosts.ts';
 import { fingerprintOf } from '../pairing/pinned-certificate.ts';
 import type { Paired } from '../pairing/redeem-invite.ts';
@@ -30,6 +30,7 @@ const USUAL_PORT = 7801;
 export async function addInvited(line: string, o: AddOptions & { name: string | undefined }): Promise<Added> {
   const invite = parseInvite(line);
   const name = newName(invite, o);
+  await checkHostList(o.file);
   return await keep(await redeemInvite(invite, { name: o.laptop, signal: o.signal }), { ...o, name });
 }
 
@@ -38,6 +39,7 @@ export async function addOverSsh(target: string, o: AddOptions & { name: string 
   const { line, isLoopbackOnly, addresses } = await inviteOverSsh(target);
   const invite = parseInvite(line);
   const name = newName(invite, o);
+  await checkHostList(o.file);
   if (!isLoopbackOnly) {
     try {
       return await keep(await redeemInvite(invite, { name: o.laptop, signal: o.signal }), { ...o, name });

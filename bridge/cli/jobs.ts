@@ -48,7 +48,10 @@ export async function listJobs(args: Record<string, unknown>, session: Session):
   const { screen } = session;
   const answer = await session.ask('list_jobs', args, { reach: 'records' });
   if (screen.isJson) printAnswer(screen, answer);
-  else printLines(screen, jobLines(answer, { out: screen.out, nowMs: Date.now() }));
+  else {
+    const isFiltered = args['state'] !== undefined;
+    printLines(screen, jobLines(answer, { out: screen.out, nowMs: Date.now(), isFiltered }));
+  }
 }
 
 /** `gantry jobs ID`: one of them; `isWaiting` follows it to its end, and goes on with it if nobody else does. */
@@ -104,8 +107,12 @@ function doingOf(view: BatchView): Doing {
   return { message: `${view.completed} of ${view.total} done${left}${at}`, fraction: ended / view.total };
 }
 
-export function jobLines({ json }: Answer, { out, nowMs }: { out: Paper; nowMs: number }): string[] {
+export function jobLines(
+  { json }: Answer,
+  { out, nowMs, isFiltered }: { out: Paper; nowMs: number; isFiltered: boolean },
+): string[] {
   const { jobs } = Listed.parse(json);
+  if (jobs.length === 0 && isFiltered) return [String(json['message'])];
   if (jobs.length === 0) return ['No job is known on this machine. Make an image: gantry generate "a red fox".'];
   const rows = jobs.map((job) => [
     job.batch_id.slice(0, ID_SHOWN),

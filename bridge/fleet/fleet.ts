@@ -180,6 +180,7 @@ export class Fleet implements AsyncDisposable {
       before: this.#desk.waitingBeforeNew(jobClass).map(({ job, rules }) => ({ request: job.request, rules })),
       holdings: this.#desk.holdings(),
       own: this.ownWork(),
+      maxConcurrent: this.#options.maxConcurrent,
       nowMs: performance.now(),
     });
   }

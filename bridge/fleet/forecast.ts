@@ -38,11 +38,17 @@ export function plannedEnds(wanted: readonly WantedJob[], o: Present): (Planned 
 /** The same for jobs that would wait from now on, behind those `before` them. */
 export function forecastNew(
   requests: readonly JobRequest[],
-  { before, own, ...present }: Present & { before: readonly WantedJob[]; own: OwnWork },
+  {
+    before,
+    own,
+    maxConcurrent,
+    ...present
+  }: Present & { before: readonly WantedJob[]; own: OwnWork; maxConcurrent?: number | undefined },
 ): Forecast {
+  const asked = { ...ANYWHERE, spread: maxConcurrent };
   const known = new Map<string, PlanRules>(); // jobs that fit on the same hosts share their rules
   const wanted = requests.map((request) => {
-    const rules = known.get(keyOf(request)) ?? rulesOnHosts(request, { ...present, rules: ANYWHERE });
+    const rules = known.get(keyOf(request)) ?? rulesOnHosts(request, { ...present, rules: asked });
     known.set(keyOf(request), rules);
     return { request, rules };
   });

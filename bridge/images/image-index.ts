@@ -119,12 +119,13 @@ export class ImageIndex {
     if (!batch.isEnded || isQuiet) return;
     try {
       await this.#log.append([...batch.images.values()]);
-      await writeFile(join(directory, KEPT), '', { mode: 0o600 });
     } catch {
-      return; // a full disk, or a batch removed meanwhile: its images are still in memory, and it is tried again
+      return; // a full disk: its images are still in memory, and it is tried again
     }
     this.#kept.add(batchId);
     this.#open.delete(batchId);
+    // A batch removed meanwhile, or a directory that takes no file: then the next process copies them once more, this one not.
+    await writeFile(join(directory, KEPT), '', { mode: 0o600 }).catch(() => undefined);
   }
 }
 

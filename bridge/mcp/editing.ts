@@ -25,7 +25,8 @@ export async function inputOf(
 ): Promise<InputImage> {
   if (!Uuid.safeParse(asked).success) return readInputImage(await allowedPath(asked, roots));
   const made = await (await context.images()).find(asked);
-  if (made !== undefined) return { ...(await readInputImage(made.path)), imageId: asked };
+  // Whoever may only read elsewhere gets no other file by its id either.
+  if (made !== undefined) return { ...(await readInputImage(await allowedPath(made.path, roots))), imageId: asked };
   throw new AppError(
     'INPUT_INVALID',
     `No finished image has the id ${asked}, or its file is gone. Check with get_job, or give a file path.`,

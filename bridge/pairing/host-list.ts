@@ -1,4 +1,5 @@
-import { readFile, realpath } from 'node:fs/promises';
+import { constants } from 'node:fs';
+import { access, readFile, realpath } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import type { Document } from 'yaml';
 import { isMap, isScalar, isSeq, parseDocument } from 'yaml';
@@ -42,11 +43,26 @@ export async function removeHost(path: string, name: string): Promise<boolean> {
   return isFound;
 }
 
+/** Rejects where a host could not be added: before an invite is used, which works once. */
+export async function checkHostList(path: string): Promise<void> {
+  try {
+    await change(path, undefined);
+  } catch (error) {
+    if (error instanceof AppError || error instanceof ConfigError) throw error;
+    const why = error instanceof Error && 'code' in error ? String(error.code) : String(error);
+    throw new AppError(
+      'SAVE_FAILED',
+      `${path} cannot be written (${why}), so nothing was asked of the host: the invite is still good. Name another file with --config.`,
+      { cause: error },
+    );
+  }
+}
+
 /**
  * Reads, changes and replaces the file, while no other command does. What the change does not touch stays as it was
  * written, comments and order included. It holds tokens, so it is 0600; a link to it stays a link.
  */
-async function change(path: string, edit: (document: Document) => void): Promise<void> {
+async function change(path: string, edit: ((document: Document) => void) | undefined): Promise<void> {
   await makeDirectory(dirname(path), { mode: 0o700 });
   await using _lock = await lockOf(dirname(path));
   const target = await realpath(path).catch(() => path); // there is none yet
@@ -61,7 +77,8 @@ async function change(path: string, edit: (document: Document) => void): Promise
       `${path}: it is no valid configuration, so nothing was changed. See \`gantry config check\`.`,
     ]);
   }
-  if (isEmpty) document.contents = null; // a file that says only `null` is as good as an empty one
+    if (edit === undefined) return await access(dirname(target), constants.W_OK);
+    if (isEmpty) document.contents = null; // a file that says only `null` is as good as an empty one
   edit(document);
   // Where there was nothing to change there is nothing to write either: an empty document is written as `null`.
   if (document.contents === null) return;

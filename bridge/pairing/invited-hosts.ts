@@ -47,6 +47,8 @@ class InvitedHost {
   readonly #options: Omit<InvitedOptions, 'taken'> & { name: string };
   readonly #directory: string;
   readonly #file: StateFile<z.infer<typeof Stored>>;
+  /** What a spent code was exchanged for, where it is not on the disk: nobody can ask for it a second time. */
+  #unsaved: z.infer<typeof Stored> | undefined;
   /** Why this code will never work: asking again would only count as another guess. */
   #refusal: AppError | undefined;
 
@@ -59,6 +61,7 @@ class InvitedHost {
 
   async reach(signal: AbortSignal): Promise<HostAddress> {
     if (typeof this.#invite === 'string') throw new AppError('INVALID_ARGUMENT', `GANTRY_HOSTS: ${this.#invite}`);
+    if (this.#unsaved !== undefined) return addressOf(await this.#save(this.#unsaved));
     await makeDirectory(this.#directory, { mode: 0o700 });
     for (;;) {
       const stored = await this.#file.read();
@@ -79,9 +82,8 @@ class InvitedHost {
     try {
       const { url, token, agentId, certificate } = await redeemInvite(invite, { name: clientName(), signal });
       const stored = { url, token, agentId, ...(certificate !== undefined && { certificate }) };
-      await this.#file.write(stored);
       log.info({ event: 'paired', host: name, url });
-      return stored;
+      return await this.#save(stored);
     } catch (error) {
       if (!(error instanceof AppError) || error.code !== 'AUTH_FAILED') throw error;
       this.#refusal = new AppError(
@@ -91,6 +93,19 @@ class InvitedHost {
       );
       throw this.#refusal;
     }
+  }
+
+  /** A full disk costs the other bridges the host, not this one: it is tried again with each new link. */
+  async #save(stored: z.infer<typeof Stored>): Promise<z.infer<typeof Stored>> {
+    this.#unsaved = stored;
+    try {
+      await this.#file.write(stored);
+      this.#unsaved = undefined;
+    } catch (error) {
+      const { name: host, log } = this.#options;
+      log.error({ event: 'pairing-not-saved', host, directory: this.#directory, err: error });
+    }
+    return stored;
   }
 }
 

@@ -100,7 +100,11 @@ function programMissing(path: string): AppError {
 /** Appended to, and begun anew when it is large: an agent of this kind says little. */
 function openLog(path: string): number {
   const size = statSync(path, { throwIfNoEntry: false })?.size ?? 0;
-  if (size > LARGEST_LOG_BYTES) renameSync(path, `${path}.1`);
+  try {
+    if (size > LARGEST_LOG_BYTES) renameSync(path, `${path}.1`);
+  } catch {
+    // Another bridge was quicker, or somebody on Windows reads it: a longer log keeps no agent from starting.
+  }
   return openSync(path, 'a', 0o600);
 }
 

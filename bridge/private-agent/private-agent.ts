@@ -47,7 +47,7 @@ export class PrivateAgent {
 
   /** Where it listens now; starts it where it does not run. The signal's abort is the end of our interest in it. */
   async reach(signal: AbortSignal): Promise<HostAddress> {
-    const { directory, settings, log } = this.#options;
+    const { directory, settings, program, lingerMs, log } = this.#options;
     this.#letGoWith(signal);
     using limit = new Deadline({ ms: START_MS, signal });
     while (!limit.signal.aborted) {
@@ -58,8 +58,10 @@ export class PrivateAgent {
         return found.address;
       }
       if (found.kind === 'absent' && this.#process?.exit !== undefined) await this.#bury(this.#process);
-      if (found.kind === 'absent' && this.#process === undefined && !signal.aborted) {
-        this.#process = await this.#start();
+      if (found.kind === 'absent' && this.#process === undefined) {
+        const file = await this.#writeSettings();
+        signal.throwIfAborted(); // nobody would let go of what begins now
+        this.#process = AgentProcess.start(program, { directory, file, lingerMs });
         log.info({ event: 'private-agent-started', url: settings.url, pid: this.#process.pid });
       }
       await pause(LOOK_EVERY_MS, limit.signal);
@@ -72,12 +74,12 @@ export class PrivateAgent {
     );
   }
 
-  async #start(): Promise<AgentProcess> {
-    const { directory, settings, program, lingerMs } = this.#options;
+  async #writeSettings(): Promise<string> {
+    const { directory, settings } = this.#options;
     const file = join(directory, 'agent.yaml');
     await makeDirectory(directory, { mode: 0o700 });
     await writeDurable(file, agentFile(settings));
-    return AgentProcess.start(program, { directory, file, lingerMs });
+    return file;
   }
 
   /** One that ran, or was one too many, is replaced at once; one that never got as far says why, and is tried again later. */

@@ -76,7 +76,8 @@ export class StyleBook {
   async #save(name: string, text: string, o: { overwrite: boolean }) {
     const path = this.#path(name);
     await makeDirectory(this.directory, { mode: 0o700 });
-    if ((await this.#names()).length >= MOST_STYLES)
+    const names = await this.#names();
+    if (names.length >= MOST_STYLES && !names.includes(name))
       throw new AppError(
         'INVALID_ARGUMENT',
         `There are ${MOST_STYLES} styles already. Delete one with delete_style first.`,

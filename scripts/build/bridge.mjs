@@ -29,7 +29,7 @@ const noAjv = replacing(
 /** Resolves with what is inside. */
 export async function buildBridge() {
   const finished = await Promise.all([finishedList('tool-list', 'toolList'), finishedList('flag-list', 'flagList')]);
-  const plugins = [...LESS_ZOD, noAjv, ...finished];
+  const plugins = [...finished, ...LESS_ZOD, noAjv]; // of several that match a file, the first replaces it
   const { contents: program, metafile } = await bundle({
     ...SMALL,
     ...WRAPPER,

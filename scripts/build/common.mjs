@@ -14,15 +14,20 @@ export const COMMON = {
 /** Names stay, because they are in the stacks of the log; the rest of what a reader needs is in the sources. */
 export const SMALL = { minifySyntax: true, minifyWhitespace: true, keepNames: false, legalComments: 'none' };
 
-/** A plugin that puts other contents in the place of the files whose path matches. */
+/**
+ * A plugin that puts other contents in the place of the files whose path matches. Of several that match a file only the
+ * first does; one that never did has no effect that anybody would notice, so the build fails.
+ */
 export function replacing(filter, contents) {
   return {
     name: String(filter),
     setup(bundle) {
-      bundle.onLoad({ filter }, async ({ path }) => ({
-        contents: await contents(path),
-        loader: path.endsWith('.ts') ? 'ts' : 'js',
-      }));
+      let isUsed = false;
+      bundle.onLoad({ filter }, async ({ path }) => {
+        isUsed = true;
+        return { contents: await contents(path), loader: path.endsWith('.ts') ? 'ts' : 'js' };
+      });
+      bundle.onEnd(() => (isUsed ? undefined : { errors: [{ text: `no file was replaced for ${filter}` }] }));
     },
   };
 }

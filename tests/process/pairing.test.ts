@@ -46,6 +46,16 @@ describe('a laptop is let in', { timeout: PATIENCE }, () => {
     expect(await readdir(join(fleet.directory, 'one', 'out'))).toHaveLength(1);
   });
 
+  test('an invite that could not be kept is still good', async () => {
+    const line = await inviteFrom(host);
+    const nowhere = await gantry(['add', line, '--config', '/sys/gantry/bridge.yaml']);
+    expect(nowhere.exitCode).not.toBe(0);
+    expect(nowhere.stderr).toMatch(
+      /SAVE_FAILED: \/sys\/gantry\/bridge\.yaml cannot be written \(E[A-Z]+\), so .* still good/,
+    );
+    expect((await gantry(['add', line, '--config', await laptop('later')])).exitCode).toBe(0);
+  });
+
   test('once: the code is dead afterwards, and the same agent is not added twice', async () => {
     const file = await laptop('twice');
     const line = await inviteFrom(host);

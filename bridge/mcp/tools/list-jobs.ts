@@ -44,9 +44,11 @@ export const listJobs = defineTool({
   output,
   run: async ({ state, limit = DEFAULT_LIMIT }, context) => {
     const fleet = await context.fleet();
-    const views = state === undefined ? fleet.list(limit) : fleet.list(SEARCHED).filter((view) => view.state === state);
+    const all = fleet.list(state === undefined ? limit : SEARCHED);
+    const views = state === undefined ? all : all.filter((view) => view.state === state);
     const jobs = views.slice(0, limit).map(entryOf);
-    const what = state === undefined ? '' : ` with state ${state}`;
+    const among = all.length < SEARCHED ? '' : ` among the newest ${SEARCHED}`;
+    const what = state === undefined ? '' : ` with state ${state}${among}`;
     return {
       status: 'success',
       message: jobs.length === 0 ? `There are no jobs${what}.` : `${plural(jobs.length, 'entry', 'entries')}${what}.`,

@@ -27,6 +27,13 @@ test('images are put where each is done first', () => {
   ]);
 });
 
+test('with a most at a time only so many slots are reckoned with, as for a batch', () => {
+  const present = { class: 'batch' as const, hosts: [fast, slow], holdings: [], nowMs: 0, before: [], own: new Map() };
+  const requests = Array.from({ length: 4 }, () => request());
+  const { ends: planned } = forecastNew(requests, { ...present, maxConcurrent: 1 });
+  expect(planned.map((end) => [end?.host, end?.endMs])).toEqual([1_000, 2_000, 3_000, 4_000].map((ms) => ['fast', ms]));
+});
+
 test('what waits already comes first', () => {
   expect(ends([fast], 1, 2)).toEqual([{ host: 'fast', endMs: 3_000, runMs: 1_000 }]);
 });

@@ -1,4 +1,4 @@
-import { appendFile, mkdtemp, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { appendFile, mkdtemp, readdir, readFile, rename, rm, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
@@ -119,6 +119,18 @@ describe('the index', () => {
     expect(await index.find(made.id)).toEqual(made);
     await rm(join(stateDir, 'batches'), { recursive: true });
     expect(await index.find(made.id)).toEqual(made);
+  });
+
+  test('where the marker cannot be written the images are not copied again at each look', async () => {
+    const made = entry();
+    const { batchId } = await writeBatch(stateDir, [made]);
+    await symlink('nowhere/at/all', join(stateDir, 'batches', batchId, 'images-kept')); // also root cannot write through it
+    const index = new ImageIndex(stateDir);
+    await index.recent({ limit: 5 });
+    const size = (await readFile(inLog())).length;
+    expect((await index.recent({ limit: 5 })).entries).toEqual([made]);
+    expect((await index.find(made.id))?.id).toBe(made.id);
+    expect((await readFile(inLog())).length).toBe(size);
   });
 
   test('a manifest that was made whole again is read from its start', async () => {

@@ -154,3 +154,12 @@ describe('a text', () => {
     expect(parseStyle(styleText(bare))).toMatchObject(bare);
   });
 });
+
+test('of as many styles as there may be one can be replaced, and none added', async () => {
+  await mkdir(directory, { recursive: true });
+  const names = Array.from({ length: 500 }, (_, index) => `style-${index}`);
+  await Promise.all(names.map((name) => writeFile(join(directory, `${name}.md`), 'Old.\n')));
+  await expect(book.save('more', night, NEW)).rejects.toThrow(/There are 500 styles already/);
+  await book.save('style-7', night, { overwrite: true });
+  expect(await book.get('style-7')).toMatchObject(night);
+});
