@@ -68,7 +68,9 @@ install_agent() {
   [ -n "$ROOT" ] || [ -d /run/systemd/system ] || die 69 'systemd does not run here. By hand: dist/gantry-agent.mjs init --config agent.yaml, then dist/gantry-agent.mjs run --config agent.yaml'
   find_node
   find_gpu
-  CHANGED=''
+  # Still there where an earlier run was ended between a change and the start with it.
+  UNFINISHED=$ROOT$LIB.unfinished
+  if [ -e "$UNFINISHED" ]; then CHANGED=1; else CHANGED=''; fi
   make_program
   make_user
   put_file "$(sed "s|/usr/bin/gantry-agent|$PROGRAM|" "$PACKAGE/systemd/$UNIT")" "$UNIT_FILE"
@@ -93,7 +95,7 @@ make_program() {
     say "$LIB has this release already."
     rm -rf "$NEW"
   else
-    CHANGED=1
+    changed
     act rm -rf "$ROOT$LIB.old"
     [ ! -d "$ROOT$LIB" ] || act mv "$ROOT$LIB" "$ROOT$LIB.old"
     act mv "$NEW" "$ROOT$LIB"
@@ -125,6 +127,8 @@ make_configuration() {
   act install -d -m 755 "$ROOT/etc/gantry"
   if [ -e "$ROOT$CONFIG" ]; then
     say "$CONFIG is kept as it is."
+    # As an earlier run left it that was ended before it gave it to the group: the service cannot read it.
+    case $(stat -c '%u:%g %a' "$ROOT$CONFIG") in '0:0 '*[0-7][0-7]0) [ -n "$IS_DRY" ] || give_configuration ;; esac
     [ -z "$LISTEN" ] || say "So --listen changes nothing. To change it: gantry-agent listen $LISTEN"
     return
   fi
@@ -137,6 +141,10 @@ make_configuration() {
   fi
   say "+ $PROGRAM $*"
   "$NODE" "$ROOT$LIB/dist/gantry-agent.mjs" "$@"
+  give_configuration
+}
+
+give_configuration() {
   chmod 640 "$ROOT$CONFIG"
   [ "$(id -u)" != 0 ] || chown "0:$(group_id)" "$ROOT$CONFIG"
 }
@@ -144,6 +152,7 @@ make_configuration() {
 start() {
   if [ -n "$ROOT" ]; then
     act systemctl --root="$ROOT" enable "$UNIT"
+    act rm -f "$UNFINISHED"
     say "Installed into $ROOT. It starts with that system; then \`gantry-agent invite\` there lets a laptop in."
     return
   fi
@@ -157,6 +166,7 @@ start() {
     systemctl status --no-pager --lines=20 "$UNIT" >&2 || true
     die 1 "the service did not start. Its log: journalctl -u gantry-agent. Then: $PROGRAM doctor"
   fi
+  act rm -f "$UNFINISHED"
   say ''
   say 'gantry-agent runs. What it sees:   gantry-agent status'
   say 'What could be better on this host: gantry-agent doctor'
@@ -172,7 +182,7 @@ uninstall() {
     act systemctl disable --now "$UNIT"
   fi
   act rm -f "$ROOT$UNIT_FILE" "$ROOT$SYSUSERS" "$ROOT$PROGRAM"
-  act rm -rf "$ROOT$LIB" "$ROOT$LIB.new" "$ROOT$LIB.old"
+  act rm -rf "$ROOT$LIB" "$ROOT$LIB.new" "$ROOT$LIB.old" "$ROOT$LIB.unfinished"
   [ -n "$ROOT" ] || act systemctl daemon-reload
   if [ -z "$PURGE" ]; then
     for kept in /etc/gantry /var/lib/gantry /var/cache/gantry /var/log/gantry; do
@@ -237,13 +247,19 @@ group_id() {
 # $1: the text, $2: where, seen from the new root.
 put_file() {
   if [ -f "$ROOT$2" ] && [ "$(cat "$ROOT$2")" = "$1" ]; then return; fi
-  CHANGED=1
+  changed
   say "+ write $2"
   [ -z "$IS_DRY" ] || return 0
   mkdir -p "$(dirname "$ROOT$2")"
   printf '%s\n' "$1" > "$ROOT$2.new"
   chmod 644 "$ROOT$2.new"
   mv "$ROOT$2.new" "$ROOT$2"
+}
+
+# Only a start with it ends the change.
+changed() {
+  CHANGED=1
+  [ -n "$IS_DRY" ] || : > "$UNFINISHED"
 }
 
 act() {

@@ -1,8 +1,11 @@
+import { once } from 'node:events';
 import { readdir, readFile, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { WebSocket } from 'ws';
 import { Agent } from '../agent/agent.ts';
+import { HostClient } from '../agent/cli/host-client.ts';
 import { loadAgentConfig } from '../agent/config.ts';
 import { ROUTES } from '../agent/http/routes.ts';
 import { cleaned, errorFrame } from '../agent/rpc/frames.ts';
@@ -10,7 +13,8 @@ import { TokenStore } from '../agent/tokens.ts';
 import { AppError } from '../shared/errors.ts';
 import { fetchBody } from '../shared/http-client.ts';
 import { createLog } from '../shared/log.ts';
-import { HOST_REQUESTS, REQUESTS } from '../shared/protocol.ts';
+import type { Method } from '../shared/protocol.ts';
+import { CLOSE_CODES, HOST_REQUESTS, REQUESTS, SUBPROTOCOL } from '../shared/protocol.ts';
 import { WsPeer } from './agent/rpc/ws-peer.ts';
 
 // Rules of docs/security.md that belong to no single file, and rows of its table of known holes elsewhere.
@@ -18,10 +22,36 @@ import { WsPeer } from './agent/rpc/ws-peer.ts';
 const log = createLog({ name: 'test', to: 'stderr', level: 'silent' });
 const never = new AbortController().signal;
 const ID = '11111111-1111-4111-8111-111111111111';
+const SHA256 = '0'.repeat(64);
+
+/** Every message of a bridge behind its hello, as it may look. A new one has to be added here. */
+const MESSAGES: Record<Exclude<Method, 'hello'>, object> = {
+  'job.offer': { lines: [] },
+  'job.take': {
+    grantId: ID,
+    job: {
+      ...{ jobId: ID, attempt: 1, class: 'batch' },
+      request: {
+        ...{ kind: 'edit', model: 'm', prompt: 'p', inputs: [SHA256], steps: 4, seed: 7, format: 'png' },
+        guidance: { field: 'guidance_scale', value: 1 },
+      },
+    },
+  },
+  'slot.decline': { grantId: ID },
+  'job.cancel': { jobId: ID },
+  'job.get': { jobId: ID },
+  'job.ack': { jobId: ID, attempt: 1 },
+  'model.load': { model: 'm' },
+  'model.offload': { model: 'm' },
+  'model.release': { model: 'm' },
+  'host.drain': {},
+  'host.resume': {},
+};
 
 describe('one agent, seen by strangers and by those it knows', () => {
   let dir: string;
   let agent: Agent;
+  let tokens: TokenStore;
   let operator: string;
   let other: string;
 
@@ -30,7 +60,7 @@ describe('one agent, seen by strangers and by those it knows', () => {
     const config = join(dir, 'agent.yaml');
     await writeFile(config, `listen: 127.0.0.1:0\nstate_dir: state\ngpu: { nvidia_smi: ${dir}/absent }\n`);
     agent = await Agent.start(await loadAgentConfig({ config }, {}), { log, signal: never });
-    const tokens = new TokenStore({ stateDir: join(dir, 'state') });
+    tokens = new TokenStore({ stateDir: join(dir, 'state') });
     operator = await tokens.add({ name: 'operator', role: 'operator' });
     other = await tokens.add({ name: 'other', role: 'operator' });
   });
@@ -117,6 +147,44 @@ describe('one agent, seen by strangers and by those it knows', () => {
       expect(mine.error).toEqual(theirs.error);
       expect(mine.error?.data.code).toBe('JOB_NOT_FOUND');
     }
+  });
+
+  test('S7, GHSA-rqpp-rjj8-7wv8: a viewer is refused every message but hello, whatever it calls itself', async () => {
+    const viewer = await tokens.add({ name: 'viewer', role: 'viewer' });
+    await using peer = await WsPeer.hello(agent.address, viewer);
+    for (const [method, params] of Object.entries(MESSAGES)) {
+      const { error } = await peer.ask(method, { ...params, role: 'operator', scopes: ['operator.admin'] });
+      expect(error?.data, method).toMatchObject({ code: 'AUTH_FAILED' });
+      expect(error?.message, method).toContain('needs a token of role operator');
+    }
+    const upload = { method: 'PUT', token: viewer, body: 'x' } as const;
+    expect((await ask(`/v1/inputs/${SHA256}`, upload)).status).toBe(403);
+    expect(agent.snapshot().isDraining).toBe(false);
+  });
+
+  test('S8, CVE-2026-44553: from the answer to a revocation on, no message of that token is answered', async () => {
+    const text = await tokens.add({ name: 'doomed', role: 'operator' });
+    await using peer = await WsPeer.hello(agent.address, text);
+    await using neighbour = await WsPeer.hello(agent.address, other);
+    using host = await HostClient.connect(join(dir, 'state', 'agent.sock'));
+    await host.ask('token.revoke', { name: 'doomed' });
+    for (const [index, [method, params]] of Object.entries(MESSAGES).entries())
+      peer.send({ jsonrpc: '2.0', id: 1_000 + index, method, params });
+    expect((await peer.closed()).code).toBe(CLOSE_CODES.AUTH_REVOKED.code);
+    expect(peer.frames.filter((frame) => 'id' in frame && frame.id >= 1_000)).toEqual([]);
+    expect(agent.snapshot().isDraining).toBe(false);
+    expect(await neighbour.ask('job.offer', { lines: [] })).toMatchObject({ result: {} });
+  });
+
+  test('S11, CVE-2026-48779: the 1,025th fragment of a message ends its link', async () => {
+    const headers = { authorization: `Bearer ${other}` };
+    const socket = new WebSocket(`ws://127.0.0.1:${agent.address.port}/v1/ws`, SUBPROTOCOL, { headers });
+    socket.on('error', () => undefined); // its close is what counts
+    await once(socket, 'open');
+    const closed = once(socket, 'close');
+    for (let count = 0; count < 1_025; count += 1) socket.send('x', { fin: false });
+    const [code] = (await closed) as [number]; // documented arguments of this event
+    expect([1006, 1008, 1009]).toContain(code);
   });
 
   test('S13: a token over its requests is told so, in a typed error, and another one does not feel it', async () => {

@@ -56,7 +56,7 @@ export async function addOverSsh(target: string, o: AddOptions & { name: string 
   const added = await keep(await redeemInvite(through, { name: o.laptop, signal: o.signal }), { ...o, name });
   o.say(
     `\nOnly a tunnel reaches ${target}: its agent ${isLoopbackOnly ? 'listens on that machine alone' : 'cannot be reached from here'}. ` +
-      `${name} works while this runs, so keep it running:\n    ${tunnel.command}\n` +
+      `${added.name} works while this runs, so keep it running:\n    ${tunnel.command}\n` +
       (isLoopbackOnly ? 'To do without, open the agent to your network, there: gantry-agent listen network\n' : ''),
   );
   return added;
@@ -111,15 +111,15 @@ function isSameAgent(
 
 async function keep(paired: Paired, o: AddOptions & { name: string }): Promise<Added> {
   const { url, token, role, certificate } = paired;
-  const host = { name: o.name, url, token, certificate };
+  let host = { name: o.name, url, token, certificate };
   try {
-    await addHost(o.file, host);
+    host = { ...host, name: await addHost(o.file, host) };
   } catch (error) {
     o.say(`The host gave a token, but ${o.file} could not be written. Revoke it there: gantry-agent tokens list\n`);
     throw error;
   }
-  o.say(`${o.name} is in ${o.file} (${url}, role ${role}).\n`);
+  o.say(`${host.name} is in ${o.file} (${url}, role ${role}).\n`);
   if (!(await o.show(host))) o.say('The link did not come up just now; `gantry status` tries again.\n');
   o.say('Clients that run already know it after they are started again.\n');
-  return { name: o.name, url, role };
+  return { name: host.name, url, role };
 }

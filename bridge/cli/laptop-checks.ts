@@ -72,9 +72,6 @@ function config({ config: { file, expectedFile, problems }, hosts }: LaptopFacts
 /** What to do for each way in which a link fails; anything else is a matter of the network. */
 const HINTS: Readonly<Record<string, (host: HostFact) => string>> = {
   AUTH_FAILED: ({ name }) => `gantry remove ${name}; then gantry add with a new invite of that host`,
-  AUTH_REVOKED: ({ name }) => `gantry remove ${name}; then gantry add with a new invite of that host`,
-  CERTIFICATE_MISMATCH: ({ name }) =>
-    `gantry remove ${name}; then gantry add with a new invite, if that host was set up anew`,
   VERSION_MISMATCH: () => 'gantry --version; then install the same release on both sides',
 };
 

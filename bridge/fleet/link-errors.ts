@@ -10,6 +10,41 @@ export function unreachable(host: HostConfig, why: string): AppError {
   );
 }
 
+/** The connection did not come about: a matter of the network, or of who answers there. */
+export function notConnected(host: HostConfig, error: unknown): AppError {
+  const code = error instanceof Error && 'code' in error ? String(error.code) : '';
+  return isCertificateError(code) ? wrongCertificate(host, code) : unreachable(host, textOf(error));
+}
+
+/** Of TLS as Node names them: whoever answers shows no certificate that is trusted for this host. */
+function isCertificateError(code: string): boolean {
+  return /^(ERR_TLS_CERT|(DEPTH_ZERO_)?SELF_SIGNED|UNABLE_TO_(GET|VERIFY|DECRYPT)|INVALID_(CA|PURPOSE))|CERT_/.test(
+    code,
+  );
+}
+
+/** The hand-shake fails before anything is sent. */
+function wrongCertificate(host: HostConfig, code: string): AppError {
+  const { name, url, tls } = host;
+  if (/EXPIRED|NOT_YET_VALID/.test(code)) {
+    const message = `The certificate of ${name} at ${url} is not valid today (${code}); nothing was sent. Check the clocks of both machines.`;
+    return new AppError('AUTH_FAILED', message);
+  }
+  if (tls === undefined) {
+    return new AppError(
+      'AUTH_FAILED',
+      `No authority vouches for the certificate of ${name} at ${url} (${code}), and none is pinned; nothing was sent. ` +
+        `Run \`gantry-agent invite\` there, and here \`gantry remove ${name}\` and \`gantry add\` with the new line.`,
+    );
+  }
+  return new AppError(
+    'AUTH_FAILED',
+    `Whoever answers at ${url} shows another certificate than ${name} had when it was added (${code}); nothing was sent. ` +
+      'Either its agent was set up anew, or another machine has that address, or somebody is in between. If it was set up ' +
+      `anew: run \`gantry-agent invite\` there, and here \`gantry remove ${name}\` and \`gantry add\` with the new line.`,
+  );
+}
+
 /** An HTTP answer in place of the upgrade. */
 export function refused(host: HostConfig, status: number): AppError {
   if (status === 401 || status === 403) return authFailed(host);

@@ -17,7 +17,7 @@ import {
 } from '../../shared/protocol.ts';
 import type { AgentJob, Method, Notification, Params, Result } from '../../shared/protocol.ts';
 import type { BridgeTimes, HostConfig } from './host-view.ts';
-import { authFailed, parseJson, refused, textOf, unreachable } from './link-errors.ts';
+import { authFailed, notConnected, parseJson, refused, textOf, unreachable } from './link-errors.ts';
 import { PendingRequests } from './pending-requests.ts';
 
 const CONNECT_MS = 10_000;
@@ -115,7 +115,7 @@ export class LinkSession {
       response.resume();
       request.destroy();
     });
-    this.#socket.on('error', (error) => this.end(unreachable(host, textOf(error)), { isAtOnce: false }));
+    this.#socket.on('error', (error) => this.end(notConnected(host, error), { isAtOnce: false }));
     this.#socket.on('close', (code, reason) => this.#onClose(code, reason.toString('utf8')));
     using silence = new Deadline({ ms: Math.max(times.silenceMs, 1), signal: this.#life.signal });
     const heard = (): void => {

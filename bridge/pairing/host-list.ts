@@ -14,19 +14,32 @@ export type NewHost = { name: string; url: string; token: string; certificate: s
 const LOCK_TRIES = 100;
 const LOCK_EVERY_MS = 100;
 
-/** Adds a host at the end of `hosts` in bridge.yaml, which is made where there is none. */
-export async function addHost(path: string, host: NewHost): Promise<void> {
+/**
+ * Adds a host at the end of `hosts` in bridge.yaml, which is made where there is none. Its name gets a number where another
+ * command took it in the meantime: the code is used by now. Returns the name.
+ */
+export async function addHost(path: string, host: NewHost): Promise<string> {
+  let name = host.name;
   await change(path, (document) => {
     const { certificate, ...rest } = host;
-    const entry = document.createNode({ ...rest, ...(certificate !== undefined && { certificate }) });
+    const hosts = document.get('hosts');
+    name = freeName(host.name, isSeq(hosts) ? hosts.items.map((item) => (isMap(item) ? item.get('name') : '')) : []);
+    const entry = document.createNode({ ...rest, name, ...(certificate !== undefined && { certificate }) });
     const text: unknown = entry.get('certificate', true);
     if (isScalar(text)) text.type = 'BLOCK_LITERAL';
-    const hosts = document.get('hosts');
     if (isSeq(hosts)) {
       hosts.flow = false;
       hosts.add(entry);
     } else document.set('hosts', document.createNode([entry]));
   });
+  return name;
+}
+
+function freeName(base: string, taken: readonly unknown[]): string {
+  for (let number = 1; ; number += 1) {
+    const name = number === 1 ? base : `${base.slice(0, 58)}-${number}`;
+    if (!taken.includes(name)) return name;
+  }
 }
 
 /** Takes a host out of bridge.yaml; false where there is none of that name. */

@@ -72,10 +72,20 @@ export async function manifestOf(fleet: TestFleet, batchId: string): Promise<Man
  * The promises about jobs, checked against what is on disk on both sides. For every fault that has jobs; `batches` are all
  * batches that wrote into the output directory, by their ids, where jobs had to fail with the indices of those.
  */
-export async function expectHistory(
-  fleet: TestFleet,
-  ...batches: readonly (string | { id: string; failed: readonly number[] })[]
-): Promise<void> {
+export async function expectHistory(fleet: TestFleet, ...batches: readonly Expected[]): Promise<void> {
+  await expectFiles(fleet, ...batches);
+  for (const host of fleet.hosts.filter(({ isRunning }) => isRunning)) {
+    await eventually(`every result of ${host.name} is acknowledged`, async () => {
+      const { jobs } = await statusOf(host);
+      return jobs.length === 0;
+    });
+  }
+}
+
+type Expected = string | { id: string; failed: readonly number[] };
+
+/** The laptop's side of it. */
+export async function expectFiles(fleet: TestFleet, ...batches: readonly Expected[]): Promise<void> {
   const expected = batches.map((batch) => (typeof batch === 'string' ? { id: batch, failed: [] } : batch));
   const histories = await Promise.all(expected.map(({ id }) => manifestOf(fleet, id)));
   const lists = expected.map(({ id }) => `batch_${id}.jsonl`); // the results file of a large one is no image
@@ -87,12 +97,6 @@ export async function expectHistory(
     expect(lines.filter(({ type }) => type === 'job').length, 'jobs in the manifest').toBeGreaterThan(0);
     const notOfOthers = files.filter(({ path }) => own.has(path) || !named.has(path));
     expect(historyProblems(lines, notOfOthers, expected[index]?.failed)).toEqual([]);
-  }
-  for (const host of fleet.hosts.filter(({ isRunning }) => isRunning)) {
-    await eventually(`every result of ${host.name} is acknowledged`, async () => {
-      const { jobs } = await statusOf(host);
-      return jobs.length === 0;
-    });
   }
 }
 

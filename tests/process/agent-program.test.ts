@@ -106,8 +106,9 @@ describe('gantry-agent run', { timeout: PATIENCE }, () => {
       expect.stringContaining('agent.yaml: modles: unknown key. Did you mean models?') as string,
       expect.stringContaining('agent.yaml: times.grant: expected a duration') as string,
     ]);
-    const open = await command('run', '--config', await writeConfig(), '--listen', '0.0.0.0:0');
-    expect(open.exitCode).toBe(78);
+    const bare = await command('run', '--config', await writeConfig('tls: off'), '--listen', '0.0.0.0:0');
+    expect(bare).toMatchObject({ exitCode: 78, stdout: '' });
+    expect(bare.stderr).toContain('tls');
   });
 });
 

@@ -1,6 +1,6 @@
 import { execa } from 'execa';
 import { existsSync } from 'node:fs';
-import { chmod, mkdir, mkdtemp, readFile, readlink, rm, writeFile } from 'node:fs/promises';
+import { chmod, chown, mkdir, mkdtemp, readFile, readlink, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
@@ -76,10 +76,18 @@ describe('install-agent.sh', { timeout: 120_000 }, () => {
     expect(await has('sh', '-c', `cd ${lib} && node --input-type=module -e "${load}"`)).toBe(true);
     expect(await has(join(lib, 'dist/gantry-agent.mjs'), '--version')).toBe(true);
 
+    expect(existsSync(`${lib}.unfinished`)).toBe(false);
+    // As a run leaves it that was killed in the middle: the service may not read it, and was not started with the change.
     await writeFile(config, 'listen: 127.0.0.1:9\n');
+    const { gid } = await stat(config);
+    expect(gid).toBeGreaterThan(0);
+    await chown(config, 0, 0);
+    await writeFile(`${lib}.unfinished`, '');
     const second = await install(['--no-gpu', '--root', root, '--prefix', '/opt/gantry', '--listen', 'network']);
     expect(second.stdout).toMatch(/has this release already[^]*kept as it is/);
     expect(await readFile(config, 'utf8')).toBe('listen: 127.0.0.1:9\n');
+    expect(await stat(config)).toMatchObject({ uid: 0, gid });
+    expect(existsSync(`${lib}.unfinished`)).toBe(false);
 
     await install(['--uninstall', '--root', root, '--prefix', '/opt/gantry']);
     expect([existsSync(config), existsSync(lib)]).toEqual([true, false]);

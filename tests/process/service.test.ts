@@ -136,6 +136,11 @@ test.skipIf(cannot !== undefined)(
     expect(await textOf(machine, '/etc/gantry/agent.yaml')).toBe(`# mine\n${config}`);
     expect(await unitValue(machine, 'MainPID')).toBe(pid);
 
+    // A run that was ended between a change and the start with it is made good by the next one.
+    await machine.sh('touch /usr/local/lib/gantry.unfinished');
+    expect(await install()).toContain('+ systemctl restart gantry-agent.service');
+    expect(await unitValue(machine, 'MainPID')).not.toBe(pid);
+
     // An event loop that stands still is found by the watchdog, and the agent started anew.
     await machine.sh('mkdir -p /run/systemd/system/gantry-agent.service.d');
     const short = '[Unit]\nStartLimitIntervalSec=0\n[Service]\nWatchdogSec=5\nRestartSec=100ms\nTimeoutAbortSec=1\n';

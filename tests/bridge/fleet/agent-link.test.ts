@@ -1,7 +1,14 @@
 import { expect, test } from 'vitest';
 import { WebSocketServer } from 'ws';
 import { once } from 'node:events';
+import { mkdir, mkdtemp, rm } from 'node:fs/promises';
+import { createServer } from 'node:https';
 import type { AddressInfo } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { certificateOf } from '../../../agent/certificate.ts';
+import { SERVER_NAME } from '../../../shared/limits.ts';
+import { createLog } from '../../../shared/log.ts';
 import { Laptop, opened, until } from './fleet-fixture.ts';
 import { ScriptedAgent } from './scripted-agent.ts';
 
@@ -58,6 +65,40 @@ test('a host that is not there is AGENT_UNREACHABLE with its address, and comes 
   );
   gone.refuseWith = undefined;
   await until(() => fleet.hosts()[0]?.link.kind === 'up', 'up');
+});
+
+test('another certificate than the pinned one is AUTH_FAILED, says what to do, and sees no token', async () => {
+  const dir = await mkdtemp(join(tmpdir(), 'gantry-link-'));
+  const silent = createLog({ name: 'test', to: 'stderr', level: 'silent' });
+  const [before, now] = [join(dir, 'before'), join(dir, 'now')];
+  await mkdir(before);
+  await mkdir(now);
+  const pinned = await certificateOf(before, silent);
+  const server = createServer(await certificateOf(now, silent), () => expect.unreachable('a request came through'));
+  server.on('upgrade', () => expect.unreachable('an upgrade came through'));
+  await once(server.listen(0, '127.0.0.1'), 'listening');
+  const url = `wss://127.0.0.1:${(server.address() as AddressInfo).port}`; // it listens on a port
+  await using laptop = await Laptop.create();
+  const host = { url, token: 'secret' };
+  const tls = { ca: pinned.cert, servername: SERVER_NAME };
+  const fleet = await opened(
+    laptop.fleet([
+      { ...host, name: 'a', tls },
+      { ...host, name: 'b' },
+    ]),
+  );
+  const messages = fleet
+    .hosts()
+    .map(({ link }) => (link.kind === 'down' ? `${link.error.code}: ${link.error.message}` : ''));
+  expect(messages[0]).toMatch(
+    /^AUTH_FAILED: Whoever answers at wss:.* another certificate than a had .*nothing was sent/,
+  );
+  expect(messages[0]).toContain('`gantry remove a` and `gantry add`');
+  expect(messages[1]).toMatch(/^AUTH_FAILED: No authority vouches for the certificate of b .*nothing was sent/);
+  const closed = once(server.close(), 'close');
+  server.closeAllConnections();
+  await closed;
+  await rm(dir, { recursive: true });
 });
 
 test('silence ends a link', async () => {
