@@ -21,6 +21,7 @@ const OVERRIDES: Record<string, { flag?: keyof BridgeFlags; name?: string }> = {
   vllm_linger: { flag: 'linger' },
   max_concurrent: { flag: 'maxConcurrent', name: 'GANTRY_MAX_CONCURRENT' },
   output_dir: { flag: 'outputDir', name: 'GANTRY_OUTPUT_DIR' },
+  result_links: { name: 'GANTRY_RESULT_LINKS' },
   sync_wait: { name: 'GANTRY_SYNC_WAIT' },
 };
 
@@ -128,6 +129,7 @@ function inviteSettings({ invites, hosts }: BridgeConfig): Setting[] {
 function valueIn(config: BridgeConfig, key: string): unknown {
   const [first = '', inner] = key.split('.');
   const { servers, timeoutMs, lingerMs } = config.vllm;
+  if (key === 'side_car') return config.hasSideCars;
   if (key === 'vllm_urls') return servers.map(({ url }) => url);
   if (key === 'vllm_timeout') return durationText(timeoutMs);
   if (key === 'vllm_linger') return durationText(lingerMs);

@@ -72,6 +72,12 @@ export const BridgeFile = z.strictObject({
   default_model: z.string().min(1).optional().describe('Model for generate_image and batch_generate without `model`.'),
   default_edit_model: z.string().min(1).optional().describe('Model for edit_image without `model`.'),
   preview: z.enum(['inline', 'none']).default('inline').describe('Whether answers carry small pictures.'),
+  result_links: z
+    .boolean()
+    .default(false)
+    .describe(
+      'Whether answers end with a link to each saved file. Some clients show it, others drop the answer for it.',
+    ),
   roots: z
     .array(z.string().min(1))
     .optional()
@@ -104,6 +110,7 @@ export type BridgeConfig = {
   defaultModel: string | undefined;
   defaultEditModel: string | undefined;
   preview: 'inline' | 'none';
+  resultLinks: boolean;
   roots: string[] | undefined;
   hasSideCars: boolean;
   syncWaitMs: number | undefined;
@@ -157,6 +164,7 @@ export function loadConfig(
     defaultModel: values.default_model,
     defaultEditModel: values.default_edit_model,
     preview: values.preview,
+    resultLinks: switchOf('GANTRY_RESULT_LINKS', env) ?? values.result_links,
     roots: values.roots,
     hasSideCars: values.side_car,
     syncWaitMs: syncWaitOf(variable(env, 'GANTRY_SYNC_WAIT')) ?? values.sync_wait,
@@ -208,6 +216,12 @@ export function clientPlaces(env: NodeJS.ProcessEnv = process.env): Places {
 
 const VLLM_TIMEOUT_MS = 300_000;
 const VLLM_LINGER_MS = 30_000;
+
+function switchOf(name: string, env: NodeJS.ProcessEnv): boolean | undefined {
+  const text = variable(env, name);
+  if (text === undefined || text === '0' || text === '1') return text === undefined ? undefined : text === '1';
+  throw new ConfigError([`${name} ${text}: expected 0 or 1`]);
+}
 
 function syncWaitOf(text: string | undefined): number | undefined {
   if (text === undefined) return undefined;

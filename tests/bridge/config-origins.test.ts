@@ -90,6 +90,11 @@ test.each<[string, BridgeFlags, string, string, unknown, unknown]>([
 });
 
 test('what has only a flag or only a variable', () => {
+  expect(setting('result_links', {}, { GANTRY_RESULT_LINKS: '1' })).toMatchObject({
+    value: true,
+    where: 'GANTRY_RESULT_LINKS',
+  });
+  expect(setting('side_car')).toMatchObject({ value: true, origin: 'default' });
   expect(setting('vllm_linger', { linger: '5m' })).toMatchObject({ value: '5m', where: '--linger' });
   expect(setting('vllm_linger')).toMatchObject({ value: '30s', origin: 'default' });
   expect(setting('sync_wait', {}, { GANTRY_SYNC_WAIT: '90s' })).toMatchObject({
