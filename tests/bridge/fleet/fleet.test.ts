@@ -3,10 +3,11 @@ import { mkdir, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises'
 import { join } from 'node:path';
 import { performance } from 'node:perf_hooks';
 import { expect, test } from 'vitest';
+import { Fleet } from '../../../bridge/fleet/fleet.ts';
 import { pause } from '../../../shared/abort.ts';
 import type { JobRequest } from '../../../shared/job.ts';
 import { gpu, MODEL, request } from './builders.ts';
-import { ended, Laptop, opened, until } from './fleet-fixture.ts';
+import { ended, Laptop, log, opened, TIMES, until } from './fleet-fixture.ts';
 import { ScriptedAgent } from './scripted-agent.ts';
 
 const failure = (code: string, retryable = true) => ({ error: { code, message: `It was ${code}.`, retryable } });
@@ -89,6 +90,32 @@ test('a pinned batch goes to its host only, and max_concurrent holds over all ho
   most = 0;
   await ended(await fleet.start(laptop.order(6, { maxConcurrent: 1 })));
   expect(most).toBe(1);
+});
+
+test('so many at a time as the configuration says, unless the batch says its own number', async () => {
+  let most = 0;
+  const agents: ScriptedAgent[] = [];
+  const fail = (): undefined => {
+    most = Math.max(most, agents.filter(({ runningJob }) => runningJob !== undefined).length);
+  };
+  await using a = await ScriptedAgent.start('a', { runMs: 400, fail });
+  await using b = await ScriptedAgent.start('b', { runMs: 400, fail });
+  agents.push(a, b);
+  await using laptop = await Laptop.create();
+  await using fleet = new Fleet({
+    hosts: agents.map(({ config }) => config),
+    bridgeId: randomUUID(),
+    clientName: () => 'test',
+    stateDir: laptop.directory,
+    times: TIMES,
+    log,
+    maxConcurrent: 1,
+  });
+  await opened(fleet);
+  await ended(await fleet.start(laptop.order(4)));
+  expect(most).toBe(1);
+  await ended(await fleet.start(laptop.order(4, { maxConcurrent: 2 })));
+  expect(most).toBe(2);
 });
 
 test('a retryable failure is tried again, at most three times, and the others are done', async () => {
