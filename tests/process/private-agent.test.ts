@@ -36,7 +36,7 @@ afterEach(async () => {
 /** A bridge of one and the same user, on a machine without nvidia-smi. */
 async function bridge(
   url: string,
-  { linger = LONG, flags = [] as string[], program = '', env = {} as Record<string, string> } = {},
+  { linger = LONG, flags = [] as string[], program = '', env = {} } = {},
 ): Promise<BridgeClient> {
   await mkdir(join(directory, 'bin'), { recursive: true });
   const started = await BridgeClient.start({
