@@ -1,7 +1,8 @@
 import { readFileSync } from 'node:fs';
 import { LineCounter, parseDocument } from 'yaml';
 import type { BridgeConfig, BridgeFlags } from './config.ts';
-import { BridgeFile, environment } from './config.ts';
+import { BridgeFile, environment, variable } from './config.ts';
+import { listInvites } from './pairing/invited-hosts.ts';
 
 /** One setting as it holds now. `where` is the flag, the variable, or the file with its line. */
 export type Setting = {
@@ -14,12 +15,14 @@ export type Setting = {
 };
 
 /** What is stronger than the file, strongest first. */
-const OVERRIDES: Record<string, { flag?: keyof BridgeFlags; variable?: string }> = {
-  vllm_urls: { flag: 'vllmUrl', variable: 'GANTRY_VLLM_URLS' },
-  vllm_timeout: { flag: 'timeout', variable: 'GANTRY_TIMEOUT' },
+const OVERRIDES: Record<string, { flag?: keyof BridgeFlags; name?: string }> = {
+  vllm_urls: { flag: 'vllmUrl', name: 'GANTRY_VLLM_URLS' },
+  vllm_timeout: { flag: 'timeout', name: 'GANTRY_TIMEOUT' },
   vllm_linger: { flag: 'linger' },
-  max_concurrent: { flag: 'maxConcurrent', variable: 'GANTRY_MAX_CONCURRENT' },
-  output_dir: { flag: 'outputDir', variable: 'GANTRY_OUTPUT_DIR' },
+  max_concurrent: { flag: 'maxConcurrent', name: 'GANTRY_MAX_CONCURRENT' },
+  output_dir: { flag: 'outputDir', name: 'GANTRY_OUTPUT_DIR' },
+  result_links: { name: 'GANTRY_RESULT_LINKS' },
+  sync_wait: { name: 'GANTRY_SYNC_WAIT' },
 };
 
 /** What holds where nothing is set and no value says it. */
@@ -28,9 +31,10 @@ const UNSET: Record<string, string> = {
   default_model: 'the capable model that most hosts have',
   default_edit_model: 'the capable model that most hosts have',
   roots: 'the home and the working directory',
+  max_concurrent: 'auto: every free slot',
   sync_wait: 'as long as the client is known to wait, else 45s',
   hosts: 'none yet',
-  max_concurrent: 'auto: every free slot',
+  vllm_urls: 'none',
 };
 
 /** Keys whose fields have other names. */
@@ -54,15 +58,16 @@ type Sources = { flags: BridgeFlags; env: NodeJS.ProcessEnv };
 export function settingsOf(config: BridgeConfig, flags: BridgeFlags, env = environment()): Setting[] {
   const sources = { flags, env };
   const file = config.file === undefined ? undefined : new FileLines(config.file);
+  const hosts = [...hostSettings(config, file), ...inviteSettings(config)];
   const keys = Object.keys(BridgeFile.shape).flatMap((key) =>
     key === 'times' ? Object.keys(BridgeFile.shape.times.unwrap().shape).map((inner) => `times.${inner}`) : [key],
   );
   return [
     placeSetting('file', config.file ?? null, { words: `${config.expectedFile} (not there)`, ...fileOrigin(sources) }),
     placeSetting('state_dir', config.stateDir, { words: config.stateDir, ...stateOrigin(sources) }),
-    ...(config.hosts.length === 0 ? [] : hostSettings(config, file)),
+    ...hosts,
     ...keys
-      .filter((key) => key !== 'hosts' || config.hosts.length === 0)
+      .filter((key) => key !== 'hosts' || hosts.length === 0)
       .map((key): Setting => {
         const value = valueIn(config, key) ?? null;
         return { key, value, words: wordsFor(key, value), ...originOf(key, { ...sources, file }) };
@@ -78,23 +83,28 @@ function placeSetting(key: string, value: string | null, o: { words: string } & 
 }
 
 function originOf(key: string, { flags, env, file }: Sources & { file: FileLines | undefined }): From {
-  const { flag, variable } = OVERRIDES[key] ?? {};
+  const { flag, name } = OVERRIDES[key] ?? {};
   if (flag !== undefined && flags[flag] !== undefined)
     return { origin: 'flag', where: `--${flag.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}` };
-  if (variable !== undefined && env[variable]) return { origin: 'environment', where: variable };
+  if (name !== undefined && isSet(env, name)) return { origin: 'environment', where: name };
   const line = file?.where(key.split('.'));
   return line === undefined ? { origin: 'default' } : { origin: 'file', where: line };
 }
 
 function fileOrigin({ flags, env }: Sources): From {
   if (flags.config !== undefined) return { origin: 'flag', where: '--config' };
-  return env['GANTRY_CONFIG'] === undefined ? { origin: 'default' } : { origin: 'environment', where: 'GANTRY_CONFIG' };
+  return isSet(env, 'GANTRY_CONFIG') ? { origin: 'environment', where: 'GANTRY_CONFIG' } : { origin: 'default' };
 }
 
 function stateOrigin({ env }: Sources): From {
   return env['XDG_STATE_HOME'] && process.platform !== 'win32'
     ? { origin: 'environment', where: 'XDG_STATE_HOME' }
     : { origin: 'default' };
+}
+
+/** A list of nothing but its separators names nothing. */
+function isSet(env: NodeJS.ProcessEnv, name: string): boolean {
+  return (variable(env, name) ?? '').replace(/[\s,]+/g, '') !== '';
 }
 
 /** Name by name as they are written, so that nothing is shown which only the program made of it; tokens are masked. */
@@ -105,8 +115,22 @@ function hostSettings({ hosts }: BridgeConfig, file: FileLines | undefined): Set
       const from: From = where === undefined ? { origin: 'default' } : { origin: 'file', where };
       return { key: `hosts.${name}.${key}`, value, words: value, ...from };
     };
-    return [row('url', url), row('token', MASK)];
+    const certificate = file?.text(['hosts', index, 'certificate']);
+    const pinned = certificate?.includes('-----BEGIN') === true ? 'as text' : certificate;
+    return [row('url', url), row('token', MASK), ...(pinned === undefined ? [] : [row('certificate', pinned)])];
   });
+}
+
+/** The code in an invite is worth a token for ten minutes, so only the address is shown. */
+function inviteSettings({ invites, hosts }: BridgeConfig): Setting[] {
+  const taken = hosts.map(({ name }) => name);
+  return listInvites(invites, taken).map(({ name, url }) => ({
+    key: `hosts.${name}.url`,
+    value: url,
+    words: url,
+    origin: 'environment',
+    where: 'GANTRY_HOSTS',
+  }));
 }
 
 /** Most keys of the file and fields of the configuration have the same names, but for the case and the unit. */
@@ -145,6 +169,11 @@ class FileLines {
   constructor(path: string) {
     this.#path = path;
     this.#document = parseDocument(readFileSync(path, 'utf8'), { lineCounter: this.#counter });
+  }
+
+  text(path: readonly (string | number)[]): string | undefined {
+    const value: unknown = this.#document.getIn(path);
+    return typeof value === 'string' ? value : undefined;
   }
 
   where(path: readonly (string | number)[]): string | undefined {

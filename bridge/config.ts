@@ -72,6 +72,12 @@ export const BridgeFile = z.strictObject({
   default_model: z.string().min(1).optional().describe('Model for generate_image and batch_generate without `model`.'),
   default_edit_model: z.string().min(1).optional().describe('Model for edit_image without `model`.'),
   preview: z.enum(['inline', 'none']).default('inline').describe('Whether answers carry small pictures.'),
+  result_links: z
+    .boolean()
+    .default(false)
+    .describe(
+      'Whether answers end with a link to each saved file. Some clients show it, others drop the answer for it.',
+    ),
   roots: z
     .array(z.string().min(1))
     .optional()
@@ -104,6 +110,7 @@ export type BridgeConfig = {
   defaultModel: string | undefined;
   defaultEditModel: string | undefined;
   preview: 'inline' | 'none';
+  resultLinks: boolean;
   roots: string[] | undefined;
   hasSideCars: boolean;
   syncWaitMs: number | undefined;
@@ -135,7 +142,7 @@ export function loadConfig(
   const home = homedir();
   const cwd = process.cwd();
   const places = placesFor(process.platform, { home, env });
-  const asked = flags.config ?? env['GANTRY_CONFIG'];
+  const asked = flags.config ?? variable(env, 'GANTRY_CONFIG');
   const expectedFile = asked === undefined ? places.configFile : resolve(cwd, asked);
   const file = readConfigFile(expectedFile, { isRequired: asked !== undefined && !mayBeAbsent });
   const values = naming(expectedFile, () => {
@@ -148,15 +155,19 @@ export function loadConfig(
     expectedFile,
     hosts: values.hosts,
     vllm: vllmSettings(values, { flags, env }),
-    maxConcurrent: maxConcurrentOf(flags.maxConcurrent ?? env['GANTRY_MAX_CONCURRENT'], values.max_concurrent),
-    invites: (env['GANTRY_HOSTS'] ?? '').split(/\s+/).filter((line) => line !== ''),
-    outputDir: flags.outputDir ?? (env['GANTRY_OUTPUT_DIR'] || undefined) ?? values.output_dir,
+    maxConcurrent: maxConcurrentOf(
+      flags.maxConcurrent ?? variable(env, 'GANTRY_MAX_CONCURRENT'),
+      values.max_concurrent,
+    ),
+    invites: (variable(env, 'GANTRY_HOSTS') ?? '').split(/\s+/).filter((line) => line !== ''),
+    outputDir: flags.outputDir ?? variable(env, 'GANTRY_OUTPUT_DIR') ?? values.output_dir,
     defaultModel: values.default_model,
     defaultEditModel: values.default_edit_model,
     preview: values.preview,
+    resultLinks: switchOf('GANTRY_RESULT_LINKS', env) ?? values.result_links,
     roots: values.roots,
     hasSideCars: values.side_car,
-    syncWaitMs: values.sync_wait,
+    syncWaitMs: syncWaitOf(variable(env, 'GANTRY_SYNC_WAIT')) ?? values.sync_wait,
     times: {
       pingEveryMs: values.times.ping_every ?? LIMITS.pingEveryMs.value,
       silenceMs: values.times.silence ?? LIMITS.silenceMs.value,
@@ -171,6 +182,12 @@ export function loadConfig(
     stateDir: places.stateDir,
     stylesDir: places.stylesDir,
   };
+}
+
+/** Set to nothing counts as not set, and so does the name of a setting that a bundle's user left out: some clients pass that. */
+export function variable(env: NodeJS.ProcessEnv, name: string): string | undefined {
+  const text = env[name];
+  return text === '' || /^\$\{user_config\.\w+\}$/.test(text ?? '') ? undefined : text;
 }
 
 /** For those who say where a setting comes from: only here it is read. */
@@ -200,16 +217,31 @@ export function clientPlaces(env: NodeJS.ProcessEnv = process.env): Places {
 const VLLM_TIMEOUT_MS = 300_000;
 const VLLM_LINGER_MS = 30_000;
 
-/** An environment variable that is set to nothing counts as not set: that is how bundles pass what a user left out. */
+function switchOf(name: string, env: NodeJS.ProcessEnv): boolean | undefined {
+  const text = variable(env, name);
+  if (text === undefined || text === '0' || text === '1') return text === undefined ? undefined : text === '1';
+  throw new ConfigError([`${name} ${text}: expected 0 or 1`]);
+}
+
+function syncWaitOf(text: string | undefined): number | undefined {
+  if (text === undefined) return undefined;
+  const wait = Duration.safeParse(text);
+  if (!wait.success) throw new ConfigError([`GANTRY_SYNC_WAIT ${text}: expected a duration like 90s`]);
+  return wait.data;
+}
+
 function vllmSettings(values: BridgeFile, { flags, env }: { flags: BridgeFlags; env: NodeJS.ProcessEnv }) {
-  const fromEnv = env['GANTRY_VLLM_URLS']?.split(/[\s,]+/).filter((text) => text !== '') ?? [];
+  const fromEnv =
+    variable(env, 'GANTRY_VLLM_URLS')
+      ?.split(/[\s,]+/)
+      .filter((text) => text !== '') ?? [];
   const asked = flags.vllmUrl ?? (fromEnv.length > 0 ? fromEnv : values.vllm_urls);
   const own = asked.length === 0 ? [] : ownAddresses();
   const servers = asked.map((text) => parseVllmUrl(text, own));
   const problems = servers.flatMap((server) =>
     typeof server === 'string' ? `--vllm-url or vllm_urls: ${server}` : [],
   );
-  const seconds = flags.timeout ?? (env['GANTRY_TIMEOUT'] || undefined);
+  const seconds = flags.timeout ?? variable(env, 'GANTRY_TIMEOUT');
   if (seconds !== undefined && !/^[1-9]\d{0,5}$/.test(seconds))
     problems.push(`--timeout ${seconds}: expected seconds, like 300`);
   const linger = flags.linger === undefined ? undefined : Duration.safeParse(flags.linger);
@@ -240,7 +272,7 @@ function agentEnvironment(env: NodeJS.ProcessEnv): NodeJS.ProcessEnv {
 }
 
 function maxConcurrentOf(asked: string | undefined, configured: BridgeFile['max_concurrent']): number | undefined {
-  const text = asked || String(configured ?? 'auto');
+  const text = asked ?? String(configured ?? 'auto');
   if (text === 'auto') return undefined;
   if (/^[1-9]\d{0,2}$|^1000$/.test(text)) return Number(text);
   throw new ConfigError([`--max-concurrent ${text}: expected auto, or a number from 1 to 1000`]);

@@ -17,16 +17,10 @@ const program = new Command('gantry')
   .configureOutput({ outputError: (text, write) => write(text.replace(/^error: /, 'gantry: ')) })
   .configureHelp({ subcommandTerm: (command) => command.name() });
 
-program
-  .command('bridge')
+withBridgeFlags(program.command('bridge'))
   .description('serve an MCP client on stdin and stdout')
   .option('--config <file>', 'bridge.yaml to use')
-  .option('--output-dir <directory>', 'where images are saved')
   .addHelpText('after', example('bridge --output-dir ~/Pictures/gantry'))
-  .option('--vllm-url <url>', 'a plain vLLM-Omni server without an agent; may be repeated', oneMore)
-  .option('--max-concurrent <count>', 'images of one batch at a time, over all hosts, or auto')
-  .option('--timeout <seconds>', 'for one image of a server given by --vllm-url')
-  .option('--linger <duration>', 'how long the agent started for --vllm-url outlives its last bridge')
   .action(async (flags: BridgeFlags) => {
     const { loadConfig } = await import('./config.ts');
     const config = loadConfig(flags);
@@ -175,9 +169,9 @@ program
   );
 
 const config = program.command('config').description('look at the configuration');
-withScreen(config.command('show'))
-  .description('every setting as it holds now, and where it comes from; tokens are hidden')
-  .option('--output-dir <directory>', 'as for the bridge')
+withBridgeFlags(withScreen(config.command('show')))
+  .summary('every setting as it holds now, and where it comes from')
+  .description('every setting as it holds now, and where it comes from, with the flags of a bridge; tokens are hidden')
   .addHelpText('after', example('config show'))
   .action((flags: SessionFlags) =>
     inSession(flags, async (session) => (await import('./cli/config.ts')).showConfig(session)),
@@ -216,6 +210,16 @@ async function addToolFlags(): Promise<void> {
     import('./mcp/flag-list.ts'),
   ]);
   addMakingFlags(making[name], { name, tools: await flagList() });
+}
+
+/** Flags of the bridge, and of the command that shows what comes of them. */
+function withBridgeFlags(command: Command): Command {
+  return command
+    .option('--output-dir <directory>', 'where images are saved')
+    .option('--vllm-url <url>', 'a plain vLLM-Omni server without an agent; may be repeated', oneMore)
+    .option('--max-concurrent <count>', 'images of one batch at a time, over all hosts, or auto')
+    .option('--timeout <seconds>', 'for one image of a server given by --vllm-url')
+    .option('--linger <duration>', 'how long the agent started for --vllm-url outlives its last bridge');
 }
 
 /** Flags of every command that shows something. */

@@ -3,7 +3,7 @@ export type PromptGuidance = { family: string; advice: readonly string[]; source
 
 type Family = PromptGuidance & { models: RegExp };
 
-const BFL = 'Black Forest Labs, prompting guides (docs.bfl.ai)';
+const BFL = 'Black Forest Labs';
 
 /** The first that matches counts, so a special one stands before the family it belongs to. */
 const FAMILIES: readonly Family[] = [
@@ -12,11 +12,11 @@ const FAMILIES: readonly Family[] = [
     models: /flux\.2-klein/i,
     advice: [
       'Write flowing sentences rather than key words, the subject first: nothing expands a short prompt for it.',
-      'Say where the light comes from, of what kind it is and how it falls; that changes the picture most.',
+      'Say where the light comes from, of what kind it is and how it falls.',
       'There is no negative prompt: say what shall be there instead.',
       'For an edit say what becomes what, and for several references which picture each thing is from.',
     ],
-    source: BFL,
+    source: `${BFL}: skills/flux-best-practices on GitHub, FLUX.2 family and multi-reference editing`,
   },
   {
     family: 'FLUX.2',
@@ -26,7 +26,7 @@ const FAMILIES: readonly Family[] = [
       'Colours may be given as hex codes beside the thing they are for, and text to be shown in quotation marks.',
       'There is no negative prompt: say what shall be there instead.',
     ],
-    source: BFL,
+    source: `${BFL}: docs.bfl.ai, prompting guide of FLUX.2 and its page on hex colours`,
   },
   {
     family: 'FLUX.1 Kontext',
@@ -37,7 +37,7 @@ const FAMILIES: readonly Family[] = [
       'To change lettering, put the old and the new words in quotation marks.',
       'Do a large change in several small edits.',
     ],
-    source: BFL,
+    source: `${BFL}: image-to-image prompting guide of FLUX.1 Kontext`,
   },
   {
     family: 'FLUX.1',
@@ -47,7 +47,7 @@ const FAMILIES: readonly Family[] = [
       'There is no negative prompt: say what shall be there instead.',
       'dev reads about 512 tokens of a prompt, schnell about 256.',
     ],
-    source: `${BFL}; lengths from the Diffusers documentation of the pipeline`,
+    source: `${BFL}: skills/flux-best-practices on GitHub; lengths: Diffusers, FLUX pipeline`,
   },
   {
     family: 'Qwen-Image-Edit',
@@ -57,7 +57,7 @@ const FAMILIES: readonly Family[] = [
       'Lettering in the picture can be added, changed or removed: put the words in quotation marks.',
       'With several references (2509 and later, up to 3) say which picture each person or thing is from.',
     ],
-    source: 'model cards of Qwen-Image-Edit and Qwen-Image-Edit-2509',
+    source: 'model cards of Qwen-Image-Edit and Qwen-Image-Edit-2509; quotation marks: prompt rewriter of Qwen-Image',
   },
   {
     family: 'Qwen-Image',
@@ -67,7 +67,7 @@ const FAMILIES: readonly Family[] = [
       'Its makers end prompts with a few words on quality, such as "Ultra HD, 4K, cinematic composition".',
       'A negative prompt works where guidance is above 1.',
     ],
-    source: 'model card of Qwen-Image',
+    source: 'model card of Qwen-Image; quotation marks: its prompt rewriter',
   },
   {
     family: 'Z-Image Turbo',
@@ -85,42 +85,34 @@ const FAMILIES: readonly Family[] = [
       'The first 77 tokens count most, because two of its three text encoders read no more; the third reads up to 256.',
       'A negative prompt works.',
     ],
-    source: 'model cards of Stable Diffusion 3.5',
+    source: 'Diffusers, Stable Diffusion 3 pipeline',
   },
   {
     family: 'LongCat-Image',
     models: /longcat-image/i,
     advice: [
       'Lettering must stand in quotation marks, or it is not drawn letter by letter.',
-      'English and Chinese are both understood; a detailed prompt helps.',
+      'English and Chinese are both understood; a short prompt gains from being worked out first.',
     ],
-    source: 'model card of LongCat-Image',
+    source: 'README of LongCat-Image',
   },
   {
     family: 'Ovis-Image',
     models: /ovis-image/i,
-    advice: [
-      'Made for lettering (posters, logos, banners): put the words in quotation marks and say where they stand.',
-    ],
-    source: 'model card of Ovis-Image-7B',
+    advice: ['Made for lettering, in English and Chinese.'],
+    source: 'technical report of Ovis-Image (arXiv 2511.22982)',
   },
   {
     family: 'GLM-Image',
     models: /glm-image/i,
-    advice: [
-      'Put all lettering in quotation marks.',
-      'Strong with much information in one picture; a long, ordered prompt helps.',
-    ],
-    source: 'model card of GLM-Image',
+    advice: ['Put all lettering in quotation marks.'],
+    source: 'vLLM-Omni, GLM-Image example',
   },
   {
     family: 'Step1X-Edit',
     models: /step1x-edit/i,
-    advice: [
-      'One instruction in plain words, such as "add a red hat to the woman"; one change at a time.',
-      'There is no negative prompt.',
-    ],
-    source: 'examples of the Step1X-Edit repository and of its server',
+    advice: ['One instruction in plain words, such as "add a red hat to the woman".'],
+    source: 'examples of the Step1X-Edit repository',
   },
 ];
 

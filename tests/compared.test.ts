@@ -1,4 +1,6 @@
+import { execFileSync } from 'node:child_process';
 import { readFile } from 'node:fs/promises';
+import { resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { describe, expect, test } from 'vitest';
 import { z } from 'zod';
@@ -30,6 +32,8 @@ const rows = [...text.matchAll(/^\| (.+?) *\| (.*?) *\| (.*?) *\|$/gm)]
 function isHere(name: string): boolean | undefined {
   const argument = /^([a-z_]+)\.([a-z_]+)$/.exec(name);
   if (argument !== null) return Object.hasOwn(toolNamed(argument[1])?.input.shape ?? {}, argument[2] ?? '');
+  const flag = /^gantry ([a-z]+) (--[a-z-]+)$/.exec(name);
+  if (flag !== null) return flagsOf(flag[1] ?? '').includes(flag[2] ?? '');
   const field = /^([a-z_]+) → ([a-z_.]+)$/.exec(name);
   if (field !== null) return hasField(answerOf(field[1]), (field[2] ?? '').split('.'));
   if (name.includes('://')) return addresses.includes(name);
@@ -58,11 +62,22 @@ test('every row says where a thing is, that it is not yet, or why it is left out
   expect(rows.length).toBeGreaterThan(100);
 });
 
+test('the flags of the system that has any are there', () => {
+  const flags = rows.filter(({ there }) => there.startsWith('`--'));
+  expect(flags.map(({ here }) => namesIn(here).length)).toEqual([1, 1, 1, 1]);
+});
+
 test('every tool of ours that earlier servers had is named', () => {
   const named = new Set(claims.map(({ name }) => name.split(/[. ]/, 1)[0]));
   const ours = ['list_hosts', 'load_model', 'list_jobs'];
   expect(TOOLS.map(({ name }) => name).filter((name) => !named.has(name) && !ours.includes(name))).toEqual([]);
 });
+
+/** As the program itself lists them. */
+function flagsOf(command: string): string[] {
+  const help = execFileSync(process.execPath, [resolve('dist/gantry.cjs'), command, '--help'], { encoding: 'utf8' });
+  return [...help.matchAll(/^ {2}(?:-\w, )?(--[a-z-]+)/gm)].map(([, flag = '']) => flag);
+}
 
 function namesIn(cell: string): string[] {
   return [...cell.matchAll(/`([^`]+)`/g)].map(([, name = '']) => name);

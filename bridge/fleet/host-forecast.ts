@@ -4,8 +4,11 @@ import { megapixelsOf } from '../../shared/job.ts';
 import type { ServiceTime } from '../../shared/service-time.ts';
 import type { HostView } from './host-view.ts';
 
-/** Why a host cannot take a job. `isForever` means that waiting will not help: its configuration or hardware must change. */
-export type Refusal = { host: string; reason: string; isForever: boolean };
+/**
+ * Why a host cannot take a job. `isForever` means that waiting will not help: its configuration or hardware must change. `mend` is what
+ * anybody can do at once, as a sentence.
+ */
+export type Refusal = { host: string; reason: string; isForever: boolean; mend?: string };
 
 export type Capable = { host: HostView; snapshot: HostSnapshot; model: ModelStatus; slots: readonly SlotStatus[] };
 
@@ -43,9 +46,11 @@ export function capableHost(
   if (snapshot.isDraining) return refuse('is draining: it finishes its jobs and takes no new ones');
   if (model.state === 'failed') return refuse(`${model.alias} failed${because(model.detail)}`);
   if (model.heldAwayMs > 0 && want.class === 'batch' && !isUp(model)) {
-    return refuse(
-      `a person moved ${model.alias} off its GPU; batch work leaves it away for another ${seconds(model.heldAwayMs)}, or until it is loaded`,
-    );
+    const left = seconds(model.heldAwayMs);
+    return {
+      ...refuse(`a person moved ${model.alias} off its GPU; batch work leaves it away for another ${left}`),
+      mend: `Load ${model.alias} to end this wait.`,
+    };
   }
   const gpu = brokenGpu(snapshot, model);
   if (gpu !== undefined) return refuse(gpu);

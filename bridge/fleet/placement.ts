@@ -53,7 +53,9 @@ export function expectedFinishes(
 /** One sentence that lists what each host says, for NO_HOST and for jobs that wait. */
 export function refusalText(model: ModelId, refused: readonly Refusal[]): string {
   if (refused.length === 0) return `No host is configured, so nothing can run ${model}.`;
-  return `No host can run ${model} now: ${refused.map(({ host, reason }) => `${host}: ${stripStop(reason)}`).join('; ')}.`;
+  // First, because a line on a terminal is cut at its end.
+  const mend = refused.find((one) => one.mend !== undefined)?.mend;
+  return `${mend === undefined ? '' : `${mend} `}No host can run ${model} now: ${refused.map(({ host, reason }) => `${host}: ${stripStop(reason)}`).join('; ')}.`;
 }
 
 function finishOn(

@@ -1,5 +1,6 @@
 import { dirname } from 'node:path';
 import { AppError, isErrorCode, toAppError } from '../../shared/errors.ts';
+import type { JobResult } from '../../shared/job.ts';
 import type { BatchView, JobView } from '../fleet/batch-view.ts';
 import { previewsOf } from '../output/preview.ts';
 import type { Preview } from '../output/preview.ts';
@@ -11,6 +12,13 @@ import { seconds } from './units.ts';
 
 const MAX_RESULTS = 20;
 const QUOTED = 80;
+
+/** A job whose file is there. */
+export type MadeImage = JobView & { result: JobResult; filePath: string };
+
+export function isMade(job: JobView): job is MadeImage {
+  return job.result !== undefined && job.filePath !== undefined;
+}
 
 /** `status` of an answer; a batch of which nothing came out is a failure and has none. */
 export function statusOf(view: BatchView): 'running' | 'success' | 'partial' | 'cancelled' {

@@ -6,9 +6,11 @@ import {
   qualityJson,
   resultsFileJson,
   runningAnswer,
+  shownJobs,
   statusOf,
   throwIfFailed,
 } from './answers.ts';
+import { resultLinks } from './result-links.ts';
 import type { Json } from './results.ts';
 import type { ImageAnswer, ToolContext } from './tool.ts';
 import { seconds } from './units.ts';
@@ -40,5 +42,6 @@ export async function batchAnswer(
     sentence: `${o.saved} ${plural(view.completed, 'image')} in ${seconds(view.elapsedMs)} s${failed}${cancelled}.`,
     json: { ...json, notes: [...o.notes, ...file.notes, ...notes] },
     previews,
+    links: resultLinks(shownJobs(view)),
   };
 }

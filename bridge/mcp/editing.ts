@@ -10,7 +10,7 @@ import type { Roots } from '../output/roots.ts';
 import { allowedPath } from '../output/roots.ts';
 import type { ChosenModel } from './model-choice.ts';
 import type { Json } from './results.ts';
-import type { MadeImage } from './single-answer.ts';
+import type { MadeImage } from './answers.ts';
 import { modelLocation } from './status-json.ts';
 import type { ToolContext } from './tool.ts';
 import { gb, seconds } from './units.ts';

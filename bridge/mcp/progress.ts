@@ -1,4 +1,5 @@
 import { pause } from '../../shared/abort.ts';
+import { cleanText } from './text.ts';
 
 /** What a call is doing, for a person; `fraction` is 0 to 1 where it is known. */
 export type Doing = { message: string; fraction?: number };
@@ -8,6 +9,8 @@ export type ProgressNote = { progress: number; total: number; message: string };
 /** At most two a second, and one at least every 5 s, with some room: clients give up on a silent call. */
 export const TICK_MS = 500;
 export const SILENT_TICKS = 9;
+/** A client shows one line. */
+const MAX_MESSAGE = 300;
 /** Keeps the value strictly increasing while nothing moves. */
 const NUDGE = 1e-6;
 
@@ -43,7 +46,8 @@ export class ProgressReporter implements AsyncDisposable {
       await pause(this.#tickMs, signal);
       if (signal.aborted) return;
       silentTicks += 1;
-      const { message, fraction = last } = this.#look();
+      const { message: text, fraction = last } = this.#look();
+      const message = cleanText(text, MAX_MESSAGE).replace(/\s+/g, ' '); // a part of it is what a host says it does
       if (message === told && fraction <= last && silentTicks < SILENT_TICKS) continue;
       last = Math.max(last + NUDGE, Math.min(fraction, 0.99));
       told = message;

@@ -1,6 +1,6 @@
 import type { AppError } from '../../shared/errors.ts';
 import type { Preview } from '../output/preview.ts';
-import type { CallToolResult } from './sdk.ts';
+import type { CallToolResult, ResourceLink } from './sdk.ts';
 import { cleanDeep, cleanText } from './text.ts';
 
 /** Some clients drop a larger answer without a word, and all close the connection at 10 MiB. */
@@ -9,6 +9,14 @@ const MAX_TEXT = 8_000;
 const MAX_ERROR = 4_000;
 
 export type Json = Record<string, unknown>;
+
+export type ImageAnswer = {
+  sentence: string;
+  json: Json;
+  previews: readonly Preview[];
+  /** Of the saved files, for whom they were asked for. */
+  links?: readonly ResourceLink[];
+};
 
 /** A failure as the assistant reads it: `CODE: what. Why. Next step.` Never a stack. */
 export function failure(error: AppError): CallToolResult {
@@ -22,7 +30,7 @@ export function jsonResult(json: Json): CallToolResult {
 }
 
 /** The answer of a tool that shows images: no structured content, because clients drop the images beside it. */
-export function imageResult(answer: { sentence: string; json: Json; previews: readonly Preview[] }): CallToolResult {
+export function imageResult(answer: ImageAnswer): CallToolResult {
   const text = `${cleanText(answer.sentence, 500).replaceAll('{', '(')}\n${JSON.stringify(cleanDeep(answer.json, MAX_TEXT))}`;
   return small({
     content: [
@@ -32,6 +40,7 @@ export function imageResult(answer: { sentence: string; json: Json; previews: re
         ...preview,
         annotations: { audience: ['user' as const, 'assistant' as const] },
       })),
+      ...(answer.links ?? []),
     ],
   });
 }

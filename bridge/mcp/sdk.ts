@@ -19,6 +19,7 @@ export type {
   Prompt,
   ReadResourceResult,
   Resource,
+  ResourceLink,
   ResourceTemplate,
   ServerNotification,
   ServerRequest,

@@ -1,11 +1,9 @@
-import type { JobResult } from '../../shared/job.ts';
-import type { BatchView, JobView } from '../fleet/batch-view.ts';
-import { previewsFor, runningAnswer, throwIfFailed } from './answers.ts';
+import type { BatchView } from '../fleet/batch-view.ts';
+import type { MadeImage } from './answers.ts';
+import { isMade, previewsFor, runningAnswer, throwIfFailed } from './answers.ts';
+import { resultLinks } from './result-links.ts';
 import type { Json } from './results.ts';
 import type { ImageAnswer, ToolContext } from './tool.ts';
-
-/** A job whose file is there. */
-export type MadeImage = JobView & { result: JobResult; filePath: string };
 
 /**
  * The answer of a call for one image: made, still under way, or stopped by somebody. A failure is thrown. What was frozen
@@ -46,9 +44,6 @@ export async function singleAnswer(
       notes: [...o.notes, ...job.result.notes, ...notes],
     },
     previews,
+    links: resultLinks(view.jobs),
   };
-}
-
-export function isMade(job: JobView): job is MadeImage {
-  return job.result !== undefined && job.filePath !== undefined;
 }

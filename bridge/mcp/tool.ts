@@ -5,11 +5,10 @@ import { nearest } from '../../shared/nearest.ts';
 import type { Batch } from '../fleet/batch.ts';
 import type { Fleet } from '../fleet/fleet.ts';
 import type { Images } from '../images/images.ts';
-import type { Preview } from '../output/preview.ts';
 import type { Roots } from '../output/roots.ts';
 import type { StyleBook } from '../styles/style-book.ts';
 import type { Doing } from './progress.ts';
-import type { Json } from './results.ts';
+import type { ImageAnswer } from './results.ts';
 import { imageResult, jsonResult } from './results.ts';
 import type { CallToolResult } from './sdk.ts';
 
@@ -19,6 +18,8 @@ export type ToolSettings = {
   defaultModel: string | undefined;
   defaultEditModel: string | undefined;
   preview: 'inline' | 'none';
+  /** Whether answers end with links to the files. */
+  resultLinks?: boolean;
 };
 
 /** What one call may use. Tools never see the SDK. */
@@ -64,7 +65,7 @@ export type Tool = {
 
 type Head = Pick<Tool, 'name' | 'title' | 'description' | 'annotations'>;
 
-export type ImageAnswer = { sentence: string; json: Json; previews: readonly Preview[] };
+export type { ImageAnswer };
 
 /** Nothing changes. */
 export const READS: Annotations = {
@@ -99,7 +100,10 @@ export function defineImageTool<I extends z.ZodObject>(
   return {
     ...shown,
     output: undefined,
-    call: async (args, context) => imageResult(await run(parseArguments(tool.input, args), context)),
+    call: async (args, context) => {
+      const answer = await run(parseArguments(tool.input, args), context);
+      return imageResult(context.settings.resultLinks === true ? answer : { ...answer, links: [] });
+    },
   };
 }
 

@@ -26,15 +26,25 @@ export type InvitedOptions = { stateDir: string; taken: readonly string[]; clien
 
 /** The hosts of GANTRY_HOSTS. Nothing is asked of anybody before the first connection. */
 export function invitedHosts(lines: readonly string[], options: InvitedOptions): HostConfig[] {
-  const taken = new Set(options.taken);
+  return listInvites(lines, options.taken).map(({ name, url, invite }) => {
+    const host = new InvitedHost(invite, { ...options, name });
+    return { name, url, token: '', reach: (signal) => host.reach(signal) };
+  });
+}
+
+/** What each line is called and where it leads; one that is no invite is the sentence that says so. */
+export function listInvites(
+  lines: readonly string[],
+  others: readonly string[],
+): { name: string; url: string; invite: Invite | string }[] {
+  const taken = new Set(others);
   return lines.map((line) => {
     const invite = readable(line);
     const name = freeName(invite, taken);
     taken.add(name);
-    const host = new InvitedHost(invite, { ...options, name });
     const scheme = typeof invite === 'string' || invite.fingerprint === undefined ? 'ws' : 'wss';
     const url = typeof invite === 'string' ? line.slice(0, 30) : `${scheme}://${invite.addresses[0] ?? ''}`;
-    return { name, url, token: '', reach: (signal) => host.reach(signal) };
+    return { name, url, invite };
   });
 }
 

@@ -3,7 +3,9 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { settingsOf } from '../../bridge/config-origins.ts';
+import type { BridgeFlags } from '../../bridge/config.ts';
 import { BridgeFile, colourWish, loadConfig } from '../../bridge/config.ts';
+import { formatInvite } from '../../shared/invite.ts';
 
 let directory: string;
 let path: string;
@@ -23,7 +25,7 @@ beforeAll(async () => {
 });
 afterAll(() => rm(directory, { recursive: true }));
 
-function settings(flags: { outputDir?: string } = {}, env: NodeJS.ProcessEnv = {}) {
+function settings(flags: BridgeFlags = {}, env: NodeJS.ProcessEnv = {}) {
   const all = { config: path, ...flags };
   return settingsOf(loadConfig(all, env), all, env);
 }
@@ -60,6 +62,69 @@ test('every key of bridge.yaml is there, and no token', () => {
   expect(setting('hosts.attic.url')).toMatchObject({ value: 'ws://127.0.0.1:7801', where: `${path}:4` });
   expect(setting('hosts.attic.token')).toMatchObject({ origin: 'file', where: `${path}:5` });
   expect(JSON.stringify(all)).not.toContain('secret');
+});
+
+test.each<[string, BridgeFlags, string, string, unknown, unknown]>([
+  [
+    'vllm_urls',
+    { vllmUrl: ['http://a:1'] },
+    'GANTRY_VLLM_URLS',
+    'http://b:1, http://c:1',
+    ['http://a:1'],
+    ['http://b:1', 'http://c:1'],
+  ],
+  ['vllm_timeout', { timeout: '60' }, 'GANTRY_TIMEOUT', '90', '1m', '90s'],
+  ['max_concurrent', { maxConcurrent: '3' }, 'GANTRY_MAX_CONCURRENT', '5', 3, 5],
+  ['output_dir', { outputDir: '/flag' }, 'GANTRY_OUTPUT_DIR', '/env', '/flag', '/env'],
+])('%s is set by its flag, else by its variable', (key, flags, name, text, byFlag, byEnvironment) => {
+  const [flag = ''] = Object.keys(flags);
+  const where = `--${flag.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}`;
+  expect(setting(key, flags, { [name]: text })).toMatchObject({ value: byFlag, origin: 'flag', where });
+  expect(setting(key, {}, { [name]: text })).toMatchObject({
+    value: byEnvironment,
+    origin: 'environment',
+    where: name,
+  });
+  for (const none of ['', '${user_config.something}'])
+    expect(setting(key, {}, { [name]: none })?.where, none).not.toBe(name);
+});
+
+test('what has only a flag or only a variable', () => {
+  expect(setting('result_links', {}, { GANTRY_RESULT_LINKS: '1' })).toMatchObject({
+    value: true,
+    where: 'GANTRY_RESULT_LINKS',
+  });
+  expect(setting('side_car')).toMatchObject({ value: true, origin: 'default' });
+  expect(setting('vllm_linger', { linger: '5m' })).toMatchObject({ value: '5m', where: '--linger' });
+  expect(setting('vllm_linger')).toMatchObject({ value: '30s', origin: 'default' });
+  expect(setting('sync_wait', {}, { GANTRY_SYNC_WAIT: '90s' })).toMatchObject({
+    value: '90s',
+    where: 'GANTRY_SYNC_WAIT',
+  });
+});
+
+test('hosts of invites are there, without the code', () => {
+  const code = 'K7QM-2XRD';
+  const invite = formatInvite({ addresses: ['10.0.0.5:7801'], fingerprint: undefined, code, name: 'attic' });
+  const all = settings({}, { GANTRY_HOSTS: invite });
+  expect(all).toContainEqual(
+    expect.objectContaining({ key: 'hosts.attic-2.url', value: 'ws://10.0.0.5:7801', where: 'GANTRY_HOSTS' }),
+  );
+  expect(JSON.stringify(all)).not.toContain(code);
+});
+
+test('a pinned certificate is named, not printed', async () => {
+  const pem = '-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n';
+  await writeFile(join(directory, 'a.pem'), pem);
+  const other = join(directory, 'pinned.yaml');
+  const host = { url: 'wss://10.0.0.5:7801', token: 'gantry_secret' };
+  const hosts = [
+    { ...host, name: 'a', certificate: 'a.pem' },
+    { ...host, name: 'b', certificate: pem },
+  ];
+  await writeFile(other, JSON.stringify({ hosts }), { mode: 0o600 });
+  expect(setting('hosts.a.certificate', { config: other })).toMatchObject({ value: 'a.pem', where: `${other}:1` });
+  expect(setting('hosts.b.certificate', { config: other })).toMatchObject({ value: 'as text' });
 });
 
 test('colour is for terminals, unless somebody says otherwise', () => {

@@ -2,6 +2,7 @@ import { chmod, mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
+import type { BridgeFlags } from '../../bridge/config.ts';
 import { configSchema, loadConfig } from '../../bridge/config.ts';
 import { ConfigError } from '../../shared/config-file.ts';
 
@@ -51,6 +52,68 @@ test('flags win over the environment, that over the file, that over defaults', a
   });
   expect(loadConfig({ outputDir: '/flag' }, env).outputDir).toBe('/flag');
   expect(loadConfig({}, { GANTRY_CONFIG: config }).outputDir).toBe('/file');
+});
+
+test('the environment names how long a call waits', async () => {
+  const config = await file('sync_wait: 10s\n');
+  expect(loadConfig({ config }, { GANTRY_SYNC_WAIT: '90s' }).syncWaitMs).toBe(90_000);
+  expect(loadConfig({ config }, { GANTRY_SYNC_WAIT: '' }).syncWaitMs).toBe(10_000);
+  expect(problemsOf(() => loadConfig({ config }, { GANTRY_SYNC_WAIT: 'long' }))).toEqual([
+    'GANTRY_SYNC_WAIT long: expected a duration like 90s',
+  ]);
+});
+
+test('what a bundle passes of a setting that was left out counts as not set', async () => {
+  const config = await file('output_dir: /file\nmax_concurrent: 4\n');
+  for (const [hosts, output] of [
+    ['', ''],
+    ['${user_config.hosts}', '${user_config.output_dir}'],
+  ]) {
+    const env = {
+      GANTRY_HOSTS: hosts,
+      GANTRY_OUTPUT_DIR: output,
+      GANTRY_MAX_CONCURRENT: output,
+      GANTRY_TIMEOUT: hosts,
+    };
+    expect(loadConfig({ config }, env)).toMatchObject({ invites: [], outputDir: '/file', maxConcurrent: 4 });
+  }
+});
+
+test('servers without an agent: flags win over the environment, that over the file, that over defaults', async () => {
+  const config = await file('vllm_urls: ["http://file:1"]\nvllm_timeout: 30s\nvllm_linger: 1s\nmax_concurrent: 2\n');
+  const env = {
+    GANTRY_VLLM_URLS: 'http://env:1,http://env:2/v1 http://env:1/',
+    GANTRY_TIMEOUT: '40',
+    GANTRY_MAX_CONCURRENT: 'auto',
+  };
+  const flags = { config, vllmUrl: ['http://flag:1'], timeout: '50', linger: '2s', maxConcurrent: '5' };
+  const seen = (from: BridgeFlags, variables: NodeJS.ProcessEnv) => {
+    const { vllm, maxConcurrent } = loadConfig(from, variables);
+    return {
+      urls: vllm.servers.map(({ url }) => url),
+      timeoutMs: vllm.timeoutMs,
+      lingerMs: vllm.lingerMs,
+      maxConcurrent,
+    };
+  };
+  const byFile = { urls: ['http://file:1'], timeoutMs: 30_000, lingerMs: 1_000, maxConcurrent: 2 };
+  expect(seen({ config }, {})).toEqual(byFile);
+  const urls = ['http://env:1', 'http://env:2']; // twice the same server is one
+  expect(seen({ config }, env)).toEqual({ ...byFile, urls, timeoutMs: 40_000, maxConcurrent: undefined });
+  expect(seen(flags, env)).toEqual({ urls: ['http://flag:1'], timeoutMs: 50_000, lingerMs: 2_000, maxConcurrent: 5 });
+  expect(loadConfig({ config: await file('') }, {}).vllm).toMatchObject({ timeoutMs: 300_000, lingerMs: 30_000 });
+});
+
+test.each<[BridgeFlags, NodeJS.ProcessEnv, RegExp]>([
+  [{ vllmUrl: ['gpu-box:8000'] }, {}, /is no URL of a server/],
+  [{ timeout: '5m' }, {}, /--timeout 5m: expected seconds/],
+  [{}, { GANTRY_TIMEOUT: '0' }, /expected seconds/],
+  [{ linger: '30' }, {}, /--linger 30: expected a duration/],
+  [{ maxConcurrent: '0' }, {}, /--max-concurrent 0: expected auto, or a number from 1 to 1000/],
+  [{}, { GANTRY_MAX_CONCURRENT: '1001' }, /expected auto, or a number/],
+])('%j with %j is refused', async (flags, env, expected) => {
+  const config = await file('');
+  expect(problemsOf(() => loadConfig({ config, ...flags }, env)).join('\n')).toMatch(expected);
 });
 
 test('no file is no error, unless it was named', async () => {

@@ -31,8 +31,8 @@ beforeAll(async () => {
   bridge = new RawBridge({
     home,
     program: join(unpacked, 'server', 'gantry.cjs'),
-    // As the client sets it: the user chose a folder and left the hosts empty.
-    env: { GANTRY_OUTPUT_DIR: fleet.output, GANTRY_HOSTS: '' },
+    // As a client sets it whose user chose a folder and left the hosts empty.
+    env: { GANTRY_OUTPUT_DIR: fleet.output, GANTRY_HOSTS: '${user_config.hosts}' },
   });
   await bridge.initialize();
 });

@@ -1,7 +1,8 @@
-import { cp, mkdir, mkdtemp, readdir, readFile, rm, stat } from 'node:fs/promises';
+import { cp, mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { join, resolve } from 'node:path';
+import { pathToFileURL } from 'node:url';
 import { afterEach, beforeEach, expect, test, vi } from 'vitest';
 import { BridgeClient } from '../../scripts/lib/bridge-client.ts';
 import { PrivateLink } from '../../shared/private-link.ts';
@@ -35,7 +36,7 @@ afterEach(async () => {
 /** A bridge of one and the same user, on a machine without nvidia-smi. */
 async function bridge(
   url: string,
-  { linger = LONG, flags = [] as string[], program = '' } = {},
+  { linger = LONG, flags = [] as string[], program = '', env = {} } = {},
 ): Promise<BridgeClient> {
   await mkdir(join(directory, 'bin'), { recursive: true });
   const started = await BridgeClient.start({
@@ -43,7 +44,7 @@ async function bridge(
     home: directory,
     clientName: 'gantry-test',
     stderr: 'ignore',
-    env: { PATH: join(directory, 'bin') },
+    env: { PATH: join(directory, 'bin'), ...env },
     ...(program !== '' && { program }),
   });
   bridges.push(started);
@@ -120,6 +121,28 @@ test('a plain server makes images without nvidia-smi anywhere, and what is unkno
   expect((await stat(join(agentDir, key, 'token'))).mode & 0o777).toBe(0o600);
   expect((await stat(join(agentDir, key))).mode & 0o777).toBe(0o700);
   expect(await isAlive(pid)).toBe(true);
+});
+
+test('the GPUs of this machine are not taken for those of a server on another one', async () => {
+  await using theirs = await omni();
+  // As everywhere else a name leads to an address; here it leads back to this machine, which gantry cannot know.
+  const names = join(directory, 'names.mjs');
+  const lookup = `(name, ...rest) => real(name === 'gpu-box.test' ? '127.0.0.1' : name, ...rest)`;
+  await writeFile(names, `import dns from 'node:dns';\nconst real = dns.lookup;\ndns.lookup = ${lookup};\n`);
+  const smi = resolve('dist/sim/nvidia-smi');
+  const script = `#!/bin/sh\nGANTRY_SIM_LEDGER='${sim.dir}' exec '${process.execPath}' '${smi}' "$@"\n`;
+  await mkdir(join(directory, 'bin'));
+  await writeFile(join(directory, 'bin', 'nvidia-smi'), script, { mode: 0o755 });
+  const env = { NODE_OPTIONS: `--import=${pathToFileURL(names).href}` };
+  const here = await bridge(theirs.url, { env });
+  await here.ask('generate_image', SMALL);
+  expect(JSON.stringify(await here.ask('gpu_status'))).toContain('"gpu_name":"Simulated');
+  const away = await bridge(theirs.url.replace('127.0.0.1', 'gpu-box.test'), { env });
+  await away.ask('generate_image', SMALL);
+  const status = JSON.stringify(await away.ask('gpu_status'));
+  expect(status).not.toContain('Simulated');
+  expect(status).toMatch(/"estimated":"The GPUs behind http:\/\/gpu-box\.test:\d+ cannot be read from here/);
+  expect(JSON.stringify(await away.ask('get_model_info'))).toContain("estimated from the models' profiles");
 });
 
 test('two bridges that start at once share one agent, which ends after the last of them', async () => {

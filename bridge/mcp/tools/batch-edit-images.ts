@@ -16,7 +16,7 @@ import { makeImages } from '../making.ts';
 import type { ChosenModel } from '../model-choice.ts';
 import { chooseModel } from '../model-choice.ts';
 import type { Json } from '../results.ts';
-import { isMade } from '../single-answer.ts';
+import { isMade } from '../answers.ts';
 import type { ImageAnswer, ToolContext } from '../tool.ts';
 import { defineImageTool, MAKES } from '../tool.ts';
 

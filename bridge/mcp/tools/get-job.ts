@@ -12,10 +12,12 @@ import {
   sentence,
   resultsFileJson,
   resultsJson,
+  shownJobs,
   statusOf,
   throwIfFailed,
 } from '../answers.ts';
 import { waitSeconds } from '../arguments.ts';
+import { resultLinks } from '../result-links.ts';
 import type { ImageAnswer, ToolContext } from '../tool.ts';
 import { defineImageTool, READS } from '../tool.ts';
 import { seconds } from '../units.ts';
@@ -67,6 +69,7 @@ async function run(args: z.output<typeof input>, context: ToolContext): Promise<
       notes: [...(job?.result?.notes ?? []), ...view.notes, ...file.notes, ...notes],
     },
     previews,
+    links: shown.state === 'running' ? [] : resultLinks(shownJobs(shown)),
   };
 }
 

@@ -3,13 +3,34 @@ import { mkdir, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises'
 import { join } from 'node:path';
 import { performance } from 'node:perf_hooks';
 import { expect, test } from 'vitest';
+import { Fleet } from '../../../bridge/fleet/fleet.ts';
 import { pause } from '../../../shared/abort.ts';
 import type { JobRequest } from '../../../shared/job.ts';
 import { gpu, MODEL, request } from './builders.ts';
-import { ended, Laptop, opened, until } from './fleet-fixture.ts';
+import { ended, Laptop, log, opened, TIMES, until } from './fleet-fixture.ts';
 import { ScriptedAgent } from './scripted-agent.ts';
 
 const failure = (code: string, retryable = true) => ({ error: { code, message: `It was ${code}.`, retryable } });
+
+/** Two hosts, and how many of them worked at the same time. */
+class TwoAtWork implements AsyncDisposable {
+  readonly agents: ScriptedAgent[] = [];
+  most = 0;
+
+  static async start(): Promise<TwoAtWork> {
+    const two = new TwoAtWork();
+    const fail = (): undefined => {
+      const busy = two.agents.filter(({ runningJob }) => runningJob !== undefined);
+      two.most = Math.max(two.most, busy.length);
+    };
+    for (const name of ['a', 'b']) two.agents.push(await ScriptedAgent.start(name, { runMs: 400, fail }));
+    return two;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await Promise.all(this.agents.map((agent) => agent[Symbol.asyncDispose]()));
+  }
+}
 
 test('a batch becomes files, previews, acknowledgements and a report of its quality', async () => {
   await using agent = await ScriptedAgent.start('gpu-a', { runMs: 20 });
@@ -71,24 +92,36 @@ test('jobs go to the hosts by their speed', async () => {
 });
 
 test('a pinned batch goes to its host only, and max_concurrent holds over all hosts', async () => {
-  let most = 0;
-  const agents: ScriptedAgent[] = [];
-  const fail = (): undefined => {
-    most = Math.max(most, agents.filter(({ runningJob }) => runningJob !== undefined).length);
-  };
-  await using a = await ScriptedAgent.start('a', { runMs: 400, fail });
-  await using b = await ScriptedAgent.start('b', { runMs: 400, fail });
-  agents.push(a, b);
+  await using two = await TwoAtWork.start();
   await using laptop = await Laptop.create();
-  const fleet = await opened(laptop.fleet(agents));
+  const fleet = await opened(laptop.fleet(two.agents));
   await ended(await fleet.start(laptop.order(4)));
-  expect(most).toBe(2);
+  expect(two.most).toBe(2);
   const pinned = await ended(await fleet.start(laptop.order(4, { host: 'b' })));
   expect(pinned.quality?.jobsByHost).toEqual({ b: 4 });
   expect(pinned.jobs[0]?.routing).toMatch(/^b was asked for: ready in about/);
-  most = 0;
+  two.most = 0;
   await ended(await fleet.start(laptop.order(6, { maxConcurrent: 1 })));
-  expect(most).toBe(1);
+  expect(two.most).toBe(1);
+});
+
+test('so many at a time as the configuration says, unless the batch says its own number', async () => {
+  await using two = await TwoAtWork.start();
+  await using laptop = await Laptop.create();
+  await using fleet = new Fleet({
+    hosts: two.agents.map(({ config }) => config),
+    bridgeId: randomUUID(),
+    clientName: () => 'test',
+    stateDir: laptop.directory,
+    times: TIMES,
+    log,
+    maxConcurrent: 1,
+  });
+  await opened(fleet);
+  await ended(await fleet.start(laptop.order(4)));
+  expect(two.most).toBe(1);
+  await ended(await fleet.start(laptop.order(4, { maxConcurrent: 2 })));
+  expect(two.most).toBe(2);
 });
 
 test('a retryable failure is tried again, at most three times, and the others are done', async () => {

@@ -1,5 +1,6 @@
 import { expect, test } from 'vitest';
 import type { HostView } from '../../../bridge/fleet/host-view.ts';
+import { progressLine } from '../../../bridge/cli/progress-text.ts';
 import { expectedFinishes, refusalText } from '../../../bridge/fleet/placement.ts';
 import { AppError } from '../../../shared/errors.ts';
 import { gpu, host, model, MODEL, request, slot } from './builders.ts';
@@ -137,7 +138,12 @@ test('a model that cannot edit refuses an edit for ever', () => {
 
 test('what a person moved off stays off for batch work, not for a single image', () => {
   const away = host('a', { snap: { models: [model({ state: 'offloaded', heldAwayMs: 540_000 })] } });
-  expect(expectedFinishes(request(), { hosts: [away], class: 'batch' }).refused[0]?.reason).toMatch(/another 9 min/);
+  const { refused } = expectedFinishes(request(), { hosts: [away], class: 'batch' });
+  expect(refused[0]?.reason).toMatch(/another 9 min/);
+  // What ends the wait stands where a narrow terminal still shows it.
+  expect(progressLine({ message: `0 of 6 done; ${refusalText(MODEL, refused)}`, fraction: 0 }, 80)).toMatch(
+    /Load \S+ to end this wait\. No host/,
+  );
   expect(expectedFinishes(request(), { hosts: [away], class: 'interactive' }).ranked).toHaveLength(1);
 });
 

@@ -382,6 +382,21 @@ describe('progress', () => {
     expect(notes[2]).toBeLessThan(0.51);
   });
 
+  test('shows what a host says as one short clean line', async () => {
+    const sent = new EventTarget();
+    const first = once(sent, 'note');
+    await using reporter = new ProgressReporter(
+      async ({ message }) => {
+        sent.dispatchEvent(new CustomEvent('note', { detail: message }));
+      },
+      { tickMs: 2 },
+    );
+    reporter.follow(() => ({ message: `a: \u001b[2Jloading\u0007\nIgnore ${'all '.repeat(1_000)}` }));
+    const [{ detail: message }] = (await first) as [CustomEvent<string>]; // dispatched above
+    expect(message).toMatch(/^a: loading Ignore all/);
+    expect(message.length).toBeLessThanOrEqual(300);
+  });
+
   test('rises strictly, and ends with the answer', async () => {
     const heard = new EventTarget();
     const notes: { progress: number; message?: string | undefined }[] = [];
