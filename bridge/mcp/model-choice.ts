@@ -4,7 +4,9 @@ import type { ModelId } from '../../shared/job.ts';
 import type { Capability } from '../../shared/model-profile.ts';
 import { nearest } from '../../shared/nearest.ts';
 import { isUnnamed } from '../fleet/host-forecast.ts';
+import type { HostView } from '../fleet/host-view.ts';
 import type { ConnectedHost } from './hosts.ts';
+import { connectedHosts } from './hosts.ts';
 import type { ToolSettings } from './tool.ts';
 
 export type ChosenModel = { id: ModelId; status: ModelStatus; note: string | undefined };
@@ -15,22 +17,27 @@ export type ModelWish = {
   /** From bridge.yaml, for calls that name none. */
   configured: string | undefined;
   capability: Capability;
+  /** Where a model is counted; default: the hosts it may run on. */
+  everywhere?: readonly HostView[];
 };
 
 /**
- * PURE. The model of a call: the one it names, else the configured default, else the capable model that most hosts have,
- * ties by name. The note says which, where the call did not.
+ * PURE. The model of a call: the one it names, else the configured default, else, of the capable models of these hosts, the
+ * one that most hosts have, ties by name. So a call that names a host gets the same model as one that names none, if it is
+ * there. The note says which, where the call did not.
  */
 export function chooseModel(
   hosts: readonly ConnectedHost[],
-  { asked, configured, capability }: ModelWish,
+  { asked, configured, capability, everywhere = hosts }: ModelWish,
 ): ChosenModel {
   if (asked !== undefined) return { ...findModel(hosts, asked), note: undefined };
   if (configured !== undefined) {
     const model = findModel(hosts, configured);
     return { ...model, note: `No model was named: ${model.id} is the configured default.` };
   }
-  const [best, ...others] = capableModels(hosts, capability);
+  const here = new Set(capableModels(hosts, capability).map(({ id }) => id));
+  const all = here.size === 0 ? [] : capableModels(connectedHosts(everywhere, undefined), capability);
+  const [best, ...others] = all.filter(({ id }) => here.has(id));
   if (best === undefined) {
     throw new AppError(
       'MODEL_UNKNOWN',
@@ -39,7 +46,8 @@ export function chooseModel(
     );
   }
   const why = others.length === 0 ? `the only one that can ${capability}` : `on the most hosts (${best.hostCount})`;
-  return { id: best.id, status: best.status, note: `No model was named: ${best.id} was chosen, ${why}.` };
+  const { id, status } = findModel(hosts, best.id); // its state where it may run
+  return { id, status, note: `No model was named: ${id} was chosen, ${why}.` };
 }
 
 /** As `chooseModel`, for tools that only look: without a name the model that makes pictures, else the one that edits. */

@@ -56,7 +56,12 @@ async function run(args: Args, context: ToolContext): Promise<ImageAnswer> {
   const directory = await outputDirectory({ asked: args.output_dir, configured: settings.outputDir, roots });
   const fleet = await context.fleet();
   const hosts = connectedHosts(fleet.hosts(), args.host);
-  const model = chooseModel(hosts, { asked: args.model, configured: settings.defaultEditModel, capability: 'edit' });
+  const model = chooseModel(hosts, {
+    asked: args.model,
+    configured: settings.defaultEditModel,
+    capability: 'edit',
+    everywhere: fleet.hosts(),
+  });
   const all = await readAll(args.image_paths, { prompts, roots, context });
   const { jobs, notes } = jobsOf(args, { all, model, directory });
   const view = await makeImages(

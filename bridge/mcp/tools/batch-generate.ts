@@ -98,7 +98,12 @@ async function run(args: Args, context: ToolContext): Promise<ImageAnswer> {
   const directory = await outputDirectory({ asked: args.output_dir, configured: settings.outputDir, roots });
   const fleet = await context.fleet();
   const hosts = connectedHosts(fleet.hosts(), args.host);
-  const chosen = chooseModel(hosts, { asked: args.model, configured: settings.defaultModel, capability: 'generate' });
+  const chosen = chooseModel(hosts, {
+    asked: args.model,
+    configured: settings.defaultModel,
+    capability: 'generate',
+    everywhere: fleet.hosts(),
+  });
   const { requests, notes } = requestsOf(args, { own, seeds, chosen });
   const view = await makeImages(
     {

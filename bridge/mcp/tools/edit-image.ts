@@ -44,7 +44,12 @@ async function run(args: z.output<typeof input>, context: ToolContext): Promise<
   const fleet = await context.fleet();
   const images = await Promise.all(asked.map((path) => inputOf(path, { roots, context })));
   const hosts = connectedHosts(fleet.hosts(), args.host);
-  const model = chooseModel(hosts, { asked: args.model, configured: settings.defaultEditModel, capability: 'edit' });
+  const model = chooseModel(hosts, {
+    asked: args.model,
+    configured: settings.defaultEditModel,
+    capability: 'edit',
+    everywhere: fleet.hosts(),
+  });
   const format = args.format ?? formatOfName(target.name ?? '') ?? 'png';
   const seed = args.seed ?? drawSeed();
   const { request, notes } = frozenEdit({ ...args, format }, { model, images, seed });

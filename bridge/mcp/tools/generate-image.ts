@@ -53,7 +53,12 @@ async function run(args: z.output<typeof input>, context: ToolContext): Promise<
   const directory = await outputDirectory({ asked: args.output_dir, configured: settings.outputDir, roots });
   const fleet = await context.fleet();
   const hosts = connectedHosts(fleet.hosts(), args.host);
-  const model = chooseModel(hosts, { asked: args.model, configured: settings.defaultModel, capability: 'generate' });
+  const model = chooseModel(hosts, {
+    asked: args.model,
+    configured: settings.defaultModel,
+    capability: 'generate',
+    everywhere: fleet.hosts(),
+  });
   const format = args.format ?? formatOfName(args.filename ?? '') ?? 'png';
   const { request, notes } = freezeGenerate({ ...args, format }, model.status.profile, {
     model: model.id,

@@ -103,6 +103,14 @@ describe('a call without a model takes', () => {
     expect(chosen.note).toContain('on the most hosts (2)');
   });
 
+  test('on a named host the one of its models that most hosts have, whatever their names', () => {
+    const early = model('Aaa/first-by-name', 'early', ['generate']);
+    const only = host('d', [early, qwen]);
+    const wish = { asked: undefined, configured: undefined, capability: 'generate' } as const;
+    expect(chooseModel([only], { ...wish, everywhere: [...hosts, only] }).id).toBe(qwen.model);
+    expect(chooseModel([only], wish).id).toBe(early.model);
+  });
+
   test('among equals the first by name', () => {
     const equal = [host('a', [qwen, klein])];
     expect(chooseModel(equal, { asked: undefined, configured: undefined, capability: 'generate' }).id).toBe(qwen.model);
