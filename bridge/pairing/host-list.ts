@@ -90,8 +90,8 @@ async function change(path: string, edit: ((document: Document) => void) | undef
       `${path}: it is no valid configuration, so nothing was changed. See \`gantry config check\`.`,
     ]);
   }
-    if (edit === undefined) return await access(dirname(target), constants.W_OK);
-    if (isEmpty) document.contents = null; // a file that says only `null` is as good as an empty one
+  if (edit === undefined) return await access(dirname(target), constants.W_OK);
+  if (isEmpty) document.contents = null; // a file that says only `null` is as good as an empty one
   edit(document);
   // Where there was nothing to change there is nothing to write either: an empty document is written as `null`.
   if (document.contents === null) return;
