@@ -1,4 +1,5 @@
 import { once } from 'node:events';
+import { request } from 'node:http';
 import { readdir, readFile, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -187,6 +188,26 @@ describe('one agent, seen by strangers and by those it knows', () => {
     expect([1006, 1008, 1009]).toContain(code);
   });
 
+  test('CVE-2024-37890: an upgrade with headers without end is refused, and the agent lives', async () => {
+    const many = Object.fromEntries(Array.from({ length: 2_100 }, (_, index) => [`x${index}`, '1']));
+    const upgrade = { connection: 'Upgrade', upgrade: 'websocket', 'sec-websocket-version': '13' };
+    const asked = request({
+      host: '127.0.0.1',
+      port: agent.address.port,
+      path: '/v1/ws',
+      headers: { ...many, ...upgrade, authorization: `Bearer ${operator}` },
+    });
+    const end = Promise.race([
+      once(asked, 'response').then(([answer]) => String((answer as { statusCode?: number }).statusCode)),
+      once(asked, 'upgrade').then(() => 'upgraded'),
+      once(asked, 'close').then(() => 'closed'),
+    ]).catch(() => 'closed');
+    asked.end();
+    expect(await end).toMatch(/^(4\d\d|closed)$/);
+    asked.destroy();
+    expect((await ask('/healthz')).body.trim()).toBe('ok');
+  });
+
   test('S13: a token over its requests is told so, in a typed error, and another one does not feel it', async () => {
     await using peer = await WsPeer.hello(agent.address, operator);
     await using neighbour = await WsPeer.hello(agent.address, other);
@@ -280,19 +301,22 @@ describe('S24: what is installed', () => {
 });
 
 test('S22, CVE-2025-6514, CVE-2025-53967: no shell anywhere in the programs', async () => {
-  const files = (
-    await Promise.all(
-      ['agent', 'bridge', 'shared'].map(async (folder) =>
-        (await readdir(folder, { recursive: true })).map((name) => join(folder, name)),
-      ),
-    )
-  ).flat();
-  for (const file of files.filter((name) => name.endsWith('.ts'))) {
-    expect(await readFile(file, 'utf8'), file).not.toMatch(
-      /shell: *(true|')|\bexecSync\(|\bexecaCommand\b|child_process'.*\bexec\b|\beval\(|new Function\(/,
-    );
-  }
+  await expectNowhere(
+    /shell: *(true|')|\bexecSync\(|\bexecaCommand\b|child_process'.*\bexec\b|\beval\(|new Function\(/,
+  );
 });
+
+test('CVE-2026-21637, -21710: what makes Node crash on a hostile hand-shake or header is not used', async () => {
+  await expectNowhere(/\b(SNICallback|ALPNCallback|pskCallback|headersDistinct|trailersDistinct)\b/);
+});
+
+async function expectNowhere(pattern: RegExp): Promise<void> {
+  const folders = ['agent', 'bridge', 'shared'].map(async (folder) =>
+    (await readdir(folder, { recursive: true })).map((name) => join(folder, name)),
+  );
+  const files = (await Promise.all(folders)).flat().filter((name) => name.endsWith('.ts'));
+  for (const file of files) expect(await readFile(file, 'utf8'), file).not.toMatch(pattern);
+}
 
 test('S23: the bridge opens no port', async () => {
   const files = (await readdir('bridge/mcp', { recursive: true })).filter((name) => name.endsWith('.ts'));

@@ -64,7 +64,7 @@ describe('a host with an engine, and two who may use it', { timeout: PATIENCE },
     expect(after.env.toLowerCase()).not.toContain('evil');
   });
 
-  test('S17: the agent and all it started listen on loopback only', async () => {
+  test('S17, ShadowMQ: the agent and all it started listen on loopback only', async () => {
     await owner.ask('model.load', { model: MODEL });
     const listening = await listenersOf(await processTree(host.pid));
     expect(listening.length).toBeGreaterThan(1); // the agent's own port, and the engine's
