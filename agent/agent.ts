@@ -9,7 +9,7 @@ import { Uuid } from '../shared/job.ts';
 import type { HostSnapshot } from '../shared/host-snapshot.ts';
 import type { Log } from '../shared/log.ts';
 import type { HostResult, Role, TokenEntry } from '../shared/protocol.ts';
-import { LIMITS } from '../shared/protocol.ts';
+import { LIMITS } from '../shared/limits.ts';
 import { AuditLog } from './audit-log.ts';
 import { certificateOf } from './certificate.ts';
 import type { AgentConfig } from './config.ts';

@@ -1,7 +1,7 @@
 import { createHash, randomInt, timingSafeEqual } from 'node:crypto';
 import { AppError } from '../shared/errors.ts';
 import type { Role } from '../shared/protocol.ts';
-import { LIMITS } from '../shared/protocol.ts';
+import { LIMITS } from '../shared/limits.ts';
 import type { TokenStore } from './tokens.ts';
 
 type OpenInvite = { digest: Buffer; role: Role; expiresAtMs: number };

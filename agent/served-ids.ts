@@ -2,7 +2,7 @@ import { z } from 'zod';
 import { toAppError } from '../shared/errors.ts';
 import { fetchBody } from '../shared/http-client.ts';
 import type { Log } from '../shared/log.ts';
-import { LIMITS } from '../shared/protocol.ts';
+import { LIMITS } from '../shared/limits.ts';
 import { withServedId } from './config.ts';
 import type { ConfiguredModel } from './configured-model.ts';
 

@@ -6,7 +6,6 @@ import { Job, JobClass, JobError, JobResult, ModelId, Sha256, Uuid } from './job
 export const PROTOCOL_VERSION = 1;
 export const SUBPROTOCOL = 'gantry.v1';
 export const WS_PATH = '/v1/ws';
-export { LIMITS } from './limits.ts';
 
 /** Why a link was closed by a peer. 4000 to 4999 are the application's own. */
 export const CLOSE_CODES = {

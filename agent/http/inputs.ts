@@ -3,7 +3,7 @@ import { Readable } from 'node:stream';
 import { Deadline, untilAborted } from '../../shared/abort.ts';
 import { AppError } from '../../shared/errors.ts';
 import { Sha256 } from '../../shared/job.ts';
-import { LIMITS } from '../../shared/protocol.ts';
+import { LIMITS } from '../../shared/limits.ts';
 import type { TokenRef } from '../job/session.ts';
 import type { InputStore } from '../job/input-store.ts';
 import type { Problem } from './problem.ts';

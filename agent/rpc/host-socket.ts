@@ -3,7 +3,7 @@ import type { z } from 'zod';
 import { AppError } from '../../shared/errors.ts';
 import type { Log } from '../../shared/log.ts';
 import type { Frame } from '../../shared/protocol.ts';
-import { LIMITS } from '../../shared/protocol.ts';
+import { LIMITS } from '../../shared/limits.ts';
 import type { Audit } from './audit.ts';
 import { cleaned, errorFrame, parseFrame } from './frames.ts';
 import type { HostContext } from './method-table.ts';

@@ -1,5 +1,5 @@
 import type { WebSocket } from 'ws';
-import { LIMITS } from '../../shared/protocol.ts';
+import { LIMITS } from '../../shared/limits.ts';
 
 /** Why a link has to end, as a log event. */
 export type LinkDefect =

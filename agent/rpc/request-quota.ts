@@ -1,5 +1,5 @@
 import { AppError } from '../../shared/errors.ts';
-import { LIMITS } from '../../shared/protocol.ts';
+import { LIMITS } from '../../shared/limits.ts';
 
 type Bucket = { left: number; atMs: number };
 

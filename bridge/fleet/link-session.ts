@@ -4,10 +4,10 @@ import type { RawData } from 'ws';
 import { Deadline, pause } from '../../shared/abort.ts';
 import { AppError, isErrorCode, toAppError } from '../../shared/errors.ts';
 import type { Log } from '../../shared/log.ts';
+import { LIMITS } from '../../shared/limits.ts';
 import {
   CLOSE_CODES,
   Frame,
-  LIMITS,
   METHOD_NOT_FOUND,
   parseNotification,
   PROTOCOL_VERSION,

@@ -6,7 +6,7 @@ import { z } from 'zod';
 import { AppError } from '../../shared/errors.ts';
 import type { ImageFormat } from '../../shared/job.ts';
 import { Uuid } from '../../shared/job.ts';
-import { LIMITS } from '../../shared/protocol.ts';
+import { LIMITS } from '../../shared/limits.ts';
 import { readTextChunks } from '../../shared/png-text.ts';
 import { imageKind } from './image-bytes.ts';
 

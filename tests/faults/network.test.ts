@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import { describe, expect } from 'vitest';
 import type { BridgeClient } from '../../scripts/lib/bridge-client.ts';
 import type { LoggedEvent } from '../../scripts/lib/simulated-host.ts';
-import { LIMITS } from '../../shared/protocol.ts';
+import { LIMITS } from '../../shared/limits.ts';
 import { ChaosProxy } from '../helpers/chaos-proxy.ts';
 import { eventually, processTree, TestFleet, vllm } from '../helpers/fleet.ts';
 import { statusOf } from '../helpers/host-status.ts';

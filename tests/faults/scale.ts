@@ -1,5 +1,5 @@
 import { AgentFile } from '../../agent/config-schema.ts';
-import { LIMITS } from '../../shared/protocol.ts';
+import { LIMITS } from '../../shared/limits.ts';
 
 /**
  * One factor for all times: agents and bridges of these tests run with the settings that are shipped, each multiplied by

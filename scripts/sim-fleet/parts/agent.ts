@@ -9,7 +9,7 @@ import { PictureProcess } from '../../../agent/job/picture-process.ts';
 import { ResultStore } from '../../../agent/job/result-store.ts';
 import { BridgeSession } from '../../../agent/rpc/bridge-session.ts';
 import { StatusFeed } from '../../../agent/rpc/status-feed.ts';
-import { LIMITS } from '../../../shared/protocol.ts';
+import { LIMITS } from '../../../shared/limits.ts';
 import { contentOf } from '../world/disk.ts';
 import type { HttpReply } from '../world/network.ts';
 import { network } from '../world/network.ts';

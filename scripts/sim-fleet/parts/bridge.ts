@@ -1,5 +1,5 @@
 import type { Log } from '../../../shared/log.ts';
-import { LIMITS } from '../../../shared/protocol.ts';
+import { LIMITS } from '../../../shared/limits.ts';
 import { Fleet } from '../../../bridge/fleet/fleet.ts';
 import type { BatchOrder } from '../../../bridge/fleet/batch-order.ts';
 import type { Machine, Process } from '../world/world.ts';
