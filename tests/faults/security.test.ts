@@ -6,6 +6,7 @@ import { connect } from 'node:net';
 import { join } from 'node:path';
 import { describe, expect } from 'vitest';
 import { WebSocket } from 'ws';
+import { CONNECTION_LIMITS } from '../../agent/rpc/connection-budget.ts';
 import type { SimulatedHost } from '../../scripts/lib/simulated-host.ts';
 import { pause } from '../../shared/abort.ts';
 import { fetchBody } from '../../shared/http-client.ts';
@@ -14,6 +15,7 @@ import { WsPeer } from '../agent/rpc/ws-peer.ts';
 import { TestFleet, vllm } from '../helpers/fleet.ts';
 import { agent, inviteFrom } from '../helpers/pairing.ts';
 import { fault } from './fault.ts';
+import { FACTOR } from './scale.ts';
 
 const MODEL = 'black-forest-labs/FLUX.2-klein-4B';
 const IDLE = 2_000;
@@ -42,6 +44,14 @@ describe('those who should not get in', () => {
       for (; !stop.signal.aborted; await pause(200, stop.signal)) rssMost = Math.max(rssMost, await rssMiB(host.pid));
     })();
 
+    // However this ends: nobody asks an agent that is gone.
+    await using _asking = {
+      [Symbol.asyncDispose]: async () => {
+        stop.abort();
+        await Promise.allSettled([served, watched]);
+      },
+    };
+
     const status = async (options: Parameters<typeof WsPeer.connect>[1]) => {
       const answer = await WsPeer.connect({ port }, options);
       return 'status' in answer ? answer.status : 101;
@@ -58,7 +68,7 @@ describe('those who should not get in', () => {
     await using doomed = await WsPeer.hello({ port }, revoked);
     row.injected();
     await agent(['tokens', 'revoke', 'revoked', ...config]);
-    const closed = await row.sees('the link of a revoked token is closed', 1_000, () => doomed.closed());
+    const closed = await row.sees('the link of a revoked token is closed', 1_000 / FACTOR, () => doomed.closed());
     expect(closed.code).toBe(4401);
     expect(await status({ token: revoked })).toBe(401);
 
@@ -78,7 +88,6 @@ describe('those who should not get in', () => {
     });
     await row.holds('a role is what the host says, whatever the peer says');
 
-    row.injected();
     const idle: ReturnType<typeof raw>[] = [];
     // In waves that the queue of the listening socket holds: what overflows there exists at this end only.
     for (let count = 0; count < IDLE; count += WAVE) {
@@ -91,9 +100,10 @@ describe('those who should not get in', () => {
       for (; loris.some(({ isOpen }) => isOpen()); await pause(300, stop.signal))
         for (const each of loris) each.send('b');
     })();
+    row.injected();
     await row.sees(
       `${IDLE} silent and ${LORIS} slow connections are ended`,
-      30_000,
+      (CONNECTION_LIMITS.showTokenMs + 5_000) / FACTOR, // that limit follows no factor; 5 s to end two thousand of them
       async () => ![...idle, ...loris].some(({ isOpen }) => isOpen()) || undefined,
     );
     await drip;
