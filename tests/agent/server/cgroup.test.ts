@@ -84,8 +84,7 @@ describe.skipIf(REAL === undefined)('a real control group', () => {
     const mark = join(stage.directory, 'logs', 'up');
     await until(() => existsSync(mark));
     await stage.life.bury('asked');
-    expect(groupsIn(own)).toEqual([]);
-    expect(stage.event('server-forced')).toBeDefined();
+    expect(groupsIn(own)).toEqual([]); // by force, unless the SIGTERM before happened to meet the one that lived just then
     rmSync(mark);
     await pause(200, never); // enough for a hundred of them
     expect(existsSync(mark)).toBe(false);
