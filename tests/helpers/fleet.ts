@@ -101,6 +101,25 @@ export function vllm(model: string, flags: Record<string, number | string | bool
   };
 }
 
+/** A Step1X-Edit of the simulator: quick, and as large as the real one, so that it needs a large GPU. */
+export const STEP1X_EDIT: SimulatedModel = {
+  engine: 'step1x-edit',
+  model: 'stepfun-ai/Step1X-Edit',
+  capabilities: ['edit'],
+  args: [
+    '--load-ms',
+    '100',
+    '--step-ms',
+    '5',
+    '--weights-mib',
+    '30000',
+    '--peak-mib',
+    '34000',
+    '--residual-mib',
+    '600',
+  ],
+};
+
 /** Asks again every 50 ms until `check` returns something true; the deadline's error names what was awaited. */
 export async function eventually<T>(what: string, check: () => Promise<T | undefined>, withinMs = 60_000): Promise<T> {
   const signal = AbortSignal.timeout(Math.round(withinMs));

@@ -3,26 +3,9 @@ import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import sharp from 'sharp';
 import { Laptop } from '../helpers/command.ts';
-import { eventually, TestFleet, vllm } from '../helpers/fleet.ts';
+import { eventually, STEP1X_EDIT, TestFleet, vllm } from '../helpers/fleet.ts';
 
 const MODEL = 'Tongyi-MAI/Z-Image-Turbo';
-const EDITOR = {
-  engine: 'step1x-edit' as const,
-  model: 'stepfun-ai/Step1X-Edit',
-  capabilities: ['edit'],
-  args: [
-    '--load-ms',
-    '100',
-    '--step-ms',
-    '5',
-    '--weights-mib',
-    '30000',
-    '--peak-mib',
-    '34000',
-    '--residual-mib',
-    '600',
-  ],
-};
 const SMALL = ['--model', MODEL, '--width', '256', '--height', '256'];
 
 describe('on two hosts', () => {
@@ -30,7 +13,7 @@ describe('on two hosts', () => {
   let laptop: Laptop;
   beforeAll(async () => {
     fleet = await TestFleet.start([
-      { name: 'attic', gpuMiB: [81_559], models: { z: vllm(MODEL), editor: EDITOR } },
+      { name: 'attic', gpuMiB: [81_559], models: { z: vllm(MODEL), editor: STEP1X_EDIT } },
       { name: 'rack', models: { z: vllm(MODEL) } },
     ]);
     laptop = await Laptop.of(fleet);

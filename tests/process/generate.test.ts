@@ -4,33 +4,16 @@ import sharp from 'sharp';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { readTextChunks } from '../../shared/png-text.ts';
 import type { BridgeClient } from '../../scripts/lib/bridge-client.ts';
-import { TestFleet, vllm } from '../helpers/fleet.ts';
+import { STEP1X_EDIT, TestFleet, vllm } from '../helpers/fleet.ts';
 
 const MODEL = 'Tongyi-MAI/Z-Image-Turbo';
 const SMALL = { model: MODEL, width: 256, height: 256 };
-const STEP1X = {
-  engine: 'step1x-edit' as const,
-  model: 'stepfun-ai/Step1X-Edit',
-  capabilities: ['edit'],
-  args: [
-    '--load-ms',
-    '100',
-    '--step-ms',
-    '5',
-    '--weights-mib',
-    '30000',
-    '--peak-mib',
-    '34000',
-    '--residual-mib',
-    '600',
-  ],
-};
 
 let fleet: TestFleet;
 let bridge: BridgeClient;
 
 beforeAll(async () => {
-  fleet = await TestFleet.start([{ name: 'a', gpuMiB: [81_559], models: { z: vllm(MODEL), step1x: STEP1X } }]);
+  fleet = await TestFleet.start([{ name: 'a', gpuMiB: [81_559], models: { z: vllm(MODEL), step1x: STEP1X_EDIT } }]);
   bridge = await fleet.bridge();
 });
 afterAll(() => fleet[Symbol.asyncDispose]());

@@ -8,27 +8,10 @@ import sharp from 'sharp';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { BridgeClient } from '../../scripts/lib/bridge-client.ts';
 import { readTextChunks } from '../../shared/png-text.ts';
-import { TestFleet, vllm } from '../helpers/fleet.ts';
+import { STEP1X_EDIT, TestFleet, vllm } from '../helpers/fleet.ts';
 
 const MODEL = 'Tongyi-MAI/Z-Image-Turbo';
 const SMALL = { model: MODEL, width: 256, height: 192 };
-const STEP1X = {
-  engine: 'step1x-edit' as const,
-  model: 'stepfun-ai/Step1X-Edit',
-  capabilities: ['edit'],
-  args: [
-    '--load-ms',
-    '100',
-    '--step-ms',
-    '5',
-    '--weights-mib',
-    '30000',
-    '--peak-mib',
-    '34000',
-    '--residual-mib',
-    '600',
-  ],
-};
 
 let fleet: TestFleet;
 let bridge: BridgeClient;
@@ -37,7 +20,7 @@ let made: { id: string; path: string };
 let edited: { id: string; path: string };
 
 beforeAll(async () => {
-  fleet = await TestFleet.start([{ name: 'a', gpuMiB: [81_559], models: { z: vllm(MODEL), step1x: STEP1X } }]);
+  fleet = await TestFleet.start([{ name: 'a', gpuMiB: [81_559], models: { z: vllm(MODEL), step1x: STEP1X_EDIT } }]);
   bridge = await fleet.bridge();
   const first = await bridge.ask('generate_image', { prompt: 'a red fox in the snow', seed: 42, ...SMALL });
   made = { id: await newestId(), path: String(first['file_path']) };
