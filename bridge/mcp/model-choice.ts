@@ -21,6 +21,8 @@ export type ModelWish = {
   everywhere?: readonly HostView[];
 };
 
+type CallArguments = { model?: string | undefined; host?: string | undefined };
+
 /**
  * PURE. The model of a call: the one it names, else the configured default, else, of the capable models of these hosts, the
  * one that most hosts have, ties by name. So a call that names a host gets the same model as one that names none, if it is
@@ -48,6 +50,15 @@ export function chooseModel(
   const why = others.length === 0 ? `the only one that can ${capability}` : `on the most hosts (${best.hostCount})`;
   const { id, status } = findModel(hosts, best.id); // its state where it may run
   return { id, status, note: `No model was named: ${id} was chosen, ${why}.` };
+}
+
+/** PURE. The model of a call that makes images, on the host it names or on any; the default is that of what it does. */
+export function modelOfCall(
+  all: readonly HostView[],
+  { args, settings, capability }: { args: CallArguments; settings: ToolSettings; capability: Capability },
+): ChosenModel {
+  const configured = capability === 'generate' ? settings.defaultModel : settings.defaultEditModel;
+  return chooseModel(connectedHosts(all, args.host), { asked: args.model, configured, capability, everywhere: all });
 }
 
 /** As `chooseModel`, for tools that only look: without a name the model that makes pictures, else the one that edits. */

@@ -1,6 +1,5 @@
 import { execa } from 'execa';
-import { createServer } from 'node:net';
-import { connect } from 'node:net';
+import { connect, createServer } from 'node:net';
 import { once } from 'node:events';
 import type { z } from 'zod';
 import { Deadline, pause } from '../../shared/abort.ts';

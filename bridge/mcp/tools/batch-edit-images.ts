@@ -11,10 +11,9 @@ import { shownJobs } from '../answers.ts';
 import { common, drawSeed, guidance, order, outputDir, picture, prompt, sizeLevel, steps } from '../arguments.ts';
 import { batchAnswer } from '../batch-answer.ts';
 import { editedJson, frozenEdit, inputOf } from '../editing.ts';
-import { connectedHosts } from '../hosts.ts';
 import { makeImages } from '../making.ts';
 import type { ChosenModel } from '../model-choice.ts';
-import { chooseModel } from '../model-choice.ts';
+import { modelOfCall } from '../model-choice.ts';
 import type { Json } from '../results.ts';
 import { isMade } from '../answers.ts';
 import type { ImageAnswer, ToolContext } from '../tool.ts';
@@ -55,13 +54,7 @@ async function run(args: Args, context: ToolContext): Promise<ImageAnswer> {
   const roots = await context.roots();
   const directory = await outputDirectory({ asked: args.output_dir, configured: settings.outputDir, roots });
   const fleet = await context.fleet();
-  const hosts = connectedHosts(fleet.hosts(), args.host);
-  const model = chooseModel(hosts, {
-    asked: args.model,
-    configured: settings.defaultEditModel,
-    capability: 'edit',
-    everywhere: fleet.hosts(),
-  });
+  const model = modelOfCall(fleet.hosts(), { args, settings, capability: 'edit' });
   const all = await readAll(args.image_paths, { prompts, roots, context });
   const { jobs, notes } = jobsOf(args, { all, model, directory });
   const view = await makeImages(

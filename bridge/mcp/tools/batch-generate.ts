@@ -22,10 +22,9 @@ import {
   waitSeconds,
 } from '../arguments.ts';
 import { batchAnswer } from '../batch-answer.ts';
-import { connectedHosts } from '../hosts.ts';
 import { makeImages } from '../making.ts';
 import type { ChosenModel } from '../model-choice.ts';
-import { chooseModel } from '../model-choice.ts';
+import { modelOfCall } from '../model-choice.ts';
 import type { OwnArguments } from '../prompt-lines.ts';
 import { ofLine, ownArguments } from '../prompt-lines.ts';
 import type { ImageAnswer, ToolContext } from '../tool.ts';
@@ -97,13 +96,7 @@ async function run(args: Args, context: ToolContext): Promise<ImageAnswer> {
   const seeds = seedsOf(args, own);
   const directory = await outputDirectory({ asked: args.output_dir, configured: settings.outputDir, roots });
   const fleet = await context.fleet();
-  const hosts = connectedHosts(fleet.hosts(), args.host);
-  const chosen = chooseModel(hosts, {
-    asked: args.model,
-    configured: settings.defaultModel,
-    capability: 'generate',
-    everywhere: fleet.hosts(),
-  });
+  const chosen = modelOfCall(fleet.hosts(), { args, settings, capability: 'generate' });
   const { requests, notes } = requestsOf(args, { own, seeds, chosen });
   const view = await makeImages(
     {

@@ -7,9 +7,8 @@ import type { Roots } from '../../output/roots.ts';
 import { allowedPath, outputDirectory } from '../../output/roots.ts';
 import { common, drawSeed, guidance, picture, prompt, sizeLevel, steps } from '../arguments.ts';
 import { editedJson, editMetadata, frozenEdit, inputOf } from '../editing.ts';
-import { connectedHosts } from '../hosts.ts';
 import { makeImages } from '../making.ts';
-import { chooseModel } from '../model-choice.ts';
+import { modelOfCall } from '../model-choice.ts';
 import { singleAnswer } from '../single-answer.ts';
 import type { ImageAnswer, ToolContext } from '../tool.ts';
 import { defineImageTool, MAKES } from '../tool.ts';
@@ -43,13 +42,7 @@ async function run(args: z.output<typeof input>, context: ToolContext): Promise<
   const target = await targetOf(args.output_path, { roots, configured: settings.outputDir });
   const fleet = await context.fleet();
   const images = await Promise.all(asked.map((path) => inputOf(path, { roots, context })));
-  const hosts = connectedHosts(fleet.hosts(), args.host);
-  const model = chooseModel(hosts, {
-    asked: args.model,
-    configured: settings.defaultEditModel,
-    capability: 'edit',
-    everywhere: fleet.hosts(),
-  });
+  const model = modelOfCall(fleet.hosts(), { args, settings, capability: 'edit' });
   const format = args.format ?? formatOfName(target.name ?? '') ?? 'png';
   const seed = args.seed ?? drawSeed();
   const { request, notes } = frozenEdit({ ...args, format }, { model, images, seed });

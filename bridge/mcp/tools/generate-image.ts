@@ -15,9 +15,8 @@ import {
   side,
   steps,
 } from '../arguments.ts';
-import { connectedHosts } from '../hosts.ts';
 import { makeImages } from '../making.ts';
-import { chooseModel } from '../model-choice.ts';
+import { modelOfCall } from '../model-choice.ts';
 import { singleAnswer } from '../single-answer.ts';
 import type { ImageAnswer, ToolContext } from '../tool.ts';
 import { defineImageTool, MAKES } from '../tool.ts';
@@ -52,13 +51,7 @@ async function run(args: z.output<typeof input>, context: ToolContext): Promise<
   const roots = await context.roots();
   const directory = await outputDirectory({ asked: args.output_dir, configured: settings.outputDir, roots });
   const fleet = await context.fleet();
-  const hosts = connectedHosts(fleet.hosts(), args.host);
-  const model = chooseModel(hosts, {
-    asked: args.model,
-    configured: settings.defaultModel,
-    capability: 'generate',
-    everywhere: fleet.hosts(),
-  });
+  const model = modelOfCall(fleet.hosts(), { args, settings, capability: 'generate' });
   const format = args.format ?? formatOfName(args.filename ?? '') ?? 'png';
   const { request, notes } = freezeGenerate({ ...args, format }, model.status.profile, {
     model: model.id,
