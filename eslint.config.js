@@ -83,7 +83,10 @@ export default tseslint.config(
       ],
     },
   },
-  { files: ['**/config.ts', 'tests/**', 'scripts/**'], rules: { 'no-restricted-properties': 'off' } },
+  {
+    files: ['**/config.ts', 'vitest.config.ts', 'tests/**', 'scripts/**'],
+    rules: { 'no-restricted-properties': 'off' },
+  },
   { files: ['bridge/mcp/sdk.ts', 'tests/**', 'scripts/**'], rules: { 'no-restricted-imports': 'off' } },
   { files: ['*.config.ts'], rules: { 'no-restricted-syntax': 'off' } },
 );

@@ -35,7 +35,7 @@ describe('the agent dies', () => {
     await row.sees('left-overs gone', RESTART_MS + 10_000, async () => await allGone(tree));
     const named = JSON.stringify(host.events('server-left-over', { fromLine }));
     for (const pid of tree) expect(named).toMatch(new RegExp(`\\b${pid}\\b`));
-    await row.holds('and named in the log');
+    row.holds('and named in the log');
     await row.sees('loaded anew, status right', RESTART_MS + 10_000, async () => {
       const { snapshot } = await statusOf(host);
       const pids = await host.computePids();
@@ -57,7 +57,7 @@ describe('the agent dies', () => {
     await expectInterrupted(row, host);
     expect(await untilEnded(bridge, id)).toBe('success');
     await expectHistory(fleet, id);
-    await row.holds('every image once, on any host');
+    row.holds('every image once, on any host');
   });
 
   fault('F14', 'SIGKILL mid-generation, on the only host', async (row) => {
@@ -73,7 +73,7 @@ describe('the agent dies', () => {
       line.type === 'attempt-failed' && line.error.code === 'INTERRUPTED' ? [line.jobId] : [],
     );
     expect(failed.sort()).toEqual(interrupted.sort());
-    await row.holds('told to the bridge, and finished once there');
+    row.holds('told to the bridge, and finished once there');
   });
 
   fault('F15', 'event loop frozen', async (row) => {
@@ -104,7 +104,7 @@ describe('the agent dies', () => {
     }
     await eventually('a is done with what it had', async () => isLate(await manifestOf(fleet, id), host));
     await expectHistory(fleet, id);
-    await row.holds('what it had is dropped unseen, one file each');
+    row.holds('what it had is dropped unseen, one file each');
   });
 
   fault('F16', 'second agent on the same state', async (row) => {
@@ -114,14 +114,14 @@ describe('the agent dies', () => {
     const second = await row.sees('exits 75, naming the holder', 1_000 / FACTOR, () => startSecond(host));
     expect(second).toEqual({ exitCode: 75, stderr: expect.stringContaining(`pid ${host.pid}`) as string });
     expect(await modelOf(host, 'klein')).toBeDefined();
-    await row.holds('the first one goes on');
+    row.holds('the first one goes on');
     process.kill(host.pid, 'SIGSTOP');
     try {
       expect((await startSecond(host)).exitCode).toBe(75);
     } finally {
       process.kill(host.pid, 'SIGCONT');
     }
-    await row.holds('also while the holder hangs');
+    row.holds('also while the holder hangs');
   });
 
   fault('F18', 'SIGTERM under load', async (row) => {
@@ -157,15 +157,15 @@ describe('the agent dies', () => {
     const has = (name: string) => host.events(name, { fromLine });
     const stoppingMs = has('stopping')[0]?.time ?? 0;
     expect(has('job-accepted').filter(({ time }) => time > stoppingMs)).toEqual([]);
-    await row.holds('no grants');
+    row.holds('no grants');
     expect(has('job-done').length, 'the short one').toBeGreaterThan(0);
     expect(has('job-failed').map(({ code }) => code)).toContain('INTERRUPTED');
-    await row.holds('running job done, or INTERRUPTED after its grace');
+    row.holds('running job done, or INTERRUPTED after its grace');
     // Each takes two seconds to end after its SIGTERM; one after the other they would take four.
     const [servers = 0] = has('job-failed').map(({ time }) => time);
     const [stopped = 0] = has('stopped').map(({ time }) => time);
     expect(stopped - servers).toBeLessThan(2 * EXIT_DELAY_MS);
-    await row.holds('all servers stopped together');
+    row.holds('all servers stopped together');
     await host.startAgent();
     for (const id of [quick, slow]) expect(await untilEnded(bridge, id)).toBe('success');
     await expectHistory(fleet, quick, slow);
@@ -186,7 +186,7 @@ async function expectInterrupted(row: FaultRow, host: SimulatedHost): Promise<st
     const same = now.find((attempt) => attempt.job.jobId === job.jobId && attempt.job.attempt === job.attempt);
     expect(same?.end).toMatchObject({ state: 'failed', error: { code: 'INTERRUPTED', retryable: true } });
   }
-  await row.holds('accepted jobs are INTERRUPTED before it listens');
+  row.holds('accepted jobs are INTERRUPTED before it listens');
   await row.sees('its engine tree gone', RESTART_MS + 10_000, async () => await allGone(tree));
   return had.map(({ job }) => job.jobId);
 }

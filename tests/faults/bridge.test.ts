@@ -23,7 +23,7 @@ describe('the bridge dies', () => {
     const unwanted = await startBatch(first, 20, { output_dir: join(fleet.directory, 'unwanted') });
     await untilDone(second, unwanted, 1);
     expect(await holderOf(fleet, unwanted)).toBe(first.transport.pid);
-    await row.holds('it works and shows the batch, which the first one holds');
+    row.holds('it works and shows the batch, which the first one holds');
     row.injected();
     const cancelled = await row.sees('cancel_batch reaches the holder', 1_000 / FACTOR, () =>
       second.ask('cancel_batch', { batch_id: unwanted }),
@@ -40,7 +40,7 @@ describe('the bridge dies', () => {
     expect(await untilEnded(second, id)).toBe('success');
     await expectHistory(fleet, id);
     await expectTakenOnce(fleet, id);
-    await row.holds('every image once');
+    row.holds('every image once');
   });
 
   fault('F19', 'bridge SIGKILLed mid-batch, the next one is asked', async (row) => {
@@ -54,7 +54,7 @@ describe('the bridge dies', () => {
     expect(await untilEnded(second, id)).toBe('success');
     await expectHistory(fleet, id);
     await expectTakenOnce(fleet, id);
-    await row.holds('resumed at the first tool call, no image made twice');
+    row.holds('resumed at the first tool call, no image made twice');
   });
 
   fault('F19', 'bridge SIGKILLed mid-batch, the next one is asked nothing', async (row) => {
@@ -71,7 +71,7 @@ describe('the bridge dies', () => {
     });
     await expectHistory(fleet, id);
     await expectTakenOnce(fleet, id);
-    await row.holds('no image made twice');
+    row.holds('no image made twice');
   });
 
   fault('F23', 'laptop slept', async (row) => {
@@ -94,7 +94,7 @@ describe('the bridge dies', () => {
     expect(await untilEnded(bridge, id)).toBe('success');
     await expectHistory(fleet, id);
     await expectTakenOnce(fleet, id);
-    await row.holds('no job is given up, none is made twice');
+    row.holds('no job is given up, none is made twice');
   });
 });
 
@@ -121,7 +121,7 @@ describe('the MCP client', () => {
     const stop = new AbortController();
     const wanted = bridge.call('generate_image', { ...SMALL, prompt: 'unwanted' }, { signal: stop.signal });
     await untilDone(bridge, await batchOf(fleet, 'impatient'), 1);
-    await row.holds('a cancel for a time-out leaves the job');
+    row.holds('a cancel for a time-out leaves the job');
     row.injected();
     stop.abort('the user pressed stop');
     await expect(wanted).rejects.toThrow();
@@ -143,7 +143,7 @@ describe('the MCP client', () => {
     const result = await bridge.ask('get_job', { id: handle['job_id'], wait_seconds: 45 });
     expect(result).toMatchObject({ state: 'success' });
     await expectHistory(fleet, String(handle['batch_id']));
-    await row.holds('result by get_job');
+    row.holds('result by get_job');
   });
 });
 
@@ -168,13 +168,13 @@ describe('a job that kills', () => {
       ]),
     );
     expect(deaths).toHaveLength(2);
-    await row.holds('quarantined after the second server death, one on each host');
+    row.holds('quarantined after the second server death, one on each host');
     await expectHistory(fleet, { id, failed: [1] });
-    await row.holds('the rest of the batch is done');
+    row.holds('the rest of the batch is done');
     for (const host of fleet.hosts) {
       await eventually(`${host.name} is back`, async () => (await modelOf(host, 'klein')).state === 'ready', 30_000);
     }
-    await row.holds('both servers back and ready');
+    row.holds('both servers back and ready');
   });
 });
 
@@ -199,17 +199,17 @@ async function expectDetached(
   expect(await client.ended(), 'its exit code').toBe(0);
   const { snapshot } = await statusOf(host);
   expect(snapshot.offered).toEqual([]);
-  await row.holds('offers withdrawn');
+  row.holds('offers withdrawn');
   const isAllDone = (): boolean => host.events('job-done').length === host.events('job-accepted').length;
   await eventually('what was accepted is done', () => Promise.resolve(isAllDone()));
   const made = host.events('job-done').length;
   expect((await manifestOf(fleet, id)).filter(({ type }) => type === 'saved').length).toBeLessThan(made);
-  await row.holds('accepted jobs run on');
+  row.holds('accepted jobs run on');
   const next = await fleet.bridge(bridgeConfig(), LAPTOP);
   expect(await untilEnded(next, id)).toBe('success');
   await expectHistory(fleet, id);
   await expectTakenOnce(fleet, id);
-  await row.holds('and are fetched later');
+  row.holds('and are fetched later');
 }
 
 function kill({ transport }: BridgeClient): void {

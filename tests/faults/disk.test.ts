@@ -83,18 +83,18 @@ describe("the bridge's disk", () => {
           30_000,
         );
         await onlySavedFiles(fleet, batch);
-        await row.holds('no partial file visible');
+        row.holds('no partial file visible');
         if (wrong.mode !== 'low') {
           expect((await statusOf(host)).jobs.map(({ state }) => state)).toContain('done');
-          await row.holds('not acknowledged: the host keeps the result');
+          row.holds('not acknowledged: the host keeps the result');
         }
         const sent = (await manifestOf(fleet, batch)).filter(({ type }) => type === 'sent').length;
         expect(sent, 'jobs sent before the end').toBeLessThan(8);
-        await row.holds('no new work is sent');
+        row.holds('no new work is sent');
         await disk.mend();
         expect(await untilEnded(bridge, batch)).toBe('success');
         await expectHistory(fleet, batch);
-        await row.holds('resumes by itself');
+        row.holds('resumes by itself');
       },
       { cannot },
     );
@@ -125,13 +125,13 @@ describe("the bridge's disk", () => {
     if (process.getuid?.() === 0) await disk?.break({ mode: 'denied', path: locked });
     if (process.getuid?.() !== 0 || disk !== undefined)
       await refused('not writable', locked, /^PATH_DENIED: .* cannot be written \(EACCES\)/);
-    if (disk === undefined) await row.holds(`read-only, full: not run: ${cannot}`);
+    if (disk === undefined) row.holds(`read-only, full: not run: ${cannot}`);
     await disk?.break({ mode: 'rofs', path: fleet.output });
     if (disk) await refused('read-only', fleet.output, /^PATH_DENIED: .* cannot be written \(EROFS\)/);
     await disk?.break({ mode: 'full', path: fleet.output });
     if (disk) await refused('full', fleet.output, /^DISK_FULL: .* free, .* needed\. Nothing was generated\./);
     expect(fleet.host('a').events('job-accepted')).toEqual([]);
-    await row.holds('before anything was generated');
+    row.holds('before anything was generated');
   });
 });
 
@@ -169,18 +169,18 @@ describe("the agent's disk", () => {
           return first?.phase === 'cannot' ? first : undefined;
         });
         expect(slot.reason).toMatch(mode === 'full' ? /^Disk full: / : /^Disk failure \(EIO\): /);
-        await row.holds('no grants: cannot, with the reason');
+        row.holds('no grants: cannot, with the reason');
         await disk.mend();
         expect(await untilEnded(bridge, batch)).toBe('success');
         await expectHistory(fleet, batch);
-        await row.holds('running ones not lost; goes on by itself');
+        row.holds('running ones not lost; goes on by itself');
         expect((await readyz(host)).status).toBe(200);
         expect([host.isRunning, host.pid]).toEqual([true, pid]);
-        await row.holds('no crash');
+        row.holds('no crash');
         const refusal = await takeWhile(host, () => disk.break({ mode, path: join(host.directory, 'state') }));
         await disk.mend();
         expect(refusal).toBe('DISK_FULL');
-        await row.holds('a take answers DISK_FULL');
+        row.holds('a take answers DISK_FULL');
       },
       { cannot },
     );
@@ -214,12 +214,12 @@ describe('a process that is killed while it saves', () => {
         seen.flatMap(({ torn }) => torn),
         'torn files',
       ).toEqual([]);
-      await row.holds(`0 torn of ${files} files; ${hits} kills hit a save`);
+      row.holds(`0 torn of ${files} files; ${hits} kills hit a save`);
       expect(
         seen.flatMap(({ notSwept }) => notSwept),
         'parts after the next start',
       ).toEqual([]);
-      await row.holds('parts swept at the next start');
+      row.holds('parts swept at the next start');
     } finally {
       await rm(directory, { recursive: true, force: true });
     }

@@ -41,13 +41,13 @@ fault('F41', 'two bridges want two models of one host', async (row) => {
   expect(host.events('job-done').length, 'images of the first by then').toBeLessThan(IMAGES);
   expect(await untilEnded(bridges[0], first)).toBe('success');
   expect(await untilEnded(bridges[1], second)).toBe('success');
-  await row.holds('both progress');
+  row.holds('both progress');
   const ready = host.events('model-ready');
   const [from = 0] = ready.map(({ time }) => time);
   const ran = host.events('job-done').map(({ time }) => time);
   const swaps = ready.length - 1;
   expect(swaps).toBeLessThanOrEqual(Math.ceil((Math.max(...ran) - from) / scaledMs(turnMs)));
-  await row.holds('swaps <= run time / turn');
+  row.holds('swaps <= run time / turn');
   await expectHistory(fleet, first, second);
 });
 

@@ -1,11 +1,8 @@
-import { appendFile } from 'node:fs/promises';
-import { expect, inject, test } from 'vitest';
+import { expect, test } from 'vitest';
 import { eventually } from '../helpers/fleet.ts';
 import { measureProcessMs } from './machine-speed.ts';
 import { FACTOR } from './scale.ts';
-
-/** One line of the table that is printed at the end of the run. */
-export type FaultLine = { id: string; fault: string; outcome: string; seenMs: number | null; boundMs: number | null };
+import type { FaultLine } from './table.ts';
 
 export type FaultRow = {
   /** The fault happens now: what follows is counted from here. */
@@ -13,7 +10,7 @@ export type FaultRow = {
   /** Waits for an outcome that may take `withinMs` at the times as shipped. */
   sees: <T>(outcome: string, withinMs: number, check: () => Promise<T | undefined>) => Promise<T>;
   /** An outcome that has no time of its own. */
-  holds: (outcome: string) => Promise<void>;
+  holds: (outcome: string) => void;
 };
 
 /**
@@ -26,19 +23,17 @@ export function fault(
   run: (row: FaultRow) => Promise<void>,
   { cannot }: { cannot?: string | undefined } = {},
 ): void {
-  test(`${id}: ${what}`, async ({ skip }) => {
+  test(`${id}: ${what}`, async ({ skip, task }) => {
+    const lines: FaultLine[] = (task.meta.faultLines = []);
+    const note = (line: Omit<FaultLine, 'id' | 'fault'>): void => void lines.push({ id, fault: what, ...line });
     if (cannot !== undefined) {
-      const line: FaultLine = { id, fault: what, outcome: `not run: ${cannot}`, seenMs: null, boundMs: null };
-      await appendFile(inject('faultTable'), `${JSON.stringify(line)}\n`);
+      note({ outcome: `not run: ${cannot}`, seenMs: null, boundMs: null });
       skip(cannot);
     }
     let processMs = await measureProcessMs();
     let injectedMs = performance.now();
     /** Programs do not start faster for a smaller factor: what they take here and now comes on top. */
     const boundMs = (ms: number): number => ms * FACTOR + processMs;
-    const note = async (line: Omit<FaultLine, 'id' | 'fault'>): Promise<void> => {
-      await appendFile(inject('faultTable'), `${JSON.stringify({ id, fault: what, ...line })}\n`);
-    };
     await run({
       injected: () => {
         injectedMs = performance.now();
@@ -49,7 +44,7 @@ export function fault(
         const seenMs = performance.now() - injectedMs;
         // Others may have come to this machine meanwhile.
         if (seenMs > boundMs(withinMs)) processMs = Math.max(processMs, await measureProcessMs());
-        await note({ outcome, seenMs, boundMs: boundMs(withinMs) });
+        note({ outcome, seenMs, boundMs: boundMs(withinMs) });
         expect(seenMs, `${id} ${outcome}: ms after the fault`).toBeLessThanOrEqual(boundMs(withinMs));
         return seen;
       },

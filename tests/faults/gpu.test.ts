@@ -68,12 +68,12 @@ describe('GPU and driver', () => {
       await pause(50, never);
     }
     expect(slowestMs, 'ms until the API answers').toBeLessThan(1_000);
-    await row.holds(`API answers in ${Math.round(slowestMs)} ms at most`);
+    row.holds(`API answers in ${Math.round(slowestMs)} ms at most`);
     // The loop and one question beside it; a stuck one is never asked a second time.
     expect(most, 'nvidia-smi processes at the same time').toBeLessThanOrEqual(2);
-    await row.holds(`${most} nvidia-smi at most`);
+    row.holds(`${most} nvidia-smi at most`);
     await eventually('the watchdog is fed on', async () => watchdog.fed() > fedBefore + 2, 60_000);
-    await row.holds('watchdog unaffected');
+    row.holds('watchdog unaffected');
     const bridge = await fleet.bridge(bridgeConfig());
     const id = await startBatch(bridge, 2);
     await host.breakNvidiaSmi(undefined);
@@ -84,7 +84,7 @@ describe('GPU and driver', () => {
     );
     expect(await untilEnded(bridge, id)).toBe('success');
     await expectHistory(fleet, id);
-    await row.holds('works on as soon as it answers');
+    row.holds('works on as soon as it answers');
   });
 
   const FORMS: { form: string; fault: Record<string, unknown>; health: RegExp }[] = [
@@ -112,7 +112,7 @@ describe('GPU and driver', () => {
       expect(refused.json['status'] ?? 'refused', refused.text).not.toBe('success');
       expect(refused.text, refused.text).toMatch(/nvidia-smi|GPU/);
       expect(host.events('job-accepted'), 'no grants').toEqual([]);
-      await row.holds('no grants, and the caller is told why');
+      row.holds('no grants, and the caller is told why');
       await host.breakNvidiaSmi(undefined);
       await eventually(
         'readings come back',
@@ -123,7 +123,7 @@ describe('GPU and driver', () => {
       expect(await untilEnded(bridge, id)).toBe('success');
       expect(host.pid).toBe(pid);
       expect(host.events('defect')).toEqual([]);
-      await row.holds('no crash; works on when it answers again');
+      row.holds('no crash; works on when it answers again');
     });
   }
 
@@ -141,10 +141,10 @@ describe('GPU and driver', () => {
     const refused = await bridge.call('generate_image', { ...SMALL, prompt: 'a fox', wait_seconds: 2 });
     expect(refused.json['status'] ?? 'error', refused.text).not.toBe('success');
     expect(host.events('job-accepted'), 'no grants').toEqual([]);
-    await row.holds('no grants, no crash');
+    row.holds('no grants, no crash');
     await symlink(resolve('dist/sim/nvidia-smi'), program);
     await untilReady(fleet);
-    await row.holds('works once it is installed');
+    row.holds('works once it is installed');
   });
 
   fault('F36', 'GPU lost (Xid 79) mid-job', async (row) => {
@@ -166,11 +166,11 @@ describe('GPU and driver', () => {
     expect(JSON.stringify([snapshot.problems, snapshot.models.map(({ detail, slots }) => [detail, slots])])).toMatch(
       /reboot/i,
     );
-    await row.holds('the text says reboot');
+    row.holds('the text says reboot');
     const sent = (await manifestOf(fleet, id)).flatMap((line) => (line.type === 'saved' ? [line] : []));
     expect(sent.filter((line) => line.host === 'b').length).toBeGreaterThan(0);
     await expectHistory(fleet, id);
-    await row.holds('its job was done elsewhere');
+    row.holds('its job was done elsewhere');
   });
 
   fault('F37', 'CUDA out of memory at load', async (row) => {
@@ -185,7 +185,7 @@ describe('GPU and driver', () => {
     expect(await untilEnded(bridge, id)).toBe('success');
     await expectHistory(fleet, id);
     expect(host.events('model-loading'), 'no loop').toHaveLength(1);
-    await row.holds('one start, the other host does the work');
+    row.holds('one start, the other host does the work');
   });
 
   fault('F37', 'CUDA out of memory at generate', async (row) => {
@@ -195,7 +195,7 @@ describe('GPU and driver', () => {
     const id = await startBatch(bridge, 4);
     expect(await untilEnded(bridge, id)).toBe('success');
     await expectHistory(fleet, id);
-    await row.holds('the job is done once, by a repeat');
+    row.holds('the job is done once, by a repeat');
   });
 
   fault('F37', 'CUDA out of memory at every generate', async (row) => {
@@ -206,7 +206,7 @@ describe('GPU and driver', () => {
     expect(answer.isError, answer.text).toBe(true);
     expect(fleet.host('a').events('job-accepted').length).toBeLessThanOrEqual(3);
     expect(fleet.host('a').events('model-loading').length).toBeLessThanOrEqual(4);
-    await row.holds('3 attempts at most, then the reason');
+    row.holds('3 attempts at most, then the reason');
   });
 
   fault('F37', 'a foreign process took the VRAM', async (row) => {
@@ -236,13 +236,13 @@ describe('GPU and driver', () => {
       expect(told).toMatch(new RegExp(`sleep \\(pid ${pid}`));
       expect(host.events('job-accepted').length).toBeLessThanOrEqual(3);
       expect(host.events('model-loading')).toEqual([]);
-      await row.holds('refused with its pid and name; nothing is started in vain');
+      row.holds('refused with its pid and name; nothing is started in vain');
       expect(hog.exitCode, 'it was never touched').toBeNull();
       hog.kill();
       await hog;
       const again = await bridge.ask('generate_image', { ...SMALL, prompt: 'a fox', wait_seconds: 45 });
       expect(again['status']).toBe('success');
-      await row.holds('done once it is gone');
+      row.holds('done once it is gone');
     } finally {
       hog.kill('SIGKILL');
       await hog;

@@ -42,7 +42,7 @@ describe('hostile inputs', () => {
     }
     for (const path of polyglots) expect((await edit(path)).isError, path).toBe(false);
     expect(grep(STOWAWAY, [fleet.output, join(fleet.host('a').directory, 'state')])).toEqual([]);
-    await row.holds('of a picture with something behind it only the pixels are used');
+    row.holds('of a picture with something behind it only the pixels are used');
     await expectSmall(watch, row);
   });
 
@@ -70,21 +70,21 @@ describe('hostile inputs', () => {
     ];
     row.injected();
     for (const path of directories) await refused('generate_image', { ...SMALL, output_dir: path });
-    await row.holds(`${directories.length} output directories refused`);
+    row.holds(`${directories.length} output directories refused`);
     const pictures = ['/etc/passwd', '/proc/self/environ', join(root, 'photo.png'), join(root, 'link', 'secret.png')];
     const odd = [...pictures, 'https://example.com/a.png', 'data:image/png;base64,AAAA', '../outside/secret.png'];
     for (const path of odd) await refused('edit_image', { image_path: path });
-    await row.holds(`${odd.length} pictures refused`);
+    row.holds(`${odd.length} pictures refused`);
     const names = ['../../outside/x.png', '/etc/x.png', 'CON.png', 'nul', 'a\0b.png', '..', '.hidden', 'x'.repeat(300)];
     for (const filename of names) {
       const { isError, text, json } = await bridge.call('generate_image', { ...SMALL, prompt: 'a fox', filename });
       if (isError) expect(text).toMatch(/^(PATH_DENIED|INVALID_ARGUMENT): /);
       else expect(join(String(json['file_path']), '..')).toBe(root);
     }
-    await row.holds('a file name never leads out of the directory');
+    row.holds('a file name never leads out of the directory');
     expect(await readdir(outside)).toEqual(['secret.png']);
     expect(await readFile(join(outside, 'secret.png'), 'utf8')).toBe('a key');
-    await row.holds('nothing outside the root');
+    row.holds('nothing outside the root');
   });
 
   fault('F39', 'generated arguments', async (row) => {
@@ -96,10 +96,10 @@ describe('hostile inputs', () => {
     const watch = await MemoryWatch.start(await watched(bridge, fleet.host('a')));
     const any = fc.oneof(...tools.map(({ name, inputSchema }) => badArguments(name, inputSchema as never))); // wider typed by the SDK
     const calls = await throwAt(bridge, any);
-    await row.holds(`${calls} calls of ${tools.length} tools refused, each with the name of what was wrong`);
+    row.holds(`${calls} calls of ${tools.length} tools refused, each with the name of what was wrong`);
     expect(fleet.host('a').events('job-accepted')).toEqual([]);
     expect(await fleet.outputFiles()).toEqual([]);
-    await row.holds('nothing written, nothing sent to a host');
+    row.holds('nothing written, nothing sent to a host');
     await expectSmall(watch, row);
   });
 });
@@ -145,7 +145,7 @@ async function watched(bridge: BridgeClient, host: SimulatedHost): Promise<numbe
 async function expectSmall(watch: MemoryWatch, row: Parameters<Parameters<typeof fault>[2]>[0]): Promise<void> {
   const grownMiB = await watch.grownMiB();
   expect(grownMiB, 'MiB that bridge, agent and decoder needed on top').toBeLessThan(MAX_GROWTH_MIB);
-  await row.holds(`processes alive, ${Math.round(grownMiB)} MiB more at most`);
+  row.holds(`processes alive, ${Math.round(grownMiB)} MiB more at most`);
 }
 
 /** Files that contain a text, in bytes. */

@@ -53,9 +53,9 @@ describe('the network between bridge and host', () => {
     const fetched = proxy.firstLines.filter((line) => IMAGE.test(line));
     expect(new Set(fetched).size, 'images').toBe(2);
     expect(fetched, 'one transfer more').toHaveLength(3);
-    await row.holds('fetched again, once');
+    row.holds('fetched again, once');
     await expectHistory(fleet, id); // no partial file: every file in the directory belongs to a job
-    await row.holds('sha256 as announced, no partial file');
+    row.holds('sha256 as announced, no partial file');
   });
 
   fault('F23', 'silent partition, heal after the jobs were taken elsewhere', async (row) => {
@@ -73,7 +73,7 @@ describe('the network between bridge and host', () => {
     expect(await untilEnded(bridge, id)).toBe('success');
     const again = (await takenBy(fleet, id, 'b')).filter((jobId) => taken.includes(jobId));
     expect(again.length, 'jobs done twice').toBeGreaterThan(0);
-    await row.holds('its jobs were taken elsewhere');
+    row.holds('its jobs were taken elsewhere');
     expect(
       fleet
         .host('a')
@@ -82,7 +82,7 @@ describe('the network between bridge and host', () => {
     ).toEqual(expect.arrayContaining(again));
     proxy.set({});
     await expectHistory(fleet, id);
-    await row.holds('after the heal: late results acknowledged unseen, one file for each job');
+    row.holds('after the heal: late results acknowledged unseen, one file for each job');
   });
 
   fault('F23', 'silent partition in the middle of an image, heal while its job runs elsewhere', async (row) => {
@@ -110,9 +110,9 @@ describe('the network between bridge and host', () => {
     expect(await untilEnded(bridge, id)).toBe('success');
     const saved = (await manifestOf(fleet, id)).find((line) => line.type === 'saved' && line.jobId === jobId);
     expect(saved).toMatchObject({ host: 'a' });
-    await row.holds('the first verified result wins');
+    row.holds('the first verified result wins');
     await expectHistory(fleet, id);
-    await row.holds('the other is cancelled and acknowledged unseen, one file for each job');
+    row.holds('the other is cancelled and acknowledged unseen, one file for each job');
   });
 
   fault('F24', '300 ms latency + 7-byte slices', async (row) => {
@@ -128,9 +128,9 @@ describe('the network between bridge and host', () => {
     expect(fleet.host('a').events('grant-expired')).toEqual([]);
     const attempts = (await manifestOf(fleet, id)).filter(({ type }) => type === 'sent' || type === 'refused');
     expect(attempts, 'takes').toHaveLength(4);
-    await row.holds('no link lost, no grant expired, each job taken once');
+    row.holds('no link lost, no grant expired, each job taken once');
     await expectHistory(fleet, id);
-    await row.holds('every image whole');
+    row.holds('every image whole');
   });
 });
 
@@ -164,19 +164,19 @@ describe('a peer that does not read', () => {
       const { job_id: longId } = await other.ask('generate_image', long);
       const slow = await row.sees('the agent ends the link', 60_000, async () => host.events('link-too-slow')[0]);
       expect(slow['bufferedBytes'], 'unsent bytes: status was skipped').toBeLessThan(256 * 1024 + FRAME_BYTES);
-      await row.holds('status skipped over 256 kB');
+      row.holds('status skipped over 256 kB');
       const moreMiB = (await residentMiB(host.pid)) - beforeMiB;
       expect(moreMiB, 'RSS of the agent, MiB more').toBeLessThan(40);
-      await row.holds('RSS of the agent bounded');
+      row.holds('RSS of the agent bounded');
       await eventually('the job is done', async () => {
         return (await statusOf(host)).jobs.some(({ state }) => state === 'done');
       });
-      await row.holds('result kept');
+      row.holds('result kept');
       process.kill(pid, 'SIGCONT');
       expect(await untilEnded(bridge, id)).toBe('success');
       await other.ask('cancel_batch', { batch_id: longId });
       await expectHistory(fleet, id);
-      await row.holds('and fetched later');
+      row.holds('and fetched later');
     } finally {
       process.kill(pid, 'SIGCONT');
     }
@@ -205,9 +205,9 @@ describe('hosts that die or are slow', () => {
     const idealMs = elapsedMs + ((27 - completed) * runMs) / 2;
     const times = ((await makespanSeconds(bridge, id)) * 1_000) / idealMs;
     expect(times, 'times the ideal time').toBeLessThanOrEqual(1.6);
-    await row.holds(`completes on the rest, in ${times.toFixed(2)} x the ideal time (bound 1.6)`);
+    row.holds(`completes on the rest, in ${times.toFixed(2)} x the ideal time (bound 1.6)`);
     await expectHistory(fleet, id);
-    await row.holds('every image once');
+    row.holds('every image once');
   });
 
   fault('F27', 'all hosts down', async (row) => {
@@ -227,11 +227,11 @@ describe('hosts that die or are slow', () => {
     expect(refusal).toMatch(/Next attempt in \d+ s\..*server_health/);
     const { state, activity } = await bridge.ask('get_job', { id, wait_seconds: 0 });
     expect([state, activity]).toEqual(['running', expect.stringMatching(/1.* of 6 done|[1-5] of 6 done/)]);
-    await row.holds('the batch is kept');
+    row.holds('the batch is kept');
     for (const host of fleet.hosts) await host.startAgent();
     expect(await untilEnded(bridge, id)).toBe('success');
     await expectHistory(fleet, id);
-    await row.holds('and resumes by itself');
+    row.holds('and resumes by itself');
   });
 
   fault('F28', 'one host 10 x slower', async (row) => {
@@ -249,10 +249,10 @@ describe('hosts that die or are slow', () => {
     const [first, second] = [await makespan(few, 20), await makespan(all, 20)];
     const times = second.ms / first.ms;
     expect(times, 'times the makespan without it').toBeLessThanOrEqual(1.3);
-    await row.holds(`makespan ${times.toFixed(2)} x the one without it (bound 1.3)`);
+    row.holds(`makespan ${times.toFixed(2)} x the one without it (bound 1.3)`);
     const onSlow = (await takenBy(fleet, second.id, 'slow')).length;
     expect(onSlow, 'jobs on the slow host').toBeLessThanOrEqual(2);
-    await row.holds('its grants are declined when others end sooner');
+    row.holds('its grants are declined when others end sooner');
     await expectHistory(fleet, ...known, first.id, second.id);
   });
 });
@@ -299,12 +299,12 @@ describe('clocks', async () => {
       expect(host.events('grant-expired')).toEqual([]);
       const takes = (await manifestOf(fleet, id)).filter(({ type }) => type === 'sent' || type === 'refused');
       expect(takes, 'takes').toHaveLength(12);
-      await row.holds('no time-out: one link, no grant expired, each job taken once');
+      row.holds('no time-out: one link, no grant expired, each job taken once');
       const ofJobs = ['job-accepted', 'job-done'].map((event) => host.events(event).map(({ jobId }) => jobId));
       expect(ofJobs[1], 'done in the order of accepted').toEqual(ofJobs[0]);
-      await row.holds('log order kept');
+      row.holds('log order kept');
       await expectHistory(fleet, id);
-      await row.holds('no loss');
+      row.holds('no loss');
     },
     { cannot },
   );

@@ -52,11 +52,11 @@ describe('between real addresses', () => {
       const again = (await sentTo(fleet, id, 'b')).filter((jobId) => lost.includes(jobId));
       expect(again.length, 'jobs of a that b was sent').toBeGreaterThan(0);
       expect(b.events('job-done').length).toBeGreaterThan(0);
-      await row.holds('its jobs were taken elsewhere');
+      row.holds('its jobs were taken elsewhere');
       await network.heal('a');
       await eventually('nothing waits for its acknowledgement', async () => (await resultsOf(a)).length === 0);
       await expectFiles(fleet, id);
-      await row.holds('after the heal: late results acknowledged unseen, one file for each job');
+      row.holds('after the heal: late results acknowledged unseen, one file for each job');
     },
     { cannot },
   );

@@ -63,7 +63,7 @@ describe('those who should not get in', () => {
     expect(await status({})).toBe(401);
     expect(await status({ path: `/v1/ws?token=${token}` })).toBe(404);
     expect(await status({ token: `gantry_${randomBytes(32).toString('base64url')}` })).toBe(401);
-    await row.holds('refused before the upgrade, each with its own status');
+    row.holds('refused before the upgrade, each with its own status');
 
     await using doomed = await WsPeer.hello({ port }, revoked);
     row.injected();
@@ -86,7 +86,7 @@ describe('those who should not get in', () => {
       code: 'AUTH_FAILED',
       message: expect.stringContaining('role operator') as string,
     });
-    await row.holds('a role is what the host says, whatever the peer says');
+    row.holds('a role is what the host says, whatever the peer says');
 
     const idle: ReturnType<typeof raw>[] = [];
     // In waves that the queue of the listening socket holds: what overflows there exists at this end only.
@@ -121,7 +121,7 @@ describe('those who should not get in', () => {
       connection.write(head);
     });
     expect([1006, 1009]).toContain(announced);
-    await row.holds('100,000 fragments and a frame of 1 GB end their link');
+    row.holds('100,000 fragments and a frame of 1 GB end their link');
 
     expect(await link.ask('job.offer', { lines: [] })).toMatchObject({ result: {} });
     stop.abort();
@@ -131,9 +131,9 @@ describe('those who should not get in', () => {
     expect(took.length).toBeGreaterThan(20);
     // 1 s is the promise of a machine of its own; this one may run eight test suites.
     expect(p99, `p99 of ${took.length} requests in ms`).toBeLessThan(10_000);
-    await row.holds(`one that means it was answered ${took.length} times meanwhile, p99 ${Math.round(p99)} ms`);
+    row.holds(`one that means it was answered ${took.length} times meanwhile, p99 ${Math.round(p99)} ms`);
     expect(rssMost - rssBefore, 'MiB more').toBeLessThan(MORE_MIB);
-    await row.holds(`at most ${Math.round(rssMost - rssBefore)} MiB more`);
+    row.holds(`at most ${Math.round(rssMost - rssBefore)} MiB more`);
   });
 
   fault('F42', 'invite code replayed or guessed', async (row) => {
@@ -144,21 +144,21 @@ describe('those who should not get in', () => {
     expect(await pair(host, used)).toMatchObject({ status: 200 });
     const replayed = await pair(host, used);
     expect(replayed.status).toBe(401);
-    await row.holds('a code works once');
+    row.holds('a code works once');
     const open = await code();
     const guesses = [];
     // With the replay these are the four before the fifth.
     for (const wrong of ['AAAA-AAAA', '', used.toLowerCase()]) guesses.push(await pair(host, wrong));
     expect(new Set([replayed, ...guesses].map(({ status, body }) => `${status} ${body}`)).size).toBe(1);
     expect(replayed.body).toContain('AUTH_FAILED');
-    await row.holds('unknown, used and empty codes: byte-equal');
+    row.holds('unknown, used and empty codes: byte-equal');
     expect((await pair(host, 'BBBB-BBBB')).status).toBe(401);
     expect(await pair(host, open)).toMatchObject({ status: 429 });
-    await row.holds('after five failures the address is not heard, not even with the right code');
+    row.holds('after five failures the address is not heard, not even with the right code');
     const audit = await readFile(join(host.directory, 'state', 'audit.jsonl'), 'utf8');
     for (const secret of [used, open]) expect(audit).not.toContain(secret);
     expect(audit.match(/"action":"pair","outcome":"ok"/g)).toHaveLength(1);
-    await row.holds('the audit log has each, and no code');
+    row.holds('the audit log has each, and no code');
   });
 });
 

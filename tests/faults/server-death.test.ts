@@ -52,7 +52,7 @@ describe('a model server dies or hangs', () => {
     });
     expect(await untilEnded(bridge, id)).toBe('success');
     await expectHistory(fleet, id);
-    await row.holds('every image once, the next attempts on any host');
+    row.holds('every image once, the next attempts on any host');
   });
 
   fault('F02', 'leader SIGKILLed mid-job, on the only host', async (row) => {
@@ -65,7 +65,7 @@ describe('a model server dies or hangs', () => {
     process.kill(leader, 'SIGKILL');
     expect(await untilEnded(bridge, id)).toBe('success');
     await expectHistory(fleet, id);
-    await row.holds('it goes on there after the restart');
+    row.holds('it goes on there after the restart');
   });
 
   fault('F03', 'worker killed mid-job', async (row) => {
@@ -82,7 +82,7 @@ describe('a model server dies or hangs', () => {
     );
     expect(await untilEnded(bridge, id)).toBe('success');
     await expectHistory(fleet, id);
-    await row.holds('every image once');
+    row.holds('every image once');
   });
 
   fault('F03', 'worker killed, /health stays 200', async (row) => {
@@ -99,7 +99,7 @@ describe('a model server dies or hangs', () => {
     const id = await startBatch(bridge, 2);
     expect(await untilEnded(bridge, id)).toBe('success');
     await expectHistory(fleet, id);
-    await row.holds('the next jobs get a new server');
+    row.holds('the next jobs get a new server');
   });
 
   fault('F09', 'hangs mid-generation', async (row) => {
@@ -123,7 +123,7 @@ describe('a model server dies or hangs', () => {
     await row.sees('killed, although stopped', 60_000 + 30_000 + 5_000, async () => await allGone(tree));
     expect(await untilEnded(bridge, id)).toBe('success');
     await expectHistory(fleet, first, id);
-    await row.holds('its job was done elsewhere, once');
+    row.holds('its job was done elsewhere, once');
   });
 });
 
@@ -141,7 +141,7 @@ describe('a model server starts or ends badly', () => {
     await row.sees('release returns', 30_000 + 5_000 + 15_000, async () => await released);
     expect(await host.computePids()).toEqual([]);
     expect(host.events('server-forced').length, 'logged as forced').toBeGreaterThan(0);
-    await row.holds('logged as forced');
+    row.holds('logged as forced');
   });
 
   fault('F05', 'grandchildren setsid + renamed', async (row) => {
@@ -180,8 +180,8 @@ describe('a model server starts or ends badly', () => {
     expect(
       host.events('job-accepted').filter(({ time }) => time < (host.events('gpu-recovered')[0]?.time ?? 0)),
     ).toEqual([]);
-    await row.holds('no grants before that');
+    row.holds('no grants before that');
     expect((await asked)['status']).toBe('success');
-    await row.holds('the job that waited for it is done');
+    row.holds('the job that waited for it is done');
   });
 });

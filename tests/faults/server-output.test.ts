@@ -26,7 +26,7 @@ describe('a model server writes what it should not', () => {
     expect(failed.map(({ error }) => error.code)).toEqual(['RESULT_INVALID', 'RESULT_INVALID']);
     expect(fleet.host('a').events('model-failed'), 'the server is not to blame for long').toEqual([]);
     await expectHistory(fleet, id);
-    await row.holds('each attempt fails at once, RESULT_INVALID; every image comes by another one');
+    row.holds('each attempt fails at once, RESULT_INVALID; every image comes by another one');
   });
 
   fault('F11', 'an image of another size than asked', async (row) => {
@@ -36,7 +36,7 @@ describe('a model server writes what it should not', () => {
     const answer = await bridge.ask('generate_image', { ...SMALL, prompt: 'a fox' });
     expect(answer['parameters_used']).toMatchObject({ width: 320, height: 192 });
     expect(JSON.stringify(answer['notes'])).toMatch(/320x192/);
-    await row.holds('saved, and said');
+    row.holds('saved, and said');
   });
 
   fault('F12', 'log flood 100 MB/s', async (row) => {
@@ -66,11 +66,11 @@ describe('a model server writes what it should not', () => {
     const [answer] = await onBoth('generate_image', { ...SMALL, prompt: 'a fox', model: SECOND });
     expect(answer?.['status'], 'the child is not blocked').toBe('success');
     expect((await modelOf(host, 'second')).state).toBe('ready');
-    await row.holds('child not blocked');
+    row.holds('child not blocked');
     expect(mostOnDiskMiB, 'MiB of logs').toBeLessThan(20 * (5 + 1) + BETWEEN_LOOKS_MIB);
-    await row.holds(`files capped: ${Math.round(mostOnDiskMiB)} MiB at most`);
+    row.holds(`files capped: ${Math.round(mostOnDiskMiB)} MiB at most`);
     expect(grownMiB, 'MiB that the agent needed more than its twin').toBeLessThan(20);
-    await row.holds(`agent RSS ${Math.round(grownMiB)} MiB above its twin's`);
+    row.holds(`agent RSS ${Math.round(grownMiB)} MiB above its twin's`);
     await eventually('it can be ended', () => onBoth('release_gpu', { model: SECOND, wait_seconds: 45 }));
   });
 });

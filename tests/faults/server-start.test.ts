@@ -39,7 +39,7 @@ describe('a model server does not become ready', () => {
     const id = await startBatch(bridge, 3);
     expect(await untilEnded(bridge, id)).toBe('success');
     await expectHistory(fleet, id);
-    await row.holds('others unaffected');
+    row.holds('others unaffected');
     const failureOf = (alias: string) => host.events('model-failed').find((event) => event['slotId'] === alias);
     // Failed means ended: the grace of the stop comes on top.
     const silent = await row.sees('no answer: fails by the stall limit', 330_000, async () => failureOf('silent'));
@@ -48,7 +48,7 @@ describe('a model server does not become ready', () => {
     const lines = String(slow['error']).split('\n').slice(1);
     expect(lines.length).toBeGreaterThan(1);
     expect(lines.length).toBeLessThanOrEqual(20);
-    await row.holds('with its last log lines, 20 at most');
+    row.holds('with its last log lines, 20 at most');
   });
 
   fault('F07', 'crash loop', async (row) => {
@@ -65,13 +65,13 @@ describe('a model server does not become ready', () => {
     const model = await modelOf(host, 'klein');
     expect(model).toMatchObject({ state: 'failed', slots: [{ phase: 'cannot' }] });
     expect(model.slots[0]?.reason).toMatch(/exited with code 1 before it was ready/);
-    await row.holds('the slot says why');
+    row.holds('the slot says why');
     const bridge = await fleet.bridge(bridgeConfig());
     const asked = await bridge.call('generate_image', { ...SMALL, prompt: 'a fox', wait_seconds: 3 });
     expect(asked.json['status'] ?? 'refused', asked.text).not.toBe('success');
     expect(asked.text).toMatch(/exited with code 1 before it was ready/);
     expect(host.events('model-loading')).toHaveLength(3);
-    await row.holds('one clear reason to the caller, and no further start');
+    row.holds('one clear reason to the caller, and no further start');
   });
 
   fault('F08', 'orphan answers 200 on our port', async (row) => {
@@ -96,7 +96,7 @@ describe('a model server does not become ready', () => {
       expect(host.events('model-ready')).toEqual([ready]);
       expect(host.log.join('\n'), 'the orphan is named').toMatch(new RegExp(`\\b${orphan.pid}\\b`));
       expect((await readFile(join(fleet.directory, 'starts'), 'utf8')).trim().split('\n')).toHaveLength(2);
-      await row.holds('orphan named, next port, one extra start');
+      row.holds('orphan named, next port, one extra start');
       const bridge = await fleet.bridge(bridgeConfig());
       const id = await startBatch(bridge, 1);
       expect(await untilEnded(bridge, id)).toBe('success');

@@ -30,19 +30,19 @@ describe('what is on disk is damaged', () => {
     for (const name of STATE) await writeFile(join(state, name), GARBAGE);
     await cutShort(join(state, 'tokens.json'), 5); // the entry of our token is left whole
     await host.startAgent();
-    await row.holds('starts');
+    row.holds('starts');
     const bad = [...STATE, 'journal.jsonl', 'tokens.json'].sort();
     // Some are read beside the work of the start.
     await eventually('the status tells of each', async () => {
       const told = (await statusOf(host)).snapshot.problems.join('\n');
       return bad.every((name) => told.includes(`${name} was damaged`));
     });
-    await row.holds('warnings in the status');
+    row.holds('warnings in the status');
     expect(await corruptFiles(state, join(state, 'journal'))).toEqual(bad);
-    await row.holds('each bad file is kept as .corrupt-<ts>');
+    row.holds('each bad file is kept as .corrupt-<ts>');
     expect(await untilEnded(bridge, id)).toBe('success');
     await expectHistory(fleet, id);
-    await row.holds('the rest used: every image once');
+    row.holds('the rest used: every image once');
   });
 
   fault('F17', "power loss: the agent's journal is empty, or cut", async (row) => {
@@ -63,7 +63,7 @@ describe('what is on disk is damaged', () => {
     }
     expect(await untilEnded(bridge, id)).toBe('success');
     await expectHistory(fleet, id);
-    await row.holds('what it does not know is taken again, every image saved once');
+    row.holds('what it does not know is taken again, every image saved once');
   });
 
   fault('F17', 'power loss: the manifest', async (row) => {
@@ -91,19 +91,19 @@ describe('what is on disk is damaged', () => {
       return types.has('repaired') && types.has('ended');
     });
     expect(await untilEnded(next, flipped)).toBe('success');
-    await row.holds('the next bridge goes on with each');
+    row.holds('the next bridge goes on with each');
     await expectHistory(fleet, cut, flipped);
     expect(host.events('job-accepted')).toHaveLength(made);
-    await row.holds('a file that matches its `saving` line is not fetched again');
+    row.holds('a file that matches its `saving` line is not fetched again');
     expect(await corruptFiles(dirname(pathOf(fleet, cut)))).toEqual([]);
     expect(await corruptFiles(dirname(pathOf(fleet, flipped)))).toEqual(['manifest.jsonl']);
     expect(await corruptFiles(dirname(pathOf(fleet, unreadable)))).toEqual(['manifest.jsonl']);
-    await row.holds('bad files are kept as .corrupt-<ts>, half a last line is none');
+    row.holds('bad files are kept as .corrupt-<ts>, half a last line is none');
     const { notes } = await next.ask('get_job', { id: flipped });
     expect(String(notes)).toMatch(/One line of the record .* could not be read.*corrupt-/);
     const answer = await next.call('get_job', { id: unreadable });
     expect(answer.text).toMatch(/damaged .*corrupt-/);
-    await row.holds('get_job says so');
+    row.holds('get_job says so');
   });
 });
 
