@@ -1,9 +1,10 @@
-import { lstatSync, readdirSync, readlinkSync, renameSync, rmSync, symlinkSync } from 'node:fs';
-import { mkdir, readdir } from 'node:fs/promises';
+import { readlinkSync, renameSync, rmSync, symlinkSync } from 'node:fs';
+import { mkdir } from 'node:fs/promises';
 import type { Socket } from 'node:net';
 import { join } from 'node:path';
 import { socketPath } from '../shared/agent-socket.ts';
-import { InstanceSocket, PRIVATE_NAME, UNBORN_NAME, askHolder } from './instance-socket.ts';
+import { elect } from '../shared/election.ts';
+import type { LockSocket } from '../shared/lock-socket.ts';
 
 const ANSWER_MS = 5_000;
 
@@ -18,37 +19,29 @@ export class AlreadyRunning extends Error {
 }
 
 /**
- * The right to use a state directory, held as a listening unix socket in it, which the kernel closes at death, however
- * that comes. Each agent has a socket under a name of its own, `s.XXXXXXXX`; the holder's is also reached by the link
- * `agent.sock`. Whoever connects is told the holder's pid, and is then served, or sent away while nobody serves.
- *
- * Two never hold at a time. (1) A private name belongs to one socket ever, and is seen only when that listens: who is
- * refused there is gone for good, and his name may be removed by anybody. (2) Each looks for the names of others after
- * his own is there. So of any two, the later one sees the earlier, and holds only after that one is gone. Which of two
- * that are starting gives way, the later or the earlier, is no matter of safety; that the one with the lower name does
- * not is why one of them stays. `agent.sock` decides nothing, unless a former release listens there. (macOS refuses, too,
- * where more wait than a socket's queue holds, which takes a holder that hangs and hundreds that ask.)
+ * The right to use a state directory, which one agent has at a time (why: `shared/election.ts`). Its socket there,
+ * `s.XXXXXXXX`, is also reached by the link `agent.sock`, which decides nothing, unless a former release listens there.
+ * Whoever connects is told the holder's pid, and is then served, or sent away while nobody serves.
  */
 export class SingleInstance implements AsyncDisposable {
-  readonly #socket: InstanceSocket;
+  readonly #socket: LockSocket;
   readonly #stateDir: string;
 
-  private constructor(socket: InstanceSocket, stateDir: string) {
+  private constructor(socket: LockSocket, stateDir: string) {
     this.#socket = socket;
     this.#stateDir = stateDir;
   }
 
   static async acquire(stateDir: string, { answerMs = ANSWER_MS } = {}): Promise<SingleInstance> {
-    const path = socketPath(stateDir);
+    const known = socketPath(stateDir);
     await mkdir(stateDir, { recursive: true, mode: 0o700 });
-    const election = { stateDir, answerMs };
-    const socket = isWindows ? await takePipe(path, election) : await InstanceSocket.appearIn(stateDir);
+    // No longer than `agent.sock`, so that a state directory that is short enough for the one is so for the other.
+    const place = isWindows ? known : join(stateDir, 's');
+    const socket = await elect({ place, former: known, answerMs }, { who: `pid ${process.pid}` });
+    if (typeof socket === 'string') throw new AlreadyRunning(stateDir, socket);
     const instance = new SingleInstance(socket, stateDir);
     try {
-      if (!isWindows) {
-        await giveWay(socket.name, election);
-        publish(stateDir, socket.name);
-      }
+      if (!isWindows) publish(stateDir, socket.name);
       socket.hold();
       return instance;
     } catch (error) {
@@ -69,40 +62,13 @@ export class SingleInstance implements AsyncDisposable {
   }
 }
 
-type Election = { stateDir: string; answerMs: number };
-
 const isWindows = process.platform === 'win32';
 
-async function takePipe(path: string, { stateDir, answerMs }: Election): Promise<InstanceSocket> {
-  for (;;) {
-    const socket = await InstanceSocket.onPipe(path);
-    if (socket !== undefined) return socket;
-    const holder = await askHolder(path, { until: 'decided', answerMs });
-    if (holder !== undefined) throw new AlreadyRunning(stateDir, holder);
-  }
-}
-
-/** Returns when all others are gone. The lower names first: there is nothing to wait for when one of them lives. */
-async function giveWay(own: string, { stateDir, answerMs }: Election): Promise<void> {
-  const names = (await readdir(stateDir)).filter((name) => PRIVATE_NAME.test(name) && name !== own).sort();
-  for (const name of names) {
-    const path = join(stateDir, name);
-    const holder = await askHolder(path, { until: name < own ? 'starting' : 'decided', answerMs });
-    if (holder !== undefined) throw new AlreadyRunning(stateDir, holder);
-    rmSync(path, { force: true });
-  }
-  const path = socketPath(stateDir);
-  if (lstatSync(path, { throwIfNoEntry: false })?.isSocket() !== true) return;
-  const holder = await askHolder(path, { until: 'decided', answerMs }); // an agent of a former release listened there itself
-  if (holder !== undefined) throw new AlreadyRunning(stateDir, holder);
-}
-
-/** Puts the link to our socket under the name everybody knows, and removes what those that died at their start left. */
+/** Puts the link to our socket under the name everybody knows. */
 function publish(stateDir: string, own: string): void {
-  const link = join(stateDir, own.replace('s.', 'n.'));
+  const link = join(stateDir, own.replace('.', '#'));
   symlinkSync(own, link);
   renameSync(link, socketPath(stateDir));
-  for (const name of readdirSync(stateDir)) if (UNBORN_NAME.test(name)) rmSync(join(stateDir, name), { force: true });
 }
 
 function publishedIn(stateDir: string): string | undefined {

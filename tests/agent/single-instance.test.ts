@@ -60,8 +60,8 @@ describe('what others left', () => {
   });
 
   test('neither does a start that broke off, a link to nowhere, or a plain file', async () => {
-    await writeFile(join(stateDir, 'n.00000000'), '');
-    await symlink('s.ffffffff', join(stateDir, 'n.00000001'));
+    await writeFile(join(stateDir, 's#00000000'), '');
+    await symlink('s.ffffffff', join(stateDir, 's#00000001'));
     await writeFile(join(stateDir, 's.00000000'), '');
     await symlink('s.00000000', socketPath(stateDir));
     await holdsAndLeavesNothing();

@@ -1,53 +1,51 @@
 import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
-import { chmodSync, existsSync, renameSync, rmSync } from 'node:fs';
+import { chmodSync, existsSync, lstatSync, renameSync, rmSync } from 'node:fs';
 import type { Server, Socket } from 'node:net';
 import { connect, createServer } from 'node:net';
-import { basename, join } from 'node:path';
+import { basename } from 'node:path';
 import { addAbortSignal } from 'node:stream';
-import { Deadline, pause } from '../shared/abort.ts';
-
-/** No longer than `agent.sock`, so that a state directory that is short enough for the one is so for the other. */
-export const PRIVATE_NAME = /^s\.[0-9a-f]{8}$/;
-/** What is not there yet: a socket until it listens, a link until it is complete. */
-export const UNBORN_NAME = /^n\.[0-9a-f]{8}$/;
+import { Deadline, pause } from './abort.ts';
 
 /** Between two questions to one that hangs up without a word: it is just ending. */
 const ASK_AGAIN_MS = 20;
 const STARTING = ' starting';
 
 /**
- * A listening socket that tells whoever connects its process' pid in a first line: `pid N starting` until it is decided
- * who holds the state directory, then `pid N`. Its file can be opened by the owner and by root only.
+ * A listening socket that tells whoever connects in a first line who has it: `WHO starting` until it is decided who holds
+ * what the sockets beside it are about, then `WHO`. Its file can be opened by the owner and by root only.
  */
-export class InstanceSocket implements AsyncDisposable {
+export class LockSocket implements AsyncDisposable {
   readonly #server: Server;
+  readonly #who: string;
   /** The name others see; on Windows there is no file. */
   readonly #path: string | undefined;
+  #inode: number | undefined;
   readonly #undecided = new Set<Socket>();
   #isHolder = false;
   #serve: ((socket: Socket) => void) | undefined;
 
-  private constructor(path?: string) {
+  private constructor({ who, path }: { who: string; path?: string }) {
+    this.#who = who;
     this.#path = path;
     this.#server = createServer((socket) => this.#greet(socket));
   }
 
   /**
-   * A socket of a name of its own in the directory. Under that name it is never seen before it listens, and no other
-   * socket is ever seen: who is refused there is refused for good.
+   * A socket of a name of its own, `STEM.XXXXXXXX`. Under that name it is never seen before it listens, and no other socket
+   * is ever seen: who is refused there is refused for good. Until it listens it is called `STEM#XXXXXXXX`.
    */
-  static async appearIn(directory: string): Promise<InstanceSocket> {
+  static async appearAt(stem: string, { who }: { who: string }): Promise<LockSocket> {
     for (;;) {
       const id = randomBytes(4).toString('hex');
-      const socket = new InstanceSocket(join(directory, `s.${id}`));
-      if (await socket.#appearsFrom(join(directory, `n.${id}`))) return socket;
+      const socket = new LockSocket({ who, path: `${stem}.${id}` });
+      if (await socket.#appearsFrom(`${stem}#${id}`)) return socket;
     }
   }
 
   /** Windows: a name in use is an error there, and the kernel takes it away at death. Undefined when it is in use. */
-  static async onPipe(path: string): Promise<InstanceSocket | undefined> {
-    const socket = new InstanceSocket();
+  static async onPipe(path: string, { who }: { who: string }): Promise<LockSocket | undefined> {
+    const socket = new LockSocket({ who });
     return (await listens(socket.#server, path)) ? socket : undefined;
   }
 
@@ -55,15 +53,25 @@ export class InstanceSocket implements AsyncDisposable {
     return this.#path === undefined ? '' : basename(this.#path);
   }
 
-  /** It is decided: this one holds the state directory. Who waited for that is told. */
+  /** False once somebody removed or replaced the file. */
+  get isInPlace(): boolean {
+    return this.#path === undefined || inodeOf(this.#path) === this.#inode;
+  }
+
+  /** It is decided: this one holds. Who waited for that is told. */
   hold(): void {
     this.#isHolder = true;
-    for (const socket of this.#undecided) hangUp(socket, `pid ${process.pid}\n`);
+    for (const socket of this.#undecided) hangUp(socket, `${this.#who}\n`);
   }
 
   /** From now on whoever connects is handed to `serve`. */
   serve(serve: (socket: Socket) => void): void {
     this.#serve = serve;
+  }
+
+  /** From now on it keeps no process alive. */
+  unref(): void {
+    this.#server.unref();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -80,6 +88,7 @@ export class InstanceSocket implements AsyncDisposable {
     return await listens(this.#server, unborn, () => {
       chmodSync(unborn, 0o600);
       if (existsSync(path)) throw Object.assign(new Error(`${path} is there`), { code: 'EADDRINUSE' });
+      this.#inode = inodeOf(unborn);
       renameSync(unborn, path);
     });
   }
@@ -90,18 +99,18 @@ export class InstanceSocket implements AsyncDisposable {
       this.#undecided.add(socket);
       socket.once('close', () => this.#undecided.delete(socket));
       socket.resume(); // else its end is not seen
-      socket.write(`pid ${process.pid}${STARTING}\n`);
+      socket.write(`${this.#who}${STARTING}\n`);
       return;
     }
-    if (this.#serve === undefined) return hangUp(socket, `pid ${process.pid}\n`);
-    socket.write(`pid ${process.pid}\n`);
+    if (this.#serve === undefined) return hangUp(socket, `${this.#who}\n`);
+    socket.write(`${this.#who}\n`);
     this.#serve(socket);
   }
 }
 
 /**
- * What the agent at this socket says of itself, or undefined when nobody listens there any more. One that is starting is
- * waited for until it is decided, unless `starting` is enough. One that hangs has it all the same.
+ * What the one at this socket says of itself, or undefined when nobody listens there any more. One that is starting is
+ * waited for until it is decided, unless `starting` is enough. One that hangs, or that we may not ask, has it all the same.
  */
 export async function askHolder(
   path: string,
@@ -117,6 +126,7 @@ export async function askHolder(
     } catch (error) {
       const code = error instanceof Error && 'code' in error ? error.code : undefined;
       if (code === 'ECONNREFUSED' || code === 'ENOENT' || code === 'ENOTSOCK') return undefined;
+      if (code === 'EACCES' || code === 'EPERM') return "it is another user's";
       // It ended while we asked, or so many ask that there is no room for one more.
       const isPassing = code === 'ECONNRESET' || code === 'EPIPE' || code === 'EAGAIN';
       if (!isPassing && !patience.signal.aborted) throw error;
@@ -148,6 +158,10 @@ async function listens(server: Server, path: string, whenBound: () => void = () 
     if (code === 'EADDRINUSE' || code === 'ENOENT') return false;
     throw error;
   }
+}
+
+function inodeOf(path: string): number | undefined {
+  return lstatSync(path, { throwIfNoEntry: false })?.ino;
 }
 
 /** One that stays would keep us from closing. */
