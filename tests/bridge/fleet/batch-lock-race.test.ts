@@ -12,7 +12,7 @@ import { pause } from '../../../shared/abort.ts';
 
 const MODULE = fileURLToPath(new URL('../../../bridge/fleet/batch-lock.ts', import.meta.url));
 const RACERS = 5;
-/** Enough to catch a takeover that waits a tenth of a second instead of being sure, in five runs of six. */
+/** Enough to catch a takeover that waits a tenth of a second instead of being sure, in three runs of four. */
 const DEATHS = 10;
 /** However slow the machine is: what happened until then is judged. */
 const LONGEST_MS = 10_000;
