@@ -1,6 +1,6 @@
 import { subscribe, unsubscribe } from 'node:diagnostics_channel';
 import { once } from 'node:events';
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import type { Socket } from 'node:net';
 import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
@@ -91,6 +91,28 @@ test('S14: an address that guessed tokens is not heard with the code of an invit
   socket.write(`POST /v1/pair HTTP/1.1\r\nhost: localhost\r\n${type}\r\n${body}`);
   expect(await text(socket)).toMatch(/^HTTP\/1.1 429 /);
   expect((await host.ask('token.list', {})).tokens.map(({ name }) => name)).toEqual(['laptop']);
+});
+
+test('a pairing is heard up to 4 KiB, whoever sends it', async () => {
+  const body = JSON.stringify({ code: 'AAAA-AAAA', name: 'x', more: 'y'.repeat(8_000) });
+  const type = `content-type: application/json\r\ncontent-length: ${body.length}\r\nconnection: close\r\n`;
+  const socket = connect(agent.address.port, '127.0.0.1');
+  socket.write(`POST /v1/pair HTTP/1.1\r\nhost: localhost\r\n${type}\r\n${body}`);
+  expect(await text(socket)).toMatch(/^HTTP\/1.1 400 [^]*has at most 4096 bytes/);
+});
+
+test('S20: of a defect a peer hears that there is one, and neither where nor why', async () => {
+  await using broken = await agentAt('broken', 'tls: off');
+  await mkdir(join(dir, 'broken', 'tokens.json')); // so that it can neither be read nor be mended
+  for (const upgrade of ['', 'connection: upgrade\r\nupgrade: websocket\r\n']) {
+    const socket = connect(broken.address.port, '127.0.0.1');
+    const close = upgrade === '' ? 'connection: close\r\n' : '';
+    const head = `host: localhost\r\n${upgrade}${close}authorization: Bearer ${token}\r\n`;
+    socket.write(`GET /v1/ws HTTP/1.1\r\n${head}\r\n`);
+    const answer = await text(socket);
+    expect(answer).toMatch(/^HTTP\/1.1 500 [^]*"INTERNAL"/);
+    expect(answer).not.toMatch(/EISDIR|tokens|broken|\.ts|\n? {4}at /);
+  }
 });
 
 test('S1: with TLS nobody is let down to a version before 1.3', async () => {
