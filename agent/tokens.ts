@@ -1,5 +1,5 @@
 import { createHash, randomBytes, randomUUID, timingSafeEqual } from 'node:crypto';
-import { chown, mkdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
+import { mkdir, open, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
 import { pause } from '../shared/abort.ts';
@@ -126,8 +126,8 @@ export class TokenStore implements AsyncDisposable {
     const tokens = change(read.tokens);
     if (read.isDamaged) await rename(this.#path, `${this.#path}.corrupt-${Date.now()}`);
     const next = `${this.#path}.new`;
-    await writeFile(next, `${JSON.stringify({ tokens }, undefined, 2)}\n`, { mode: 0o600, flush: true });
-    await keepOwner(next, this.#dir);
+    await rm(next, { force: true }); // of a process that died
+    await writeNew(next, `${JSON.stringify({ tokens }, undefined, 2)}\n`, this.#dir);
     await rename(next, this.#path);
     this.#adopt(tokens, await versionOf(this.#path));
   }
@@ -218,9 +218,16 @@ function isAlive(pid: number): boolean {
   }
 }
 
-/** When root changes the file for a daemon that runs as another user, that user must still be able to read it. */
-async function keepOwner(path: string, dir: string): Promise<void> {
-  if (process.getuid?.() !== 0) return;
-  const { uid, gid } = await stat(dir);
-  await chown(path, uid, gid);
+/**
+ * Root changes the file of a daemon that runs as another user, in a directory where that user, and with it every engine, may
+ * put links: so the file is a new one, and what gets the directory's owner is that file and not whatever has its name by then.
+ */
+async function writeNew(path: string, text: string, directory: string): Promise<void> {
+  await using file = await open(path, 'wx', 0o600);
+  await file.writeFile(text);
+  if (process.getuid?.() === 0) {
+    const { uid, gid } = await stat(directory);
+    await file.chown(uid, gid);
+  }
+  await file.sync();
 }

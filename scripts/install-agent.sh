@@ -18,8 +18,9 @@ usage: install-agent.sh [options]
   --prefix DIR     where the program goes (default /usr/local)
   --root DIR       install into another root directory, an image for example; nothing is started then
   --yes            ask nothing
-  --uninstall      stop it and remove the program and the service; configuration, tokens, results and weights stay
-  --purge          with --uninstall: those, and the user, too
+  --uninstall      stop it and remove the program and the service; configuration, tokens, results, weights and the user
+                   stay
+  --purge          with --uninstall: those, too
   -h, --help       this text
 END
 }
@@ -146,7 +147,7 @@ make_configuration() {
 
 give_configuration() {
   chmod 640 "$ROOT$CONFIG"
-  [ "$(id -u)" != 0 ] || chown "0:$(group_id)" "$ROOT$CONFIG"
+  [ "$(id -u)" != 0 ] || chown "0:$(id_in group)" "$ROOT$CONFIG"
 }
 
 start() {
@@ -181,18 +182,21 @@ uninstall() {
     say 'Running jobs have 30 s to end, model servers 60 s.'
     act systemctl disable --now "$UNIT"
   fi
-  act rm -f "$ROOT$UNIT_FILE" "$ROOT$SYSUSERS" "$ROOT$PROGRAM"
+  act rm -f "$ROOT$UNIT_FILE" "$ROOT$UNIT_FILE.new" "$ROOT$SYSUSERS" "$ROOT$SYSUSERS.new" "$ROOT$PROGRAM"
   act rm -rf "$ROOT$LIB" "$ROOT$LIB.new" "$ROOT$LIB.old" "$ROOT$LIB.unfinished"
   [ -n "$ROOT" ] || act systemctl daemon-reload
   if [ -z "$PURGE" ]; then
-    for kept in /etc/gantry /var/lib/gantry /var/cache/gantry /var/log/gantry; do
+    for kept in /etc/gantry "/etc/systemd/system/$UNIT.d" /var/lib/gantry /var/cache/gantry /var/log/gantry; do
       [ ! -e "$ROOT$kept" ] || say "kept: $kept"
     done
+    [ -z "$(id_in passwd)" ] || say 'kept: the user gantry'
     say 'To remove them too: install-agent.sh --uninstall --purge'
     return
   fi
   act rm -rf "$ROOT/etc/gantry" "$ROOT/etc/systemd/system/$UNIT.d" "$ROOT/var/lib/gantry" "$ROOT/var/cache/gantry" "$ROOT/var/log/gantry"
-  if [ -z "$ROOT" ] && getent passwd gantry > /dev/null; then act userdel gantry; fi
+  [ -z "$(id_in passwd)" ] || act userdel ${ROOT:+--prefix "$ROOT"} gantry
+  # Gone with the user where the system does so.
+  [ -z "$(id_in group)" ] || act groupdel ${ROOT:+--prefix "$ROOT"} gantry
 }
 
 # systemd's view has no home directories, so a node in one of them cannot be used.
@@ -240,8 +244,9 @@ find_gpu() {
   fi
 }
 
-group_id() {
-  sed -n 's/^gantry:[^:]*:\([0-9]*\):.*/\1/p' "$ROOT/etc/group"
+# $1: passwd or group; nothing where it has no gantry.
+id_in() {
+  [ ! -f "$ROOT/etc/$1" ] || sed -n 's/^gantry:[^:]*:\([0-9]*\):.*/\1/p' "$ROOT/etc/$1"
 }
 
 # $1: the text, $2: where, seen from the new root.

@@ -96,6 +96,13 @@ const DECLARATIONS = [
 const IMPURE =
   /node:|\bprocess\b|\bDate\.now\b|\bnew Date\(\)|\bperformance\b|\bMath\.random\b|\bcrypto\b|\basync\b|\bawait\b/;
 
+const EQUALITY = new Set<ts.SyntaxKind>([
+  ts.SyntaxKind.EqualsEqualsToken,
+  ts.SyntaxKind.EqualsEqualsEqualsToken,
+  ts.SyntaxKind.ExclamationEqualsToken,
+  ts.SyntaxKind.ExclamationEqualsEqualsToken,
+]);
+
 const sources = (await Promise.all(['shared', 'agent', 'bridge'].map(sourcesUnder))).flat().sort();
 const marked = await Promise.all(sources.map(async (file) => /\bPURE\b/.test(await textOf(file))));
 const pure = [...new Set([...DECIDING, ...sources.filter((_, index) => marked[index])])].sort();
@@ -136,6 +143,29 @@ describe('pure files', () => {
       expect([...pure, ...DECLARATIONS], `${file} → ${from}`).toContain(target);
     }
   });
+});
+
+describe('S3: where a secret is judged', () => {
+  // `===` and `equals` stop at the first byte that differs, and how long that takes can be measured from outside.
+  test.each(['agent/tokens.ts', 'agent/pairing.ts', 'bridge/pairing/pinned-certificate.ts'])(
+    '%s compares in constant time only',
+    async (file) => {
+      const text = await textOf(file);
+      const source = ts.createSourceFile(file, text, ts.ScriptTarget.Latest, true);
+      const compared: string[] = [];
+      const visit = (node: ts.Node): void => {
+        if (ts.isBinaryExpression(node) && EQUALITY.has(node.operatorToken.kind)) {
+          const sides = [node.left, node.right].map((side) => side.getText());
+          if (sides.some((side) => /digest|sha256|fingerprint/i.test(side))) compared.push(node.getText());
+        }
+        ts.forEachChild(node, visit);
+      };
+      visit(source);
+      expect(compared).toEqual([]);
+      expect(text).toContain('timingSafeEqual(');
+      expect(withoutComments(text)).not.toMatch(/\.(equals|compare|localeCompare)\(/);
+    },
+  );
 });
 
 describe('documents name', () => {

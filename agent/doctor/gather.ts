@@ -1,5 +1,5 @@
 import { execa } from 'execa';
-import { readdirSync, readFileSync, statSync } from 'node:fs';
+import { lstatSync, readdirSync, readFileSync, statSync } from 'node:fs';
 import { statfs } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { listenersOn, ownerOf } from '../server/port-owner.ts';
@@ -157,7 +157,10 @@ export function readOrphans(logDir: string): HostFacts['orphans'] {
 export function readTokens(stateDir: string): HostFacts['tokens'] {
   const path = join(stateDir, 'tokens.json');
   try {
-    const { mode } = statSync(path);
+    // Not through a link: what `--fix` changes as root must be this file, and its directory belongs to another user.
+    const found = lstatSync(path);
+    if (!found.isFile()) return undefined;
+    const { mode } = found;
     const count = (readFileSync(path, 'utf8').match(/"sha256"/g) ?? []).length;
     return { count, path, mode: mode & 0o777 };
   } catch (error) {

@@ -2,7 +2,7 @@ import { X509Certificate } from 'node:crypto';
 import { chmod, mkdtemp, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterEach, beforeEach, expect, test } from 'vitest';
+import { afterEach, beforeEach, expect, test, vi } from 'vitest';
 import { certificateOf } from '../../agent/certificate.ts';
 import { addressesOf, reachText } from '../../agent/reach.ts';
 import { createLog } from '../../shared/log.ts';
@@ -37,6 +37,16 @@ test('never replaced by itself: a damaged, foreign or half file is a problem wit
       /certificate\.pem: .*pair every laptop anew with `gantry-agent invite`/,
     );
     expect(await readFile(path, 'utf8')).toBe(text);
+  }
+});
+
+test('one that ran out is a problem and no certificate', async () => {
+  await certificateOf(dir, log);
+  vi.useFakeTimers({ toFake: ['Date'], now: Date.now() + 10.1 * 365 * 86_400_000 });
+  try {
+    await expect(certificateOf(dir, log)).rejects.toThrow(/certificate\.pem: it expired on .*pair every laptop anew/);
+  } finally {
+    vi.useRealTimers();
   }
 });
 

@@ -44,6 +44,13 @@ test('two at the same moment: one of them', async () => {
   expect(added).toHaveLength(1);
 });
 
+test('of more than twenty open invites the oldest is closed', async () => {
+  const { pairing: open } = pairing();
+  const [first, second] = Array.from({ length: 21 }, () => open.invite('operator').code);
+  expect(await refusal(open.redeem({ code: first ?? '', name: 'a' }))).toContain('AUTH_FAILED');
+  expect(await refusal(open.redeem({ code: second ?? '', name: 'b' }))).toBe('accepted');
+});
+
 test('unknown, used, expired and dead codes are refused in the same words', async () => {
   const { pairing: open, clock } = pairing();
   const words = new Set<string>();

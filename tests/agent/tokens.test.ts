@@ -1,5 +1,5 @@
 import { execa } from 'execa';
-import { mkdtemp, readdir, readFile, rm, stat, utimes, writeFile } from 'node:fs/promises';
+import { lstat, mkdtemp, readdir, readFile, rm, stat, symlink, utimes, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
@@ -68,6 +68,17 @@ test('a change that a dead process left half done is in nobody’s way', async (
   await store.add({ name: 'laptop', role: 'operator' });
   expect(await store.list()).toHaveLength(1);
   expect(await readdir(stateDir)).toEqual(['tokens.json']);
+});
+
+// The directory is the agent's user's, and so every engine's, and `sudo gantry-agent tokens add` writes in it as root.
+test('a link in its way is not followed', async () => {
+  const victim = join(stateDir, 'precious');
+  await writeFile(victim, 'precious');
+  await symlink(victim, `${file()}.new`);
+  await using store = new TokenStore({ stateDir });
+  await store.add({ name: 'laptop', role: 'operator' });
+  expect(await readFile(victim, 'utf8')).toBe('precious');
+  expect((await lstat(file())).isFile()).toBe(true);
 });
 
 test('an old lock holds nothing, whoever has it', async () => {

@@ -1,5 +1,5 @@
 import { randomUUID } from 'node:crypto';
-import { mkdtemp, readdir, readFile, readlink, rm, writeFile } from 'node:fs/promises';
+import { lstat, mkdir, mkdtemp, readdir, readFile, readlink, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
@@ -167,6 +167,24 @@ describe('a host with an engine, and two who may use it', { timeout: PATIENCE },
     expect(await listenersOf(await processTree(bridge.transport.pid ?? 0))).toEqual([]);
   });
 
+  test('tokens, prompts and pictures that host and bridge keep are for their owners alone', async () => {
+    const file = join(dir, 'kept.yaml');
+    const hosts = [{ name: 'sec', url: host.url, token: host.token }];
+    const home = join(dir, 'kept');
+    await mkdir(home);
+    const settings = { hosts, output_dir: join(home, 'out'), roots: [home] };
+    await writeFile(file, JSON.stringify(settings), { mode: 0o600 });
+    await using bridge = await BridgeClient.start({ config: file, home, stderr: 'ignore' });
+    expect(await bridge.ask('generate_image', { prompt: PROMPT, width: 256, height: 256 })).toMatchObject({
+      status: 'success',
+    });
+    await bridge.ask('list_images', {}); // which puts the image into the index
+    await bridge.ask('save_style', { name: 'night', body: PROMPT });
+    const kept = await Promise.all([join(host.directory, 'state'), join(home, '.local')].map(openTo));
+    expect(kept.flatMap(({ names }) => names).join('\n')).toMatch(/tokens\.json[^]*images\.jsonl/);
+    expect(kept.flatMap(({ open }) => open)).toEqual([]);
+  });
+
   async function get(path: string, token: string) {
     const headers = { authorization: `Bearer ${token}` };
     const signal = new AbortController().signal;
@@ -215,6 +233,19 @@ async function listenersOf(pids: readonly number[]): Promise<string[]> {
   return rows.flatMap(([, local = '', , state, , , , , , inode = '']) =>
     state === '0A' && inodes.has(inode) ? [local] : [],
   );
+}
+
+/** Below a directory: every name, and the files that others may read or write. */
+async function openTo(directory: string): Promise<{ names: string[]; open: string[] }> {
+  const [names, open]: [string[], string[]] = [[], []];
+  for (const entry of await readdir(directory, { recursive: true, withFileTypes: true })) {
+    const path = join(entry.parentPath, entry.name);
+    const found = await lstat(path).catch(() => undefined); // gone since it was listed
+    if (found === undefined || !entry.isFile()) continue;
+    names.push(entry.name);
+    if ((found.mode & 0o077) !== 0) open.push(`${path} ${(found.mode & 0o777).toString(8)}`);
+  }
+  return { names, open };
 }
 
 function isLoopback(local: string): boolean {

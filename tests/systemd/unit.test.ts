@@ -54,6 +54,30 @@ describe('the systemd unit', () => {
     }
   });
 
+  // The bar above lets each of these go by itself, and some it does not look at.
+  test.each([
+    ['NoNewPrivileges', 'yes', 'no program that it starts gets more rights than it has'],
+    ['ProtectSystem', 'strict', 'it writes nowhere but in its own directories'],
+    ['ProtectHome', 'yes', 'it sees no home directory'],
+    ['PrivateTmp', 'yes', 'nor what others have in /tmp'],
+    ['ProtectKernelTunables', 'yes', 'it changes no setting of the kernel'],
+    ['ProtectKernelModules', 'yes', 'and loads no module'],
+    ['ProtectKernelLogs', 'yes', 'and reads no log of it'],
+    ['RestrictSUIDSGID', 'yes', 'it leaves no set-uid file behind'],
+    ['SystemCallArchitectures', 'native', 'the filter of system calls has no way around it'],
+    ['UMask', '0077', 'what it writes is its own'],
+    ['StateDirectoryMode', '0700', 'tokens and pictures are closed to others by the directory, too'],
+    ['LimitCORE', '0', 'a crash leaves no memory with tokens and prompts on the disk'],
+    ['RestartPreventExitStatus', '78', 'a wrong configuration does not loop'],
+    ['OOMPolicy', 'continue', 'a server that the kernel ends does not take the agent along'],
+    ['Delegate', 'yes', 'each server gets a control group of its own'],
+    ['WatchdogSec', '120', 'a loop that hangs is noticed'],
+    ['NotifyAccess', 'all', 'systemd-notify, a child, is heard'],
+    ['LimitNOFILE', '65536', 'vLLM has the files that it wants'],
+  ])('%s=%s: %s', async (name, value) => {
+    expect((await settingsOf(UNIT)).get(name)).toBe(value);
+  });
+
   test('gives the end of the agent more time than it takes: 30 s for jobs and 60 s for servers', async () => {
     const settings = await settingsOf(UNIT);
     expect(Number(settings.get('TimeoutStopSec'))).toBeGreaterThan(30 + 60);

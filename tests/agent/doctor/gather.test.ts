@@ -1,4 +1,4 @@
-import { chmod, mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { chmod, mkdir, mkdtemp, rm, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
@@ -67,6 +67,12 @@ test('tokens are counted, with the mode of their file; none is no error', async 
   expect(readTokens(dir)).toMatchObject({ count: 0, mode: 0o600 });
   await writeFile(join(dir, 'tokens.json'), '{"tokens":[{"sha256":"a"},{"sha256":"b"}]}', { mode: 0o640 });
   expect(readTokens(dir)).toMatchObject({ count: 2, mode: 0o640 });
+});
+
+test('a link in the place of the tokens is not taken for them: its target is not for --fix to change', async () => {
+  await writeFile(join(dir, 'another'), '{}', { mode: 0o644 });
+  await symlink(join(dir, 'another'), join(dir, 'tokens.json'));
+  expect(readTokens(dir)).toBeUndefined();
 });
 
 let programs = 0;

@@ -22,6 +22,9 @@ describe('Host and Origin', () => {
     ['an address of another machine', { host: '203.0.113.7:7801' }, 421],
     ['the origin of another page', { host: 'localhost:7801', origin: 'http://evil.example' }, 403],
     ['the origin of a file or sandbox', { host: 'localhost:7801', origin: 'null' }, 403],
+    ['an origin that begins like ours', { host: 'localhost', origin: 'http://localhost.evil.example' }, 403],
+    ['an origin that has ours in it', { host: 'localhost:7801', origin: 'http://evil.example/localhost:7801' }, 403],
+    ['our origin by another scheme', { host: 'localhost:7801', origin: 'https://localhost:7801' }, 403],
     ['another port of this machine', { host: 'localhost:7801', origin: 'http://localhost:3000' }, 403],
   ])('%s', (_, headers, status) => {
     expect(checkAddress(request(headers), ['gpubox.lan'])?.status).toBe(status);

@@ -1,5 +1,5 @@
 import { existsSync } from 'node:fs';
-import { mkdtemp, readFile, rm, stat, writeFile } from 'node:fs/promises';
+import { lstat, mkdir, mkdtemp, readFile, rm, stat, symlink, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
@@ -48,6 +48,17 @@ test('commands at the same moment each keep their host, and a name that is taken
   expect(kept.map(({ name }) => name).sort()).toEqual(names);
   expect(kept.map(({ token }) => token).sort()).toEqual(tokens);
   expect((await stat(file)).mode & 0o777).toBe(0o600);
+});
+
+test('a link to it, as people have who keep their settings elsewhere, stays one', async () => {
+  await mkdir(join(directory, 'dotfiles'));
+  const real = join(directory, 'dotfiles', 'bridge.yaml');
+  await writeFile(real, '# mine\n');
+  await symlink(real, path);
+  await addHost(path, HOST);
+  expect((await lstat(path)).isSymbolicLink()).toBe(true);
+  expect(await readFile(real, 'utf8')).toMatch(/^# mine\n[^]*- name: attic/);
+  expect((await stat(real)).mode & 0o777).toBe(0o600);
 });
 
 test('one that is removed leaves the others, whatever stands beside them', async () => {

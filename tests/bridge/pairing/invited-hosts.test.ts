@@ -22,13 +22,18 @@ async function inTheWay(): Promise<string> {
   return join(stateDir, 'paired', key, 'host.json');
 }
 
-/** An agent that takes a code once. `meanwhile` happens before it answers. */
-async function agent(meanwhile: () => Promise<void>): Promise<{ line: string; asked: () => number } & AsyncDisposable> {
+const PAIRED = { token: 'gnt_x', role: 'operator', agentId: 'a' };
+
+/** An agent that takes a code once, or answers `what`. `meanwhile` happens before. */
+async function agent(
+  meanwhile: () => Promise<void>,
+  what: { status: number; body: object } = { status: 200, body: PAIRED },
+): Promise<{ line: string; asked: () => number } & AsyncDisposable> {
   let asked = 0;
   const answer = async (_: IncomingMessage, response: ServerResponse): Promise<void> => {
     asked += 1;
     await meanwhile();
-    response.end(JSON.stringify({ token: 'gnt_x', role: 'operator', agentId: 'a' }));
+    response.writeHead(what.status).end(JSON.stringify(what.body));
   };
   const server = createServer((request, response) => void answer(request, response));
   await once(server.listen(0, '127.0.0.1'), 'listening');
@@ -61,5 +66,14 @@ test('a token that cannot be written is not lost: the code is spent, so it is us
   await rm(await inTheWay(), { recursive: true });
   expect(await first(never)).toMatchObject({ token: 'gnt_x' });
   expect(await reach(box.line)(never)).toMatchObject({ token: 'gnt_x' }); // another bridge
+  expect(box.asked()).toBe(1);
+});
+
+test('a code that was refused is not shown again: each time would count as one more guess', async () => {
+  const refused = { status: 401, body: { error: { code: 'AUTH_FAILED', message: 'The code is spent.' } } };
+  await using box = await agent(async () => undefined, refused);
+  const invited = reach(box.line);
+  for (let tries = 0; tries < 3; tries += 1)
+    await expect(invited(never)).rejects.toThrow(/in GANTRY_HOSTS cannot be used .*The code is spent\./);
   expect(box.asked()).toBe(1);
 });
