@@ -14,7 +14,10 @@ const MOST_TAKEN = 8;
 const MOST_FREE = 4 * MOST_TAKEN;
 const free: Buffer[] = [];
 
-/** Takes a piece of the body. Its memory is used again when the promise settles, or at once where there is none. */
+/**
+ * Takes a piece of the body. Its memory is used again when the promise settles, or at once where there is none. A failure
+ * ends what still comes; behind the last byte it is the taker's own to tell.
+ */
 export type TakePiece = (bytes: Buffer) => Promise<void> | undefined;
 
 export type StreamOptions = {
@@ -29,8 +32,8 @@ export type StreamOptions = {
 /**
  * One exchange whose answer may be large, over a connection of its own. node:http allocates a body twice, piece by piece: a
  * picture of 12 MB leaves 32 MB to the collector, and four at once more than the agent is. Here it is read into a few
- * pieces that are used again and again. Resolves when the last one was taken; rejects with the signal's reason, a
- * TimeoutError, the socket's own error, or what `onHead` or a taker threw.
+ * pieces that are used again and again. Resolves at the last byte, when the engine is free; pieces may still be with who
+ * takes them. Rejects with the signal's reason, a TimeoutError, the socket's own error, or what `onHead` or a taker threw.
  */
 export async function streamAnswer(
   url: string,
@@ -54,7 +57,7 @@ export async function streamAnswer(
 }
 
 class StreamedAnswer implements Disposable {
-  /** The answer is whole and every piece of it was taken. */
+  /** The answer is whole. */
   readonly end: Promise<void>;
   readonly #socket: Socket;
   readonly #answer: HttpAnswer;
@@ -83,7 +86,7 @@ class StreamedAnswer implements Disposable {
     this.#socket.on('error', (error) => this.fail(error));
     this.#socket.once('end', () => {
       this.#answer.end();
-      this.#endIfTaken();
+      this.#endIfWhole();
     });
     this.#socket.once('close', () => {
       if (!this.#answer.isComplete) this.fail(brokenOff()); // else takers may still be at it
@@ -117,7 +120,7 @@ class StreamedAnswer implements Disposable {
       this.#takers.forEach((taker) => void taker.catch(() => undefined)); // the first failure is told
     }
     if (this.#takers.length > 0) this.#letGo(piece);
-    this.#endIfTaken();
+    this.#endIfWhole();
     return this.#taken < MOST_TAKEN;
   }
 
@@ -131,15 +134,14 @@ class StreamedAnswer implements Disposable {
       () => {
         giveBack(piece);
         this.#taken -= 1;
-        this.#endIfTaken();
         if (!this.#socket.destroyed) this.#socket.resume();
       },
       (error: unknown) => this.fail(error), // whoever failed may still hold it: it is not used again
     );
   }
 
-  #endIfTaken(): void {
-    if (this.#answer.isComplete && this.#taken === 0) this.#resolve();
+  #endIfWhole(): void {
+    if (this.#answer.isComplete) this.#resolve();
   }
 }
 

@@ -205,12 +205,12 @@ export class Exchange implements AsyncDisposable {
 
   /**
    * Something changed: choose again in a moment, once for all that changes until then. The end of a job says so several
-   * times, and the request of the next one, which waits for nothing but its turn, goes out first.
+   * times, and the request of the next one, which waits for nothing but its turn, goes out first. Without jobs nothing does.
    */
   kick(): void {
     if (this.#isKicked || this.#closing.signal.aborted) return;
     this.#isKicked = true;
-    this.#kicked.set(KICK_MS, () => {
+    this.#kicked.set(this.#board.jobs().length > 0 ? KICK_MS : 0, () => {
       this.#isKicked = false;
       this.#choose();
       this.#options.onChange();

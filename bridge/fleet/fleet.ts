@@ -191,7 +191,8 @@ export class Fleet implements AsyncDisposable {
     this.#refuseHopeless(order);
     const { maxConcurrent } = this.#options;
     const batch = await this.#batches.start({ ...order, maxConcurrent: order.maxConcurrent ?? maxConcurrent });
-    this.#changed();
+    this.#onLinkChange();
+    this.#desk.flush({ isAfterChange: true }); // at once: where hosts stand idle for it, no change to come is worth a wait
     return batch;
   }
 

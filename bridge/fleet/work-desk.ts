@@ -47,8 +47,6 @@ export class WorkDesk {
   readonly #holdOffs = new Map<string, HoldOff>();
   readonly #work = new Set<Promise<void>>();
   #isFlushDue = false;
-  /** When the last change was told. */
-  #changedMs = Number.NEGATIVE_INFINITY;
 
   constructor(options: DeskOptions) {
     this.#options = options;
@@ -59,12 +57,9 @@ export class WorkDesk {
     const { signal } = this.#options;
     if (this.#isFlushDue || signal.aborted) return;
     this.#isFlushDue = true;
-    // After a quiet time it is a new batch, for which every host stands idle.
-    const isFirst = performance.now() - this.#changedMs > OFFER_COUNTS_MS;
     this.#own(
-      pause(isFirst ? 1 : OFFER_SOON_MS, signal).then(() => {
+      pause(OFFER_SOON_MS, signal).then(() => {
         this.#isFlushDue = false;
-        this.#changedMs = performance.now();
         this.flush({ isAfterChange: true });
       }),
     );

@@ -4,6 +4,7 @@ import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { setImmediate as breath } from 'node:timers/promises';
 import { afterEach, describe, expect, test } from 'vitest';
+import type { ImageSink } from '../../../agent/engine/image-answer.ts';
 import { callForImage } from '../../../agent/engine/image-answer.ts';
 import { never } from '../model/model-host.ts';
 
@@ -113,25 +114,40 @@ describe('a picture that an engine answers', () => {
     expect(bytes).toBe(400 * 65_536);
   });
 
-  test('stays as it is while a slow sink has it, also when the engine has long gone', async () => {
-    const image = Buffer.from(Array.from({ length: 400_000 }, (_, at) => (at * 7919) >>> 8));
+  test('is over at its last byte, and stays as it is while a slow sink has it', async () => {
+    const image = Buffer.from(Array.from({ length: 60_000 }, (_, at) => (at * 7919) >>> 8));
     const text = JSON.stringify({ b64_json: image.toString('base64') });
     const url = await engine((response) => json(response, text));
-    const chunks: Buffer[] = [];
-    await call(url, {
+    const writing: Promise<Buffer>[] = [];
+    let release = (): void => undefined;
+    const held = new Promise<void>((resolve) => (release = resolve));
+    const slow: ImageSink = {
       begin: () => undefined,
-      write: async (bytes) => {
-        for (let n = 0; n < 50; n += 1) await breath();
-        chunks.push(Buffer.from(bytes)); // only now: its memory must not be another piece's yet
+      write: (bytes) => {
+        // Copied only after the end: until then its memory must not be another piece's.
+        const copied = held.then(() => Buffer.from(bytes));
+        writing.push(copied);
+        return copied.then(() => undefined);
       },
-    });
-    expect(Buffer.concat(chunks).equals(image)).toBe(true);
+    };
+    await call(url, slow); // hangs here where the end waits for the sink
+    const other = await engine((response) => json(response, JSON.stringify({ b64_json: IMAGE.toString('base64') })));
+    await call(other, new Sink());
+    release();
+    expect(Buffer.concat(await Promise.all(writing)).equals(image)).toBe(true);
   });
 
   test('fails with what a sink throws, or with the reason of the signal', async () => {
-    const url = await engine((response) => json(response, '{"b64_json":"AAAAAAAA"}'));
+    const url = await engine((response) => void response.writeHead(200).write('{"b64_json":"AAAAAAAA'));
     const failing = { begin: () => undefined, write: () => Promise.reject(new Error('no more')) };
     await expect(call(url, failing)).rejects.toThrow('no more');
+    const throwing = {
+      begin: () => undefined,
+      write: () => {
+        throw new Error('at once');
+      },
+    };
+    await expect(call(url, throwing)).rejects.toThrow('at once');
     const stop = new AbortController();
     const silent = await engine(() => stop.abort(new Error('stopped')));
     const options = { signal: stop.signal, deadlineMs: 10_000, field: 'b64_json', sink: new Sink() };
