@@ -45,6 +45,16 @@ describe('the memory of a dead server is back', () => {
   });
 });
 
+test('of a GPU without a reading, or whose memory is not shown, nothing is said', () => {
+  const seen = look({ oursMiB: 1, othersMiB: 0 });
+  const whose = { gpus: [GPU, 'GPU-1'], pids: [7] };
+  expect(measureVram(seen, whose)).toBeUndefined();
+  const [reading] = seen.readings;
+  if (reading === undefined) throw new Error('it has one');
+  const mute = { ...reading, uuid: 'GPU-1', freeMiB: null };
+  expect(measureVram({ ...seen, readings: [reading, mute] }, whose)).toBeUndefined();
+});
+
 /** A GPU of 80 000 MiB as the driver would show it. Pid 7 is ours, 8 another's; null: not listed. */
 type Truth = { oursMiB: number; othersMiB: number; isDead?: boolean };
 
