@@ -153,6 +153,27 @@ describe('for all that others may do meanwhile', () => {
   });
 });
 
+describe('a look that somebody else took', () => {
+  test('counts where the driver lists what the server holds, and where it does so no longer', () => {
+    const vram = new HeldVram(() => Promise.resolve(undefined));
+    vram.begin(measured({ oursMiB: 0, othersMiB: 0 }));
+    vram.note(measured({ oursMiB: 7_000, othersMiB: 1_000 }));
+    expect(vram.heldMiB).toBe(7_000);
+    vram.note(measured({ oursMiB: 0, othersMiB: 1_000, isDead: true }));
+    expect(vram.heldMiB).toBe(0);
+  });
+
+  test('moves the baseline only where it lists nothing: what changed meanwhile may be of others', () => {
+    const vram = new HeldVram(() => Promise.resolve(undefined));
+    vram.begin(measured({ oursMiB: 0, othersMiB: 0 }, { hides: true }));
+    vram.count(measured({ oursMiB: 7_000, othersMiB: 0 }, { hides: true }));
+    vram.note(measured({ oursMiB: 7_000, othersMiB: 5_000 }, { hides: true }));
+    expect(vram.heldMiB).toBe(7_000);
+    vram.count(measured({ oursMiB: 8_000, othersMiB: 5_000 }, { hides: true }));
+    expect(vram.heldMiB).toBe(8_000);
+  });
+});
+
 describe('the wait for memory', () => {
   const before = measured({ oursMiB: 8_000, othersMiB: 1_000 });
   const claim: VramClaim = { gpus: [GPU], pids: [7], before, heldMiB: 8_000 };
