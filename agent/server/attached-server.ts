@@ -130,7 +130,7 @@ export class AttachedServer {
     const { slotId, model, logDir, logs, table } = this.#options;
     // Beside the logs of our own servers: whoever writes to one of those is a process of ours, and ended with us.
     const programs = join(logDir, 'programs');
-    await mkdir(programs, { recursive: true });
+    await mkdir(programs, { recursive: true, mode: 0o750 });
     const log = await ServerLog.create({ logDir: programs, slotId: `${slotId}.${which}`, bounds: logs });
     const program = await ServerProcess.start({ argv, env: programEnvironment(), log, table });
     const what = `\`${which}\` of ${model.alias} (${argv.join(' ')})`;
