@@ -40,8 +40,6 @@ const STOP_GRACES = 2;
 export class AttachedServer {
   readonly url: string;
   readonly #options: AttachedOptions;
-  readonly #start: readonly string[] | undefined;
-  readonly #stop: readonly string[] | undefined;
   /** What the program that started it left behind may go on writing to its log. */
   #starter: ServerProcess | undefined;
 
@@ -50,8 +48,6 @@ export class AttachedServer {
     if (launch.kind !== 'attached') throw new Error(`${alias} is ours`);
     this.url = launch.url.replace(/\/$/, '');
     this.#options = options;
-    this.#start = launch.start;
-    this.#stop = launch.stop;
   }
 
   /** Runs `start` only where nobody answers. Rejects when the program fails, or the deadline passes. */
@@ -60,11 +56,12 @@ export class AttachedServer {
     const endMs = performance.now() + times.startDeadlineMs;
     const found = await this.#probe(signal);
     if (found !== undefined) return found;
-    if (this.#start === undefined) {
+    const { start } = this.#programs;
+    if (start === undefined) {
       const why = await whyNotReady(this.url, { signal, deadlineMs: ANSWER_MS });
       throw new AppError('MODEL_FAILED', `${model.alias} is not there. ${why}`);
     }
-    this.#starter = await this.#run('start', this.#start, { limitMs: times.startDeadlineMs, signal });
+    this.#starter = await this.#run('start', start, { limitMs: times.startDeadlineMs, signal });
     while (performance.now() < endMs) {
       const facts = await this.#probe(signal);
       if (facts !== undefined) return facts;
@@ -81,12 +78,13 @@ export class AttachedServer {
     const wasStarted = this.#starter !== undefined;
     await this.letGo();
     // One that was up before us, and never worked for us, is not ended for that. Nor is any when the agent stops.
-    if (this.#stop === undefined || signal.aborted || !(isOurs || wasStarted)) return undefined;
+    const { stop } = this.#programs;
+    if (stop === undefined || signal.aborted || !(isOurs || wasStarted)) return undefined;
     const { times, model, log, slotId } = this.#options;
     const limitMs = STOP_GRACES * times.stopGraceMs;
     const endMs = performance.now() + limitMs;
     try {
-      await (await this.#run('stop', this.#stop, { limitMs, signal })).letGo();
+      await (await this.#run('stop', stop, { limitMs, signal })).letGo();
       while (await this.#isAnswering(signal)) {
         if (performance.now() >= endMs) {
           const message = `${model.alias} still answers at ${this.url} after its \`stop\`.`;
@@ -108,6 +106,12 @@ export class AttachedServer {
     await starter?.letGo();
   }
 
+  /** As agent.yaml has them now: a reload changes them under a server that stays. */
+  get #programs(): { start?: readonly string[]; stop?: readonly string[] } {
+    const { launch } = this.#options.model;
+    return launch.kind === 'attached' ? launch : {};
+  }
+
   #probe(signal: AbortSignal): Promise<ServerFacts | undefined> {
     const { engine, model } = this.#options;
     return engine.probe({ url: this.url, model, signal, deadlineMs: ANSWER_MS });
@@ -126,7 +130,7 @@ export class AttachedServer {
     const { slotId, model, logDir, logs, table } = this.#options;
     // Beside the logs of our own servers: whoever writes to one of those is a process of ours, and ended with us.
     const programs = join(logDir, 'programs');
-    await mkdir(programs, { recursive: true });
+    await mkdir(programs, { recursive: true, mode: 0o750 });
     const log = await ServerLog.create({ logDir: programs, slotId: `${slotId}.${which}`, bounds: logs });
     const program = await ServerProcess.start({ argv, env: programEnvironment(), log, table });
     const what = `\`${which}\` of ${model.alias} (${argv.join(' ')})`;

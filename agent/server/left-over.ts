@@ -7,7 +7,7 @@ import type { ComputeApp } from '../gpu/smi-rows.ts';
 import { Cgroup } from './cgroup.ts';
 import type { CgroupRoot } from './cgroup.ts';
 import type { ProcessId, ProcessStat, ProcessTable } from './process-table.ts';
-import { ancestors, titleOf } from './process-table.ts';
+import { ancestors, isAlive, titleOf } from './process-table.ts';
 import { ProcessTree } from './process-tree.ts';
 import { ServerLog } from './server-log.ts';
 import type { ServerRecord } from './server-records.ts';
@@ -34,7 +34,8 @@ const POLL_MS = 250;
  */
 export async function endLeftOver(o: LeftOverOptions): Promise<void> {
   const byRecord = o.records.map(({ slotId, leader, logPath, cgroup }): LeftOver => ({
-    ...{ slotId, leader, logPath },
+    // A dead one's pid says nothing any more: a daemon may have opened its session under it and gone since.
+    ...{ slotId, leader: leader !== null && isAlive(leader) ? leader : null, logPath },
     ...(cgroup !== undefined && { cgroup: new Cgroup(cgroup) }),
   }));
   // The kernel names open files by their real path. Without a directory nothing was ever started.

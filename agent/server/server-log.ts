@@ -50,7 +50,7 @@ export class ServerLog {
     secrets?: readonly string[];
   }): Promise<ServerLog> {
     const { logDir, slotId, bounds = DEFAULT_BOUNDS, secrets = [] } = o;
-    await mkdir(logDir, { recursive: true });
+    await mkdir(logDir, { recursive: true, mode: 0o750 });
     // The kernel names open files by their real path, and by that the members of the tree are found.
     const directory = await realpath(logDir);
     const stamp = new Date().toISOString().replace(/\D/g, '');

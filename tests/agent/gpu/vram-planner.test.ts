@@ -53,6 +53,12 @@ const ROWS: [rule: string, want: VramWant, view: VramView, plan: VramPlan][] = [
     { kind: 'impossible', shortMiB: 1, largestMiB: 9_500 },
   ],
   [
+    'evicts all that is idle where the last MiB of it is needed',
+    want(24_000, { gpuCount: 2 }),
+    view([gpu('A', 4_500), gpu('B', 12_500)], [resident('a', { canOffload: false })]),
+    { kind: 'fits', gpus: ['A', 'B'], evict: [{ slotId: 'a', by: 'release' }] },
+  ],
+  [
     'takes the GPU with the fewest evictions',
     want(9_000),
     view([gpu('A', 4_000), gpu('B', 10_000)], [resident('a')]),

@@ -45,6 +45,16 @@ describe('the memory of a dead server is back', () => {
   });
 });
 
+test('of a GPU without a reading, or whose memory is not shown, nothing is said', () => {
+  const seen = look({ oursMiB: 1, othersMiB: 0 });
+  const whose = { gpus: [GPU, 'GPU-1'], pids: [7] };
+  expect(measureVram(seen, whose)).toBeUndefined();
+  const [reading] = seen.readings;
+  if (reading === undefined) throw new Error('it has one');
+  const mute = { ...reading, uuid: 'GPU-1', freeMiB: null };
+  expect(measureVram({ ...seen, readings: [reading, mute] }, whose)).toBeUndefined();
+});
+
 /** A GPU of 80 000 MiB as the driver would show it. Pid 7 is ours, 8 another's; null: not listed. */
 type Truth = { oursMiB: number; othersMiB: number; isDead?: boolean };
 
@@ -140,6 +150,27 @@ describe('for all that others may do meanwhile', () => {
         },
       ),
     );
+  });
+});
+
+describe('a look that somebody else took', () => {
+  test('counts where the driver lists what the server holds, and where it does so no longer', () => {
+    const vram = new HeldVram(() => Promise.resolve(undefined));
+    vram.begin(measured({ oursMiB: 0, othersMiB: 0 }));
+    vram.note(measured({ oursMiB: 7_000, othersMiB: 1_000 }));
+    expect(vram.heldMiB).toBe(7_000);
+    vram.note(measured({ oursMiB: 0, othersMiB: 1_000, isDead: true }));
+    expect(vram.heldMiB).toBe(0);
+  });
+
+  test('moves the baseline only where it lists nothing: what changed meanwhile may be of others', () => {
+    const vram = new HeldVram(() => Promise.resolve(undefined));
+    vram.begin(measured({ oursMiB: 0, othersMiB: 0 }, { hides: true }));
+    vram.count(measured({ oursMiB: 7_000, othersMiB: 0 }, { hides: true }));
+    vram.note(measured({ oursMiB: 7_000, othersMiB: 5_000 }, { hides: true }));
+    expect(vram.heldMiB).toBe(7_000);
+    vram.count(measured({ oursMiB: 8_000, othersMiB: 5_000 }, { hides: true }));
+    expect(vram.heldMiB).toBe(8_000);
   });
 });
 

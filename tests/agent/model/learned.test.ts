@@ -107,6 +107,13 @@ describe('a job that ran out of memory', () => {
     expect(need(4)).toBeGreaterThan(24_000);
   });
 
+  test('as a small one, whose sizes are told apart more finely, speaks for the larger ones too', () => {
+    learned.ranShort(model.id, { megapixels: 0.25, aboveMiB: 24_000 });
+    expect(need(0.19)).toBeGreaterThan(24_000);
+    expect(need(0.18)).toBeLessThan(13_000);
+    expect(need(0.3)).toBeGreaterThan(24_000);
+  });
+
   test('says nothing of the next process', () => {
     learned.ranShort(model.id, { megapixels: 1, aboveMiB: 24_000 });
     expect(need(1)).toBeGreaterThan(24_000);

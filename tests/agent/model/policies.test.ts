@@ -172,6 +172,17 @@ describe('a footprint', () => {
     expect(jobPeakMiB(before, { leastFreeMiB, readings })).toBe(expected);
   });
 
+  test('of a job is no evidence either where others hold what it would have needed', () => {
+    const readings = [{ usedMiB: 12_000, freeMiB: 12_000 }];
+    const peak = (othersMiB: number): number | undefined =>
+      jobPeakMiB(
+        { heldMiB: 12_000, freeMiB: 20_000, measure: { freeMiB: 12_000, othersMiB }, isHeldInFlux: false },
+        { leastFreeMiB: 10_000, readings },
+      );
+    expect(peak(2_000)).toBe(22_000);
+    expect(peak(2_001)).toBeUndefined();
+  });
+
   test('believes a higher peak at once and a lower one slowly', () => {
     const high = learnPeak(learnPeak(nothing, { megapixels: 1, peakMiB: 9_000 }), { megapixels: 1, peakMiB: 12_000 });
     expect(high.peaks).toEqual([{ megapixels: 1, peakMiB: 12_000 }]);

@@ -71,6 +71,18 @@ const ROWS: Row[] = [
     gone: ['a offload', 'b offload'],
   },
   {
+    rule: 'of these as many are offloaded as host RAM holds together, and one that cannot be is released',
+    view: {
+      ...view(-19_000, [
+        resident('a', { heldMiB: 3_000 }),
+        resident('b', { heldMiB: 3_000 }),
+        resident('c', { heldMiB: 2_000, canOffload: false }),
+      ]),
+      hostRamFreeMiB: 3_999,
+    },
+    gone: ['a offload', 'b release', 'c release'],
+  },
+  {
     rule: 'but what is left of offloaded ones not before all others',
     view: view(-9_000, [resident('a', { heldMiB: 1_000, state: 'offloaded' }), resident('b', { heldMiB: 3_000 })]),
     gone: ['b offload'],

@@ -6,13 +6,16 @@ import { join, resolve } from 'node:path';
 import { expect, test, vi } from 'vitest';
 import { answerOrUndefined } from '../../../agent/engine/engine.ts';
 import { freePort } from '../../../agent/server/free-port.ts';
+import type { ConfiguredModel } from '../../../agent/configured-model.ts';
 import type { StageOptions } from '../model/life-stage.ts';
 import { LifeStage } from '../model/life-stage.ts';
-import { never, omni, until } from '../model/model-host.ts';
+import { ModelHost, never, omni, until } from '../model/model-host.ts';
 
 vi.setConfig({ testTimeout: 120_000 });
 
 const failureOf = (promise: Promise<unknown>): Promise<string> => promise.then(() => 'no failure', String);
+
+type Programs = { start?: string[]; stop?: string[] };
 
 /** Somebody's server with the programs that start and stop it, as systemctl would. */
 class Theirs implements AsyncDisposable {
@@ -36,9 +39,13 @@ class Theirs implements AsyncDisposable {
     return theirs;
   }
 
-  stage(programs: { start?: string[]; stop?: string[] }, more: StageOptions = {}): Promise<LifeStage> {
+  model(programs: Programs): ConfiguredModel {
     const launch = { kind: 'attached' as const, url: `http://127.0.0.1:${this.port}/`, ...programs };
-    return LifeStage.open({ ...more, model: omni('a', [], { id: 'their/model', launch }) });
+    return omni('a', [], { id: 'their/model', launch });
+  }
+
+  stage(programs: Programs, more: StageOptions = {}): Promise<LifeStage> {
+    return LifeStage.open({ ...more, model: this.model(programs) });
   }
 
   program(name: 'start' | 'stop'): string[] {
@@ -116,6 +123,18 @@ test('that still answers after its stop is not called released', async () => {
   const { error } = await stage.life.bury('asked');
   expect(String(error)).toMatch(/still answers at .* after its `stop`/);
   expect(stage.life.state.kind).toBe('failed');
+});
+
+test('is stopped by the program that a reload named while it was up', async () => {
+  await using theirs = await Theirs.open();
+  const start = theirs.program('start');
+  await using host = await ModelHost.start([theirs.model({ start })]);
+  await host.move('a', 'load');
+  const after = theirs.model({ start, stop: theirs.program('stop') });
+  host.residency.reconfigure([after], { reserveMiB: 512, ramReserveMiB: 2_048, yieldsToForeign: false });
+  expect((await host.move('a', 'release')).state).toBe('released');
+  expect(await theirs.calls()).toEqual(['started', 'stopped']);
+  expect(await isUp(theirs.port)).toBe(false);
 });
 
 test('that somebody else had up, as another model, is not stopped for that', async () => {

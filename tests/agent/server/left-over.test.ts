@@ -137,6 +137,18 @@ test('a person who reads a log, and a program that writes to another file, are n
   expect(start.events).toEqual([]);
 });
 
+test('a session that somebody opened later under the pid of a dead leader is left alone', async () => {
+  await using start = await Start.open();
+  // As daemons do: whoever opened the session has gone, and its child lives on in it.
+  const opener = await execa('setsid', ['sh', '-c', 'sleep 60 >/dev/null 2>&1 & echo $$ $!']);
+  const [leader = 0, stranger = 0] = opener.stdout.split(' ').map(Number);
+  expect(readStat(stranger)).toMatchObject({ session: leader, isDead: false });
+  const logPath = start.log('fox-20260101000000000.log');
+  await start.end([{ slotId: 'fox', leader: { pid: leader, startTime: '1' }, logPath, bootId: 'now' }]);
+  expect(start.isAlive(stranger)).toBe(true);
+  process.kill(stranger, 'SIGKILL');
+});
+
 test('a pid that belongs to somebody else by now is left alone', async () => {
   await using start = await Start.open();
   const stranger = execa('sleep', ['30'], { reject: false });

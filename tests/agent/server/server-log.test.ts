@@ -40,6 +40,14 @@ test('lines for an error have no colours, no old states of a bar and no secrets'
   expect(long).toHaveLength(301);
 });
 
+test('a directory for logs is made for its owner and his group only', async () => {
+  await inDirectory(async (directory) => {
+    const logDir = join(directory, 'state', 'logs');
+    await ServerLog.create({ logDir, slotId: 'a' });
+    for (const made of [logDir, join(directory, 'state')]) expect(statSync(made).mode & 0o007).toBe(0);
+  });
+});
+
 test('the last lines of an error leave out our own questions, the log for a person shows them', async () => {
   await inDirectory(async (directory) => {
     const log = await ServerLog.create({ logDir: directory, slotId: 'a' });
