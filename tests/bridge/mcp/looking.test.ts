@@ -109,7 +109,9 @@ describe('estimate_generation', () => {
 
   test('where no host can make it, each says why', async () => {
     await withModels({ models: [loaded], isDraining: true }, async (fleet) => {
-      await expect(ask(estimateGeneration, {}, fleet)).rejects.toThrow(/No host can run .*: a: is draining/);
+      await expect(ask(estimateGeneration, {}, fleet)).rejects.toThrow(
+        /^Type `gantry resume a` to let a work again\. No host can run .*: a: is draining/,
+      );
     });
   });
 
