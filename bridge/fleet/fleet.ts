@@ -126,7 +126,8 @@ export class Fleet implements AsyncDisposable {
         onNotification: (notification: Notification) => this.#events.onNotification(host.name, notification),
         onDown: () => this.#events.onDown(host.name),
       };
-      this.#links.set(host.name, new AgentLink({ host, bridgeId, clientName, times, log, listener }));
+      const twinOf = (epoch: string): string | undefined => this.#nameOf(epoch);
+      this.#links.set(host.name, new AgentLink({ host, bridgeId, clientName, times, log, twinOf, listener }));
     }
   }
 
@@ -251,6 +252,11 @@ export class Fleet implements AsyncDisposable {
       this.#desk.flush();
       this.#rescan(RESCAN_MS);
     }
+  }
+
+  /** Under which name the agent is connected that runs as this epoch. */
+  #nameOf(epoch: string): string | undefined {
+    return [...this.#links.values()].find((link) => link.epoch === epoch)?.name;
   }
 
   #onLinkChange(): void {

@@ -15,7 +15,7 @@ import {
   SUBPROTOCOL,
   WS_PATH,
 } from '../../shared/protocol.ts';
-import type { AgentJob, Method, Notification, Params, Result } from '../../shared/protocol.ts';
+import type { Method, Notification, Params, Result } from '../../shared/protocol.ts';
 import type { BridgeTimes, HostConfig } from './host-view.ts';
 import { authFailed, notConnected, parseJson, refused, textOf, unreachable } from './link-errors.ts';
 import { PendingRequests } from './pending-requests.ts';
@@ -36,7 +36,7 @@ export type SessionOptions = {
   log: Log;
   onFrame: () => void;
   onLatency: (ms: number) => void;
-  onHello: (jobs: AgentJob[], latencyMs: number) => void;
+  onHello: (hello: Result<'hello'>, latencyMs: number) => void;
   onNotification: (notification: Notification) => void;
 };
 
@@ -151,13 +151,13 @@ export class LinkSession {
   async #hello(): Promise<void> {
     const { bridgeId, clientName, onHello } = this.#options;
     const sentMs = performance.now();
-    const { jobs } = await this.request(
+    const hello = await this.request(
       'hello',
       { version: PROTOCOL_VERSION, bridgeId, name: clientName().slice(0, 100) },
       this.#life.signal,
     );
     this.#upAtMs = performance.now();
-    onHello(jobs, Math.round(this.#upAtMs - sentMs));
+    onHello(hello, Math.round(this.#upAtMs - sentMs));
   }
 
   /** Pings, and finds out after a sleep of the laptop within seconds whether the peer is still there. */
