@@ -173,11 +173,14 @@ export class Fleet implements AsyncDisposable {
     return this.#desk.ownWork();
   }
 
-  /** When and where jobs would be done that are asked for now: what a batch of them would be told. Nothing is started. */
-  forecast(requests: readonly JobRequest[], jobClass: JobClass): Forecast {
+  /**
+   * When and where jobs would be done that are asked for now: what a batch of them would be told. Nothing is started.
+   * `hosts` where somebody wonders what would be if they were otherwise.
+   */
+  forecast(requests: readonly JobRequest[], jobClass: JobClass, hosts = this.hosts()): Forecast {
     return forecastNew(requests, {
       class: jobClass,
-      hosts: this.hosts(),
+      hosts,
       before: this.#desk.waitingBeforeNew(jobClass).map(({ job, rules }) => ({ request: job.request, rules })),
       holdings: this.#desk.holdings(),
       own: this.ownWork(),
