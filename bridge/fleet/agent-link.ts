@@ -144,7 +144,7 @@ export class AgentLink implements AsyncDisposable {
       failures += 1;
       const retryInMs = ended.isAtOnce && failures < 3 ? 0 : this.#retryInMs(ended.error, failures);
       this.#downAtMs = performance.now();
-      this.#hasSettled = true;
+      this.#hasSettled = retryInMs > 0; // one that is tried at once is about to be up, or to say why not
       this.#enter({ kind: 'down', error: ended.error, retryInMs });
       log.info({ event: 'link-down', host: this.name, code: ended.error.code, why: ended.error.message, retryInMs });
       // Transfers of a host that is not there would hang on until their own, longer time is over.

@@ -243,6 +243,9 @@ export class LinkSession {
     const { host } = this.#options;
     const said = reason === '' ? '' : `: ${reason}`;
     if (code === CLOSE_CODES.AUTH_REVOKED.code) return this.end(authFailed(host), { isAtOnce: false });
+    if (code === CLOSE_CODES.REPLACED.code) {
+      return this.end(unreachable(host, 'a newer link of this program took its place'));
+    }
     if (code === CLOSE_CODES.VERSION_MISMATCH.code) {
       return this.end(
         new AppError(
