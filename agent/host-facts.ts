@@ -2,6 +2,7 @@ import { dirname, isAbsolute, join } from 'node:path';
 import { ConfigError } from '../shared/config-file.ts';
 import type { HostSnapshot } from '../shared/host-snapshot.ts';
 import { reachOf } from '../shared/addresses.ts';
+import { typed } from '../shared/typed.ts';
 import { fingerprintIn } from './certificate.ts';
 import { HostClient } from './cli/host-client.ts';
 import type { AgentConfig, AgentFlags } from './config.ts';
@@ -37,6 +38,7 @@ export async function hostFacts(flags: AgentFlags): Promise<HostFacts> {
   const { pid, ...answer } = agent;
   const stateDir = config?.stateDir ?? '/var/lib/gantry';
   return {
+    flags: typedFlags(flags),
     node: { version: process.versions.node, path: process.execPath },
     today: new Date().toISOString().slice(0, 10),
     config: {
@@ -66,6 +68,14 @@ export async function hostFacts(flags: AgentFlags): Promise<HostFacts> {
     orphans: 'snapshot' in answer ? [] : readOrphans(config?.logDir ?? join(stateDir, 'logs')),
     shmMiB: await readShmMiB(),
   };
+}
+
+function typedFlags({ config, stateDir }: AgentFlags): string {
+  const flags = [
+    ...(config === undefined ? [] : ['--config', config]),
+    ...(stateDir === undefined ? [] : ['--state-dir', stateDir]),
+  ];
+  return flags.length === 0 ? '' : ` ${typed(flags, process.platform)}`;
 }
 
 async function tryConfig(flags: AgentFlags): Promise<{ config: AgentConfig | undefined; problems: readonly string[] }> {

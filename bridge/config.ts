@@ -4,6 +4,7 @@ import { join, resolve } from 'node:path';
 import { z } from 'zod';
 import { checkConfig, ConfigError, Duration, parseYaml } from '../shared/config-file.ts';
 import { LIMITS } from '../shared/limits.ts';
+import { typed } from '../shared/typed.ts';
 import type { Places } from './cli/clients.ts';
 import type { BridgeTimes, HostConfig } from './fleet/host-view.ts';
 import { hostConfigs } from './host-entries.ts';
@@ -304,8 +305,12 @@ function naming<T>(path: string, check: () => T): T {
   try {
     return check();
   } catch (error) {
-    if (error instanceof ConfigError) throw new ConfigError(error.problems.map((problem) => `${path}: ${problem}`));
-    throw error;
+    if (!(error instanceof ConfigError)) throw error;
+    const { problems, mend } = error;
+    throw new ConfigError(
+      problems.map((problem) => `${path}: ${problem}`),
+      { mend },
+    );
   }
 }
 
@@ -315,9 +320,11 @@ function refuseReadableTokens(path: string, values: Record<string, unknown>): vo
   if (!hasTokens || process.platform === 'win32') return;
   const mode = statSync(path).mode & 0o777;
   if ((mode & 0o077) === 0) return;
-  throw new ConfigError([
-    `it holds tokens, but others may read it (mode ${mode.toString(8).padStart(3, '0')}). Run: chmod 600 ${path}`,
-  ]);
+  const mend = typed(['chmod', '600', path], process.platform);
+  throw new ConfigError(
+    [`it holds tokens, but others may read it (mode ${mode.toString(8).padStart(3, '0')}). Run: ${mend}`],
+    { mend },
+  );
 }
 
 function checkHosts(hosts: BridgeConfig['hosts']): void {

@@ -6,6 +6,7 @@ import type { Finding } from '../shared/doctor.ts';
 import { findingLines, findingsJson, isFit } from '../shared/doctor.ts';
 import { toAppError } from '../shared/errors.ts';
 import { EXIT } from '../shared/exit-codes.ts';
+import { typed } from '../shared/typed.ts';
 import { readClientFiles } from './cli/client-files.ts';
 import type { HostFact, LaptopFacts } from './cli/laptop-checks.ts';
 import { laptopFindings } from './cli/laptop-checks.ts';
@@ -40,6 +41,7 @@ function painted(findings: readonly Finding[], paint: (style: 'good' | 'bad', te
 
 async function gather(flags: SessionFlags): Promise<LaptopFacts> {
   const own = {
+    flags: flags.config === undefined ? '' : ` ${typed(['--config', flags.config], process.platform)}`,
     nodeVersion: process.versions.node,
     today: new Date().toISOString().slice(0, 10),
     ownVersion: packageVersion,
@@ -57,7 +59,7 @@ async function gather(flags: SessionFlags): Promise<LaptopFacts> {
     };
   } catch (error) {
     if (!(error instanceof ConfigError)) throw error;
-    const config = { file: undefined, expectedFile: 'bridge.yaml', problems: error.problems };
+    const config = { file: undefined, expectedFile: 'bridge.yaml', problems: error.problems, mend: error.mend };
     return { ...own, config, hosts: [], output: undefined };
   }
 }

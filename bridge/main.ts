@@ -195,6 +195,8 @@ void main();
 
 /** CommonJS, which the bundle is, has no await at the top. Nothing is above this that could see a failure. */
 async function main(): Promise<void> {
+  // Whoever read us has seen enough, as `head` does. A bridge has an end of its own for a client that is gone.
+  if (process.argv[2] !== 'bridge') process.stdout.on('error', () => process.exit());
   await reported({}, async () => {
     await addToolFlags();
     await program.parseAsync();

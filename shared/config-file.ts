@@ -5,11 +5,14 @@ import { nearest } from './nearest.ts';
 /** A configuration that cannot be used, with every problem found in it; programs print them and exit 78. */
 export class ConfigError extends Error {
   readonly problems: readonly string[];
+  /** The command that mends them, where there is one. */
+  readonly mend: string | undefined;
 
-  constructor(problems: readonly string[]) {
+  constructor(problems: readonly string[], { mend }: { mend?: string | undefined } = {}) {
     super(problems.join('\n'));
     this.name = 'ConfigError';
     this.problems = problems;
+    this.mend = mend;
   }
 }
 

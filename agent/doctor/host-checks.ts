@@ -56,10 +56,10 @@ function nodePlace({ node, unit: service }: HostFacts): Finding[] {
   ];
 }
 
-function config({ config: { path, problems, warnings } }: HostFacts): Finding[] {
+function config({ flags, config: { path, problems, warnings } }: HostFacts): Finding[] {
   const id = 'config';
   if (problems.length > 0) {
-    return problems.map((detail) => ({ id, status: 'problem', detail, hint: 'gantry-agent config check' }));
+    return problems.map((detail) => ({ id, status: 'problem', detail, hint: `gantry-agent config check${flags}` }));
   }
   if (warnings.length === 0) return [{ id, status: 'ok', detail: path }];
   return warnings.map((detail) => ({ id, status: 'warning', detail, hint: `sudoedit ${path}` }));
@@ -97,7 +97,7 @@ function foreign({ processes }: HostFacts): Finding {
   return { id, status: 'warning', detail, hint: `ps -o user,lstart,args -p ${pid}` };
 }
 
-function programs({ models }: HostFacts): Finding[] {
+function programs({ flags, models }: HostFacts): Finding[] {
   const id = 'engine';
   return models.flatMap(({ alias, program }): Finding[] => {
     if (program === undefined) return [];
@@ -108,7 +108,7 @@ function programs({ models }: HostFacts): Finding[] {
           id,
           status: 'problem',
           detail,
-          hint: `gantry-agent logs ${alias}; then name it by \`command\` in agent.yaml`,
+          hint: `gantry-agent logs ${alias}${flags}; then name it by \`command\` in agent.yaml`,
         },
       ];
     }
@@ -201,18 +201,18 @@ function pipOf(models: readonly ModelFact[], alias: string): string {
   return program === undefined ? 'pip' : program.replace(/[^/]+$/, 'pip');
 }
 
-function remoteCode({ models }: HostFacts): Finding[] {
+function remoteCode({ flags, models }: HostFacts): Finding[] {
   return models
     .filter(({ trustsRemoteCode }) => trustsRemoteCode)
     .map(({ alias }) => ({
-      ...{ id: 'remote-code', status: 'warning' as const, hint: 'gantry-agent config check' },
+      ...{ id: 'remote-code', status: 'warning' as const, hint: `gantry-agent config check${flags}` },
       detail: `${alias}: --trust-remote-code runs whatever its repository says, as the user of the service`,
     }));
 }
 
-function places({ places: all, unit: service }: HostFacts): Finding[] {
+function places({ flags, places: all, unit: service }: HostFacts): Finding[] {
   // Made at the first start, by whoever starts it.
-  const start = service === undefined ? 'gantry-agent run' : 'sudo systemctl start gantry-agent';
+  const start = service === undefined ? `gantry-agent run${flags}` : 'sudo systemctl start gantry-agent';
   return all.map(({ what, path, exists, freeMiB, isUsersToWrite }) => {
     const id = `${what}-directory`;
     if (!exists) {
@@ -248,21 +248,23 @@ function port({ portHolder, config: { listen } }: HostFacts): Finding {
   return { id, status: 'problem', detail, hint: `sudo ss -ltnp 'sport = :${listen.port}'` };
 }
 
-function reach({ config: { listen } }: HostFacts): Finding {
+function reach({ flags, config: { listen } }: HostFacts): Finding {
   const id = 'reach';
   if (listen === undefined) return { id, status: 'skipped', detail: 'agent.yaml cannot be used' };
   const at = `${listen.host}:${listen.port}`;
-  if (listen.isLoopback)
-    return { id, status: 'ok', detail: `${at}: this machine only. To open it: gantry-agent listen network` };
+  if (listen.isLoopback) {
+    const open = `gantry-agent listen network${flags}`;
+    return { id, status: 'ok', detail: `${at}: this machine only. To open it: ${open}` };
+  }
   if (listen.isEncrypted) return { id, status: 'ok', detail: `${at}: the network, with TLS` };
   const detail = `${at}: the network, in clear text (tls: off); tokens and prompts can be read on the way`;
   return { id, status: 'warning', detail, hint: 'gantry-agent config schema | grep -A2 tls; then remove `tls: off`' };
 }
 
-function certificate({ certificate: seen, config: { listen } }: HostFacts): Finding {
+function certificate({ flags, certificate: seen, config: { listen } }: HostFacts): Finding {
   const id = 'certificate';
   if (seen !== undefined && 'problem' in seen)
-    return { id, status: 'problem', detail: seen.problem, hint: 'gantry-agent invite' };
+    return { id, status: 'problem', detail: seen.problem, hint: `gantry-agent invite${flags}` };
   if (listen?.isEncrypted !== true) return { id, status: 'skipped', detail: 'no TLS is needed' };
   if (seen !== undefined) return { id, status: 'ok', detail: seen.fingerprint };
   return {
@@ -273,7 +275,7 @@ function certificate({ certificate: seen, config: { listen } }: HostFacts): Find
   };
 }
 
-function tokens({ tokens: seen }: HostFacts): Finding {
+function tokens({ flags, tokens: seen }: HostFacts): Finding {
   const id = 'tokens';
   if (seen === undefined) return { id, status: 'skipped', detail: 'they cannot be read: run this as root' };
   if ((seen.mode & 0o077) !== 0) {
@@ -282,7 +284,7 @@ function tokens({ tokens: seen }: HostFacts): Finding {
     return { id, status: 'problem', detail, hint: `sudo ${fix.join(' ')}`, fix };
   }
   if (seen.count === 0)
-    return { id, status: 'warning', detail: 'nobody may use this host yet', hint: 'gantry-agent invite' };
+    return { id, status: 'warning', detail: 'nobody may use this host yet', hint: `gantry-agent invite${flags}` };
   return { id, status: 'ok', detail: seen.count === 1 ? '1 token' : `${seen.count} tokens` };
 }
 
@@ -307,11 +309,12 @@ function unit({ unit: service }: HostFacts): Finding[] {
   return [{ id, status: 'ok', detail: 'active, and starts with the machine' }];
 }
 
-function agent({ agent: seen, ownVersion, unit: service }: HostFacts): Finding[] {
+function agent({ flags, agent: seen, ownVersion, unit: service }: HostFacts): Finding[] {
   const id = 'agent';
+  const status = `gantry-agent status${flags}`;
   if ('problem' in seen) {
     const isExpected = service?.activeState === 'active';
-    return [{ id, status: isExpected ? 'problem' : 'skipped', detail: seen.problem, hint: 'gantry-agent status' }];
+    return [{ id, status: isExpected ? 'problem' : 'skipped', detail: seen.problem, hint: status }];
   }
   if (seen.version !== ownVersion) {
     const detail = `release ${seen.version} runs, and this is ${ownVersion}`;
@@ -319,7 +322,7 @@ function agent({ agent: seen, ownVersion, unit: service }: HostFacts): Finding[]
   }
   const { problems } = seen.snapshot;
   if (problems.length === 0) return [{ id, status: 'ok', detail: `release ${seen.version} answers` }];
-  return problems.map((detail) => ({ id, status: 'problem', detail, hint: 'gantry-agent status' }));
+  return problems.map((detail) => ({ id, status: 'problem', detail, hint: status }));
 }
 
 /** A start of the agent ends them; while one runs there are none. */

@@ -36,6 +36,8 @@ export type UnitFact = {
 
 /** All that `gantry-agent doctor` looks at; what could not be found out is undefined. */
 export type HostFacts = {
+  /** As typed behind a command of ours, so that it is about the same agent: empty, or it begins with a blank. */
+  flags: string;
   node: { version: string; path: string };
   today: string;
   config: {

@@ -51,7 +51,8 @@ const LEAD = { leastMs: 50, times: 2, mostMs: 2_000 };
 const KICK_MS = 3;
 /** How often a disk that refused a line is tried again. */
 const PROBE_EVERY_MS = 2_000;
-const DRAINING = 'The host is draining: gantry-agent resume ends that.';
+/** Read on both sides, and what ends it is another command on each. */
+const DRAINING = 'The host is draining: `gantry-agent resume` there, or `gantry resume HOST` on a laptop, ends that.';
 const STARTING = 'The agent is starting: it clears up what the last one left, and looks at the GPUs.';
 
 /**

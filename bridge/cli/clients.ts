@@ -129,17 +129,6 @@ export function snippetOf(client: McpClient, start: Start): string {
   return [`[mcp_servers.${KEY}]`, ...lines].join('\n');
 }
 
-/** A command as it is typed; quoted where a shell would split it. */
-export function typed(words: readonly string[], platform: Places['platform']): string {
-  const plain = platform === 'win32' ? /^[\w@+=:,./\\-]+$/ : /^[\w@%+=:,./-]+$/;
-  return words.map((word) => (plain.test(word) ? word : quoted(word, platform))).join(' ');
-}
-
-function quoted(word: string, platform: Places['platform']): string {
-  if (platform === 'win32') return `"${word.replaceAll('"', '\\"')}"`;
-  return `'${word.replaceAll("'", "'\\''")}'`;
-}
-
 /** Packaged for Windows, it reads another file than the one that a terminal shows under %APPDATA%. */
 function claudeDesktopFiles(places: Places): string[] {
   const name = 'claude_desktop_config.json';

@@ -18,10 +18,18 @@ export type ClientFact = { client: string; file: string; missing: readonly strin
 
 /** All that `gantry doctor` looks at; what could not be found out is undefined. */
 export type LaptopFacts = {
+  /** As typed behind a command of ours, so that it is about the same file: empty, or it begins with a blank. */
+  flags: string;
   nodeVersion: string;
   today: string;
   ownVersion: string;
-  config: { file: string | undefined; expectedFile: string; problems: readonly string[] };
+  config: {
+    file: string | undefined;
+    expectedFile: string;
+    problems: readonly string[];
+    /** The command that mends them, where there is one. */
+    mend?: string | undefined;
+  };
   hosts: readonly HostFact[];
   output: { directory: string; problem: string | undefined } | undefined;
   clients: readonly ClientFact[];
@@ -52,10 +60,10 @@ export function laptopFindings(facts: LaptopFacts): Finding[] {
   return LAPTOP_CHECKS.flatMap((check) => check(facts));
 }
 
-function config({ config: { file, expectedFile, problems }, hosts }: LaptopFacts): Finding[] {
+function config({ flags, config: { file, expectedFile, problems, mend }, hosts }: LaptopFacts): Finding[] {
   const id = 'config';
   if (problems.length > 0) {
-    return problems.map((detail) => ({ id, status: 'problem', detail, hint: 'gantry config check' }));
+    return problems.map((detail) => ({ id, status: 'problem', detail, hint: mend ?? `gantry config check${flags}` }));
   }
   if (hosts.length > 0) return [{ id, status: 'ok', detail: file ?? 'from the environment' }];
   const detail = file === undefined ? `there is no ${expectedFile}, and no host` : `${file} has no host`;
@@ -64,18 +72,20 @@ function config({ config: { file, expectedFile, problems }, hosts }: LaptopFacts
       id,
       status: 'problem',
       detail,
-      hint: "gantry add 'LINE', with the line that `gantry-agent invite` prints on the host",
+      hint: `gantry add 'LINE'${flags}, with the line that \`gantry-agent invite\` prints on the host`,
     },
   ];
 }
 
 /** What to do for each way in which a link fails; anything else is a matter of the network. */
-const HINTS: Readonly<Record<string, (host: HostFact) => string>> = {
-  AUTH_FAILED: ({ name }) => `gantry remove ${name}; then gantry add with a new invite of that host`,
+const HINTS: Readonly<Record<string, (host: HostFact, flags: string) => string>> = {
+  AUTH_FAILED: ({ name }, flags) => `gantry remove ${name}${flags}; then gantry add with a new invite of that host`,
+  /** One agent under two names. */
+  INVALID_ARGUMENT: ({ name }, flags) => `gantry remove ${name}${flags}`,
   VERSION_MISMATCH: () => 'gantry --version; then install the same release on both sides',
 };
 
-function links({ hosts }: LaptopFacts): Finding[] {
+function links({ flags, hosts }: LaptopFacts): Finding[] {
   return hosts.map((host): Finding => {
     const { name, url, link } = host;
     const id = 'link';
@@ -83,27 +93,26 @@ function links({ hosts }: LaptopFacts): Finding[] {
     if (link.kind === 'connecting') {
       return { id, status: 'problem', detail: `${name}: no answer yet from ${url}`, hint: reaching(url) };
     }
-    const hint = HINTS[link.code]?.(host) ?? reaching(url);
+    const hint = HINTS[link.code]?.(host, flags) ?? reaching(url);
     return { id, status: 'problem', detail: `${name}: ${link.code}: ${link.message}`, hint };
   });
 }
 
 function reaching(url: string): string {
-  const [, address = ''] = /^wss?:\/\/(.+):\d+\/?$/.exec(url) ?? [];
+  const [, address = '', port = ''] = /^wss?:\/\/(.+):(\d+)\/?$/.exec(url) ?? [];
   return /^(127\.|localhost|\[::1\])/.test(address)
-    ? 'ssh -N -L 7801:127.0.0.1:7801 THAT-HOST, if it is reached through a tunnel; else gantry-agent status there'
+    ? `ssh -N -L ${port}:127.0.0.1:7801 THAT-HOST, if it is reached through a tunnel; else gantry-agent status there`
     : `ping ${address.replace(/[[\]]/g, '')}; then on that host: gantry-agent doctor`;
 }
 
-function pins({ hosts }: LaptopFacts): Finding[] {
+function pins({ flags, hosts }: LaptopFacts): Finding[] {
   return hosts.flatMap(({ name, url, isPinned, expiresInDays }): Finding[] => {
     const id = 'pin';
     if (!url.startsWith('wss:')) return [];
     if (!isPinned) {
       const detail = `${name}: no certificate is pinned; only one that an authority signed is accepted`;
-      return [
-        { id, status: 'warning', detail, hint: `gantry remove ${name}; then gantry add with an invite of that host` },
-      ];
+      const hint = `gantry remove ${name}${flags}; then gantry add with an invite of that host`;
+      return [{ id, status: 'warning', detail, hint }];
     }
     if (expiresInDays !== undefined && expiresInDays < SOON_DAYS) {
       const detail = `${name}: its certificate ends in ${expiresInDays} days`;
@@ -113,12 +122,14 @@ function pins({ hosts }: LaptopFacts): Finding[] {
   });
 }
 
-function latency({ hosts }: LaptopFacts): Finding[] {
+function latency({ flags, hosts }: LaptopFacts): Finding[] {
   return hosts.flatMap(({ name, link }): Finding[] => {
     if (link.kind !== 'up') return [];
     const detail = `${name}: ${Math.round(link.latencyMs)} ms there and back`;
     if (link.latencyMs < SLOW_MS) return [{ id: 'latency', status: 'ok', detail }];
-    return [{ id: 'latency', status: 'warning', detail: `${detail}; previews will be slow`, hint: `gantry status` }];
+    return [
+      { id: 'latency', status: 'warning', detail: `${detail}; previews will be slow`, hint: `gantry status${flags}` },
+    ];
   });
 }
 
@@ -143,16 +154,15 @@ function hostProblems({ hosts }: LaptopFacts): Finding[] {
 }
 
 /** One name that means two models: a call that uses it goes to whichever host comes first. */
-function aliases({ hosts }: LaptopFacts): Finding[] {
+function aliases({ flags, hosts }: LaptopFacts): Finding[] {
   const all = hosts.flatMap(({ name, models }) => models.map((model) => ({ host: name, ...model })));
   const names = [...new Set(all.map(({ alias }) => alias))];
   return names.flatMap((alias): Finding[] => {
     const meant = all.filter((model) => model.alias === alias);
     if (new Set(meant.map(({ id }) => id)).size < 2) return [];
     const detail = `${alias} means ${meant.map(({ id, host }) => `${id} on ${host}`).join(' and ')}`;
-    return [
-      { id: 'alias', status: 'warning', detail, hint: 'gantry status; then rename one of them in agent.yaml there' },
-    ];
+    const hint = `gantry status${flags}; then rename one of them in agent.yaml there`;
+    return [{ id: 'alias', status: 'warning', detail, hint }];
   });
 }
 

@@ -1,5 +1,6 @@
 import { z } from 'zod';
 import { EXIT } from '../../shared/exit-codes.ts';
+import { MovedJson } from '../fleet/moved-json.ts';
 import type { Session } from '../session.ts';
 import { withProgress } from './live-progress.ts';
 import { printAnswer, printLines } from './screen.ts';
@@ -9,25 +10,7 @@ export type Move = 'load' | 'offload' | 'release';
 const TOOLS: Record<Move, string> = { load: 'load_model', offload: 'offload_gpu', release: 'release_gpu' };
 
 /** Of what these tools answer, what a person reads. */
-const Moved = z.object({
-  status: z.string(),
-  message: z.string(),
-  hosts: z.array(
-    z.object({
-      host: z.string(),
-      status: z.string(),
-      message: z.string(),
-      vram: z
-        .object({
-          free_before_gb: z.number(),
-          free_after_gb: z.number(),
-          held_before_gb: z.number(),
-          held_after_gb: z.number(),
-        })
-        .optional(),
-    }),
-  ),
-});
+const Moved = z.object({ message: z.string(), hosts: z.array(MovedJson) });
 
 /** `gantry load`, `offload` and `release`: moves a model, waits for its end, and says the VRAM before and after. */
 export async function moveModel(to: Move, args: { model: string; host?: string }, session: Session): Promise<number> {

@@ -1,5 +1,6 @@
 import type { McpClient, Places, Start } from './clients.ts';
-import { snippetOf, typed } from './clients.ts';
+import { typed } from '../../shared/typed.ts';
+import { snippetOf } from './clients.ts';
 import type { Screen } from './screen.ts';
 import { printJson, printLines } from './screen.ts';
 

@@ -2,11 +2,13 @@ import { performance } from 'node:perf_hooks';
 import { pause } from '../../shared/abort.ts';
 import { backoffMs } from '../../shared/backoff.ts';
 import { AppError, toAppError } from '../../shared/errors.ts';
+import type { ErrorCode } from '../../shared/errors.ts';
 import type { HostSnapshot } from '../../shared/host-snapshot.ts';
 import type { Log } from '../../shared/log.ts';
 import type { AgentJob, Method, Notification, Params, Result } from '../../shared/protocol.ts';
 import { AgentTransfers } from './agent-transfers.ts';
 import type { BridgeTimes, HostConfig, HostView, LinkState } from './host-view.ts';
+import { sameAgent } from './link-errors.ts';
 import type { SessionEnd } from './link-session.ts';
 import { LinkSession } from './link-session.ts';
 
@@ -27,8 +29,12 @@ type LinkOptions = {
   clientName: () => string;
   times: BridgeTimes;
   log: Log;
+  /** The name under which the agent that runs as this epoch is connected already. */
+  twinOf: (epoch: string) => string | undefined;
   listener: LinkListener;
 };
+
+const MENDED_BY_PEOPLE: ReadonlySet<ErrorCode> = new Set(['AUTH_FAILED', 'VERSION_MISMATCH', 'INVALID_ARGUMENT']);
 
 /**
  * One agent: connect, hello, snapshot and deltas, heartbeat both ways, and again with back-off, until disposed. With
@@ -46,6 +52,8 @@ export class AgentLink implements AsyncDisposable {
   /** With the address of the last connection, where that is found out. */
   #host: HostConfig;
   #downAtMs = 0;
+  /** Of the agent's last hello: one run of one agent, whatever name and address lead to it. */
+  #epoch: string | undefined;
   #session: LinkSession | undefined;
   #snapshot: HostSnapshot | undefined;
   #snapshotAtMs = 0;
@@ -68,6 +76,11 @@ export class AgentLink implements AsyncDisposable {
 
   get isUp(): boolean {
     return this.#state.kind === 'up';
+  }
+
+  /** Of the agent that is connected now. */
+  get epoch(): string | undefined {
+    return this.isUp ? this.#epoch : undefined;
   }
 
   /** True once it was up with a snapshot, or failed. */
@@ -123,7 +136,7 @@ export class AgentLink implements AsyncDisposable {
     for (let failures = 0; !signal.aborted;) {
       const unreached = await this.#reach(signal);
       if (signal.aborted) break;
-      const ended = unreached ?? (await this.#connect());
+      const ended = unreached ?? this.#stillTwin() ?? (await this.#connect());
       const wasUp = this.isUp;
       if (signal.aborted) break;
       this.#invalidFrames = ended.isInvalidFrame ? this.#invalidFrames + 1 : 0;
@@ -131,7 +144,7 @@ export class AgentLink implements AsyncDisposable {
       failures += 1;
       const retryInMs = ended.isAtOnce && failures < 3 ? 0 : this.#retryInMs(ended.error, failures);
       this.#downAtMs = performance.now();
-      this.#hasSettled = true;
+      this.#hasSettled = retryInMs > 0; // one that is tried at once is about to be up, or to say why not
       this.#enter({ kind: 'down', error: ended.error, retryInMs });
       log.info({ event: 'link-down', host: this.name, code: ended.error.code, why: ended.error.message, retryInMs });
       // Transfers of a host that is not there would hang on until their own, longer time is over.
@@ -155,6 +168,18 @@ export class AgentLink implements AsyncDisposable {
     }
   }
 
+  /** An agent may end one link for the other, so a connection is not even tried while the other is there. */
+  #stillTwin(): SessionEnd | undefined {
+    const error = this.#twinError();
+    return error && { error, upMs: 0, isAtOnce: false, isInvalidFrame: false, isSilent: false };
+  }
+
+  /** One agent has one link, or its slots would count twice and its jobs look like strays. */
+  #twinError(): AppError | undefined {
+    const twin = this.#epoch === undefined ? undefined : this.#options.twinOf(this.#epoch);
+    return twin === undefined ? undefined : sameAgent(this.#options.host, twin);
+  }
+
   /** One session, to its end. */
   async #connect(): Promise<SessionEnd> {
     this.#session = new LinkSession({
@@ -166,7 +191,10 @@ export class AgentLink implements AsyncDisposable {
       onLatency: (latencyMs) => {
         if (this.#state.kind === 'up') this.#state = { kind: 'up', latencyMs };
       },
-      onHello: (jobs, latencyMs) => {
+      onHello: ({ epoch, jobs }, latencyMs) => {
+        this.#epoch = epoch;
+        const twin = this.#twinError();
+        if (twin !== undefined) return this.#session?.end(twin, { isAtOnce: false });
         this.#enter({ kind: 'up', latencyMs });
         this.#options.listener.onHello(jobs);
       },
@@ -181,7 +209,7 @@ export class AgentLink implements AsyncDisposable {
   #retryInMs(error: AppError, failures: number): number {
     const { times } = this.#options;
     if (this.#invalidFrames >= 2) return 2 * times.reconnectMaxMs;
-    if (error.code === 'AUTH_FAILED' || error.code === 'VERSION_MISMATCH') return times.reconnectMaxMs;
+    if (MENDED_BY_PEOPLE.has(error.code)) return times.reconnectMaxMs;
     return backoffMs(failures, {
       firstMs: times.reconnectFirstMs,
       maxMs: times.reconnectMaxMs,

@@ -126,7 +126,8 @@ export class Fleet implements AsyncDisposable {
         onNotification: (notification: Notification) => this.#events.onNotification(host.name, notification),
         onDown: () => this.#events.onDown(host.name),
       };
-      this.#links.set(host.name, new AgentLink({ host, bridgeId, clientName, times, log, listener }));
+      const twinOf = (epoch: string): string | undefined => this.#nameOf(epoch);
+      this.#links.set(host.name, new AgentLink({ host, bridgeId, clientName, times, log, twinOf, listener }));
     }
   }
 
@@ -172,11 +173,14 @@ export class Fleet implements AsyncDisposable {
     return this.#desk.ownWork();
   }
 
-  /** When and where jobs would be done that are asked for now: what a batch of them would be told. Nothing is started. */
-  forecast(requests: readonly JobRequest[], jobClass: JobClass): Forecast {
+  /**
+   * When and where jobs would be done that are asked for now: what a batch of them would be told. Nothing is started.
+   * `hosts` where somebody wonders what would be if they were otherwise.
+   */
+  forecast(requests: readonly JobRequest[], jobClass: JobClass, hosts = this.hosts()): Forecast {
     return forecastNew(requests, {
       class: jobClass,
-      hosts: this.hosts(),
+      hosts,
       before: this.#desk.waitingBeforeNew(jobClass).map(({ job, rules }) => ({ request: job.request, rules })),
       holdings: this.#desk.holdings(),
       own: this.ownWork(),
@@ -252,6 +256,11 @@ export class Fleet implements AsyncDisposable {
       this.#desk.flush();
       this.#rescan(RESCAN_MS);
     }
+  }
+
+  /** Under which name the agent is connected that runs as this epoch. */
+  #nameOf(epoch: string): string | undefined {
+    return [...this.#links.values()].find((link) => link.epoch === epoch)?.name;
   }
 
   #onLinkChange(): void {

@@ -6,8 +6,8 @@ import type { HostView } from './host-view.ts';
 import { expectedFinishes, refusalText } from './placement.ts';
 
 /**
- * PURE. Why no waiting will help these jobs: every host is known, and none can ever run one of them. Where some of them can
- * run, those do, and the others fail by `whyNeverFits`.
+ * PURE. Why these jobs are refused at once: every host is known, and none can ever run one of them, or the one host that they
+ * are for drains, which only a person ends. Where some of them can run, those do, and the others fail by `whyNeverFits`.
  */
 export function whyHopeless(order: BatchOrder, hosts: readonly HostView[]): AppError | undefined {
   if (hosts.length === 0) {
@@ -18,6 +18,7 @@ export function whyHopeless(order: BatchOrder, hosts: readonly HostView[]): AppE
   }
   const views = hosts.filter(({ name }) => order.host === undefined || name === order.host);
   if (!views.every(isKnown)) return undefined;
+  if (order.host !== undefined && views.some(isDraining)) return draining(order.host, hosts);
   const requests = new Map(order.jobs.map(({ request }) => [keyOf(request), request]));
   const errors = [...requests.values()].map((request) => hopeless(request, { views, class: order.class }));
   return errors.every((error) => error !== undefined) ? errors[0] : undefined;
@@ -81,6 +82,19 @@ function noHost(request: JobRequest, refused: Parameters<typeof refusalText>[1])
 
 function isKnown({ link, snapshot }: HostView): boolean {
   return link.kind === 'up' && snapshot !== undefined;
+}
+
+function isDraining({ snapshot }: HostView): boolean {
+  return snapshot?.isDraining === true;
+}
+
+/** Work that began before waits for the end of it; whoever asks now can still ask otherwise. */
+function draining(host: string, hosts: readonly HostView[]): AppError {
+  const others = hosts.length > 1 ? ', or leave `host` out, so that another one does it' : '';
+  return new AppError(
+    'NO_HOST',
+    `${host} is draining: it finishes its jobs and takes no new ones. Type \`gantry resume ${host}\` to end that${others}.`,
+  );
 }
 
 function isConnecting({ link, snapshot }: HostView): boolean {

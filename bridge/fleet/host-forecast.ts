@@ -43,7 +43,10 @@ export function capableHost(
   if (blind !== undefined) return refuse(blind, snapshot.problems.length > 0);
   const short = vramRefusal(snapshot, { model, size: want.size });
   if (short !== undefined) return refuse(short, true);
-  if (snapshot.isDraining) return refuse('is draining: it finishes its jobs and takes no new ones');
+  if (snapshot.isDraining) {
+    const mend = `Type \`gantry resume ${host.name}\` to let ${host.name} work again.`;
+    return { ...refuse('is draining: it finishes its jobs and takes no new ones'), mend };
+  }
   if (model.state === 'failed') return refuse(`${model.alias} failed${because(model.detail)}`);
   if (model.heldAwayMs > 0 && want.class === 'batch' && !isUp(model)) {
     const left = seconds(model.heldAwayMs);

@@ -10,6 +10,15 @@ export function unreachable(host: HostConfig, why: string): AppError {
   );
 }
 
+/** One agent under two names: it works through the other. */
+export function sameAgent({ name, url }: HostConfig, other: string): AppError {
+  return new AppError(
+    'INVALID_ARGUMENT',
+    `${name} at ${url} is the same agent as ${other}, and its slots would count twice: it is used as ${other}, and as ${name} ` +
+      `only while ${other} is not connected. Forget one of the two names: \`gantry remove ${name}\`.`,
+  );
+}
+
 /** The connection did not come about: a matter of the network, or of who answers there. */
 export function notConnected(host: HostConfig, error: unknown): AppError {
   const code = error instanceof Error && 'code' in error ? String(error.code) : '';

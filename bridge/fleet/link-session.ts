@@ -15,7 +15,7 @@ import {
   SUBPROTOCOL,
   WS_PATH,
 } from '../../shared/protocol.ts';
-import type { AgentJob, Method, Notification, Params, Result } from '../../shared/protocol.ts';
+import type { Method, Notification, Params, Result } from '../../shared/protocol.ts';
 import type { BridgeTimes, HostConfig } from './host-view.ts';
 import { authFailed, notConnected, parseJson, refused, textOf, unreachable } from './link-errors.ts';
 import { PendingRequests } from './pending-requests.ts';
@@ -36,7 +36,7 @@ export type SessionOptions = {
   log: Log;
   onFrame: () => void;
   onLatency: (ms: number) => void;
-  onHello: (jobs: AgentJob[], latencyMs: number) => void;
+  onHello: (hello: Result<'hello'>, latencyMs: number) => void;
   onNotification: (notification: Notification) => void;
 };
 
@@ -151,13 +151,13 @@ export class LinkSession {
   async #hello(): Promise<void> {
     const { bridgeId, clientName, onHello } = this.#options;
     const sentMs = performance.now();
-    const { jobs } = await this.request(
+    const hello = await this.request(
       'hello',
       { version: PROTOCOL_VERSION, bridgeId, name: clientName().slice(0, 100) },
       this.#life.signal,
     );
     this.#upAtMs = performance.now();
-    onHello(jobs, Math.round(this.#upAtMs - sentMs));
+    onHello(hello, Math.round(this.#upAtMs - sentMs));
   }
 
   /** Pings, and finds out after a sleep of the laptop within seconds whether the peer is still there. */
@@ -243,6 +243,9 @@ export class LinkSession {
     const { host } = this.#options;
     const said = reason === '' ? '' : `: ${reason}`;
     if (code === CLOSE_CODES.AUTH_REVOKED.code) return this.end(authFailed(host), { isAtOnce: false });
+    if (code === CLOSE_CODES.REPLACED.code) {
+      return this.end(unreachable(host, 'a newer link of this program took its place'));
+    }
     if (code === CLOSE_CODES.VERSION_MISMATCH.code) {
       return this.end(
         new AppError(

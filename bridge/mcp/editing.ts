@@ -1,3 +1,4 @@
+import { existsSync } from 'node:fs';
 import { AppError } from '../../shared/errors.ts';
 import type { EditRequest, ImageFormat } from '../../shared/job.ts';
 import { Uuid } from '../../shared/job.ts';
@@ -11,6 +12,7 @@ import { allowedPath } from '../output/roots.ts';
 import type { ChosenModel } from './model-choice.ts';
 import type { Json } from './results.ts';
 import type { MadeImage } from './answers.ts';
+import { noSuchImage, whyMissing } from './picture-view.ts';
 import { modelLocation } from './status-json.ts';
 import type { ToolContext } from './tool.ts';
 import { gb, seconds } from './units.ts';
@@ -18,19 +20,30 @@ import { gb, seconds } from './units.ts';
 /** What a call says of one edit, in the words of the tools. */
 export type EditArguments = Omit<EditCall, 'negative_prompt' | 'format'> & { format: ImageFormat };
 
-/** A picture by its path, or by the id of an image made before. */
+/** A picture by its path, or by the id or address of an image made before. */
 export async function inputOf(
   asked: string,
   { roots, context }: { roots: Roots; context: ToolContext },
 ): Promise<InputImage> {
-  if (!Uuid.safeParse(asked).success) return readInputImage(await allowedPath(asked, roots));
-  const made = await (await context.images()).find(asked);
+  const id = idIn(asked);
+  if (id === undefined) {
+    const path = await allowedPath(asked, roots);
+    // A word that is no file here was meant as an id, cut short or made up.
+    if (/^[\w-]+$/.test(asked) && !existsSync(path)) throw noSuchImage(asked);
+    return readInputImage(path);
+  }
+  const images = await context.images();
+  const made = await images.find(id);
   // Whoever may only read elsewhere gets no other file by its id either.
-  if (made !== undefined) return { ...(await readInputImage(await allowedPath(made.path, roots))), imageId: asked };
-  throw new AppError(
-    'INPUT_INVALID',
-    `No finished image has the id ${asked}, or its file is gone. Check with get_job, or give a file path.`,
-  );
+  if (made !== undefined) return { ...(await readInputImage(await allowedPath(made.path, roots))), imageId: id };
+  const entry = await images.entry(id);
+  throw entry === undefined ? noSuchImage(id) : new AppError('INPUT_INVALID', whyMissing(entry));
+}
+
+/** As tools say it, or as the address of a resource has it. */
+function idIn(asked: string): string | undefined {
+  const [, id = asked] = /^image:\/\/([^/?]*)/.exec(asked) ?? [];
+  return id === asked && !Uuid.safeParse(id).success ? undefined : id;
 }
 
 export function frozenEdit(

@@ -5,6 +5,7 @@ import type { ModelStatus } from '../../shared/host-snapshot.ts';
 import type { ModelId } from '../../shared/job.ts';
 import type { ModelMove } from '../../shared/protocol.ts';
 import type { Fleet } from '../fleet/fleet.ts';
+import { MovedJson } from '../fleet/moved-json.ts';
 import { hostGpuJson, HostGpuJson } from './status-json.ts';
 import type { ToolContext } from './tool.ts';
 import { gb, seconds } from './units.ts';
@@ -12,28 +13,6 @@ import { patienceMs } from './wait.ts';
 
 export type MoveTarget = { host: string; model: ModelId };
 export type MoveKind = 'load' | 'offload' | 'release';
-
-const MovedJson = z.object({
-  host: z.string(),
-  model: z.string(),
-  status: z.string(),
-  state: z.string(),
-  done: z.string().optional(),
-  message: z.string(),
-  took_seconds: z.number().optional(),
-  elapsed_seconds: z.number().optional(),
-  usual_seconds: z.number().optional(),
-  ready_in_seconds: z.number().optional(),
-  stays_away_seconds: z.number().optional(),
-  vram: z
-    .object({
-      free_before_gb: z.number(),
-      free_after_gb: z.number(),
-      held_before_gb: z.number(),
-      held_after_gb: z.number(),
-    })
-    .optional(),
-});
 
 /** The fleet has no event for a single report, and one comes within this time. */
 const REPORT_MS = 1_000;

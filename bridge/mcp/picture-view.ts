@@ -1,6 +1,7 @@
 import { readFile } from 'node:fs/promises';
 import { basename } from 'node:path';
 import { AppError } from '../../shared/errors.ts';
+import type { ImageFormat } from '../../shared/job.ts';
 import type { ImageEntry } from '../images/image-entry.ts';
 import type { Images, Parent } from '../images/images.ts';
 import type { Located } from '../images/located.ts';
@@ -16,6 +17,9 @@ import { seconds } from './units.ts';
 /** A picture as it goes into an answer, and what a person should know of it. */
 export type PictureView = {
   path: string;
+  /** The file itself. */
+  format: ImageFormat;
+  bytes: number;
   /** What is known of it, if it was made here. */
   entry: ImageEntry | undefined;
   shown: { bytes: Buffer; mimeType: string } | undefined;
@@ -43,17 +47,18 @@ export async function viewPicture(
 ): Promise<PictureView> {
   const path = await allowedPath(asked.path, await context.roots());
   const picture = await readPicture(path, { maxBytes: MAX_FILE_BYTES });
+  const file = { path, format: picture.format, bytes: picture.bytes };
   const entry = asked.entry ?? (await images.entryOfBytes(picture.sha256, path));
   const isChanged = entry !== undefined && entry.result.sha256 !== picture.sha256;
   const changed = isChanged ? ['The file was changed since it was made; this is how it is now.'] : [];
   const rendered = await images.render(picture, { transform, signal: context.signal });
   if (rendered === undefined) {
     const { shown, how } = await untransformed(picture, isChanged ? undefined : entry);
-    return { path, entry, shown, json: { shown: how }, notes: [...changed, NO_SHARP] };
+    return { ...file, entry, shown, json: { shown: how }, notes: [...changed, NO_SHARP] };
   }
   const { isReduced, bytes, mimeType, width, height, quality } = rendered;
   return {
-    path,
+    ...file,
     entry,
     shown: { bytes, mimeType },
     json: { shown: { mime_type: mimeType, width, height, quality, bytes: bytes.length } },

@@ -18,6 +18,8 @@ export type ToolSettings = {
   defaultModel: string | undefined;
   defaultEditModel: string | undefined;
   preview: 'inline' | 'none';
+  /** Images of one batch at a time, over all hosts; undefined: every free slot. */
+  maxConcurrent?: number | undefined;
   /** Whether answers end with links to the files. */
   resultLinks?: boolean;
 };

@@ -1,5 +1,6 @@
 import type { McpClient, Places, Start } from '../../bridge/cli/clients.ts';
-import { CLIENTS, snippetOf, typed } from '../../bridge/cli/clients.ts';
+import { CLIENTS, snippetOf } from '../../bridge/cli/clients.ts';
+import { typed } from '../../shared/typed.ts';
 
 /** For reading: nobody's own paths. */
 const START: Start = { command: 'node', args: ['/path/to/gantry/dist/gantry.cjs', 'bridge'] };

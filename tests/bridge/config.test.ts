@@ -22,13 +22,17 @@ async function file(text: string, mode = 0o600): Promise<string> {
 }
 
 function problemsOf(load: () => unknown): readonly string[] {
+  return errorOf(load)?.problems ?? [];
+}
+
+function errorOf(load: () => unknown): ConfigError | undefined {
   try {
     load();
   } catch (error) {
-    if (error instanceof ConfigError) return error.problems;
+    if (error instanceof ConfigError) return error;
     throw error;
   }
-  return [];
+  return undefined;
 }
 
 test('flags win over the environment, that over the file, that over defaults', async () => {
@@ -186,6 +190,7 @@ test.skipIf(process.platform === 'win32')(
     const problems = problemsOf(() => loadConfig({ config }, {})).join('\n');
     expect(problems).toMatch(/others may read it \(mode 644\)\. Run: chmod 600 /);
     expect(problems).not.toContain('gantry_secret');
+    expect(errorOf(() => loadConfig({ config }, {}))?.mend).toBe(`chmod 600 ${config}`);
     const harmless = await file('preview: none\n', 0o644);
     expect(loadConfig({ config: harmless }, {}).preview).toBe('none');
   },

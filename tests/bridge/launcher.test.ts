@@ -1,4 +1,5 @@
-import { execFile } from 'node:child_process';
+import { execFile, spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { cp, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -56,4 +57,13 @@ test('code of another V8 is refused, and the bridge runs too', async () => {
   const { stdout, stderr } = await start();
   expect(stderr).toBe('true');
   expect(JSON.parse(stdout)).toHaveProperty('properties.hosts');
+});
+
+test('a reader that has seen enough, as `head` has, ends a command without a word', async () => {
+  const child = spawn(process.execPath, [join(directory, 'gantry.cjs'), '--help'], { env: { HOME: directory } });
+  child.stdout.destroy();
+  let said = '';
+  child.stderr.on('data', (chunk: Buffer) => (said += chunk.toString()));
+  const [exitCode] = (await once(child, 'close')) as [number | null]; // as Node documents it
+  expect({ exitCode, said }).toEqual({ exitCode: 0, said: '' });
 });

@@ -125,7 +125,7 @@ describe('grants', () => {
     await exchange.drain();
     other.offer('test/a');
     expect(other.grants).toHaveLength(0);
-    const reason = 'The host is draining: gantry-agent resume ends that.';
+    const reason = 'The host is draining: `gantry-agent resume` there, or `gantry resume HOST` on a laptop, ends that.';
     expect(exchange.slots().get('a')).toMatchObject({ phase: 'cannot', reason });
     await exchange.resume();
     other.session.decline((await other.grant()).grantId);

@@ -92,13 +92,13 @@ describe('with a daemon', () => {
     await host.startAgent();
     await eventually('the bridge is back', async () => (await snapshot(host)).offered.length > 0);
     // Until the agent has cleared up, the slots say that instead.
-    const reason = 'The host is draining: gantry-agent resume ends that.';
+    const reason = 'The host is draining: `gantry-agent resume` there, or `gantry resume HOST` on a laptop, ends that.';
     await eventually('its slots say why', async () => {
       const slot = (await snapshot(host)).models[0]?.slots[0];
       return slot?.phase === 'cannot' && slot.reason === reason;
     });
     expect(await snapshot(host)).toMatchObject({ isDraining: true, models: [{ jobsDone: 0 }] });
-    expect((await command(host, 'status')).stdout).toContain('! The host is draining: gantry-agent resume');
+    expect((await command(host, 'status')).stdout).toContain('! The host is draining: `gantry-agent resume` there');
     const json: unknown = JSON.parse((await command(host, 'status', '--json')).stdout);
     expect(json).toMatchObject({ schema: 1, snapshot: { isDraining: true } });
     expect((await command(host, 'resume')).stdout).toBe('The host takes part again.');

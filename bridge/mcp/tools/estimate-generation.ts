@@ -6,6 +6,7 @@ import { freezeEdit, freezeGenerate } from '../../../shared/parameters.ts';
 import type { Frozen } from '../../../shared/parameters.ts';
 import type { Forecast } from '../../fleet/forecast.ts';
 import { peakMiBAt, seconds as secondsText } from '../../fleet/host-forecast.ts';
+import type { HostView } from '../../fleet/host-view.ts';
 import type { Finish } from '../../fleet/placement.ts';
 import { refusalText } from '../../fleet/placement.ts';
 import { model, side, steps } from '../arguments.ts';
@@ -68,16 +69,35 @@ export const estimateGeneration = defineTool({
     const chosen = modelToShow(hosts, { asked: args.model, settings: context.settings });
     const { request, notes } = frozen(args, chosen);
     const count = args.num_images ?? 1;
-    const forecast = fleet.forecast(
-      Array.from({ length: count }, () => request),
-      count === 1 ? 'interactive' : 'batch',
-    );
+    const requests = Array.from({ length: count }, () => request);
+    const jobClass = count === 1 ? 'interactive' : 'batch';
+    const now = fleet.forecast(requests, jobClass);
+    const held = now.placement.ranked.length > 0 ? [] : heldNotes(placesOf(chosen.id, hosts));
+    const forecast = held.length === 0 ? now : fleet.forecast(requests, jobClass, fleet.hosts().map(withoutHolds));
     if (forecast.placement.ranked.length === 0) {
-      throw new AppError('NO_HOST', refusalText(request.model, forecast.placement.refused));
+      throw new AppError('NO_HOST', refusalText(request.model, now.placement.refused));
     }
-    return estimate(forecast, { request, chosen, hosts, count, notes });
+    const { maxConcurrent } = context.settings;
+    return estimate(forecast, { request, chosen, hosts, count, maxConcurrent, notes: [...notes, ...held] });
   },
 });
+
+/** What a batch would wait for first, where a person has moved the model off its GPU. */
+function heldNotes(places: ReturnType<typeof placesOf>): string[] {
+  return places
+    .filter(({ status: { heldAwayMs, state } }) => heldAwayMs > 0 && state !== 'ready')
+    .map(
+      ({ host, status: { alias, heldAwayMs } }) =>
+        `A person moved ${alias} off its GPU on ${host.name}: a batch leaves it away for another ${secondsText(heldAwayMs)}, ` +
+        'which the total does not have in it. load_model ends that wait.',
+    );
+}
+
+function withoutHolds(host: HostView): HostView {
+  if (host.snapshot === undefined) return host;
+  const models = host.snapshot.models.map((status) => ({ ...status, heldAwayMs: 0 }));
+  return { ...host, snapshot: { ...host.snapshot, models } };
+}
 
 /** As a call for such an image would be frozen. A model that only edits is asked for an edit of some picture. */
 function frozen(args: Args, { id, status, note }: ChosenModel): Frozen<JobRequest> {
@@ -102,11 +122,12 @@ type Asked = {
   chosen: ChosenModel;
   hosts: readonly ConnectedHost[];
   count: number;
+  maxConcurrent: number | undefined;
   notes: readonly string[];
 };
 
 function estimate({ ends, placement }: Forecast, o: Asked): z.input<typeof output> {
-  const { request, chosen, hosts, count } = o;
+  const { request, chosen, hosts, count, maxConcurrent = Infinity } = o;
   const planned = ends.flatMap((end) => end ?? []);
   const [best] = placement.ranked;
   const megapixels = megapixelsOf(request);
@@ -128,9 +149,12 @@ function estimate({ ends, placement }: Forecast, o: Asked): z.input<typeof outpu
     estimated_time_per_image_seconds: seconds(mean(planned.map(({ runMs }) => runMs)) ?? best?.runMs ?? 0),
     estimated_total_time_seconds: seconds(Math.max(0, ...planned.map(({ endMs }) => endMs))),
     estimated_peak_vram_gb: gb(Math.max(0, ...working.map(({ host }) => peaks.get(host) ?? 0))),
-    recommended_concurrent: places
-      .filter(({ host }) => able.has(host.name))
-      .reduce((sum, { host, status }) => sum + concurrentOn(host.snapshot, status), 0),
+    recommended_concurrent: Math.min(
+      maxConcurrent,
+      places
+        .filter(({ host }) => able.has(host.name))
+        .reduce((sum, { host, status }) => sum + concurrentOn(host.snapshot, status), 0),
+    ),
     resolution: resolutionOf(request),
     total_megapixels_per_image: Math.round(megapixels * 100) / 100,
     placement: placement.ranked.map((finish) => ({

@@ -7,6 +7,7 @@ import type { Images } from '../../images/images.ts';
 import type { Crop } from '../../images/transform.ts';
 import { MAX_SIDE, transformOf } from '../../images/transform.ts';
 import { metadataJson, noSuchImage, viewPicture, whyMissing } from '../picture-view.ts';
+import { fileLink } from '../result-links.ts';
 import type { ImageAnswer, ToolContext } from '../tool.ts';
 import { defineImageTool, READS } from '../tool.ts';
 
@@ -35,12 +36,14 @@ async function run(args: z.output<typeof input>, context: ToolContext): Promise<
   const transform = transformOf({ ...args, crop: cropOf(args.crop) });
   const images = await context.images();
   const file = await fileOf(args, images);
-  const { path, entry, shown, json, notes } = await viewPicture(file, { transform, images, context });
+  const view = await viewPicture(file, { transform, images, context });
+  const { path, entry, shown, json, notes } = view;
   const made = entry && metadataJson(entry, { parents: await images.parentsOf(entry) });
   return {
     sentence: shown === undefined ? `${basename(path)} cannot be shown here.` : `This is ${basename(path)}.`,
     json: { status: 'success', file_path: path, ...made, ...json, notes: [...(entry?.result.notes ?? []), ...notes] },
     previews: shown === undefined ? [] : [{ data: shown.bytes.toString('base64'), mimeType: shown.mimeType }],
+    links: [fileLink(path, view)],
   };
 }
 

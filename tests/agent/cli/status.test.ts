@@ -104,11 +104,11 @@ describe('the screen', () => {
     ];
     const lines = text({
       isDraining: true,
-      problems: ['The host is draining: gantry-agent resume ends that.'],
+      problems: ['The host is draining: `gantry-agent resume` there ends that.'],
       models: [{ ...MODEL, isMeasured: false, wakes: 0, detail: 'loading: 41 s so far', slots }],
     });
     expect(lines).toContain(', draining');
-    expect(lines).toContain('! The host is draining: gantry-agent resume ends that.');
+    expect(lines).toContain('! The host is draining: `gantry-agent resume` there ends that.');
     expect(lines).toContain('  loading: 41 s so far');
     expect(lines).toContain('  It was removed from agent.yaml.');
     expect(lines).toMatch(/ ~74 s +~2\.1 s /);

@@ -23,6 +23,7 @@ const PLACE = { exists: true, freeMiB: 500_000, isUsersToWrite: true };
 
 /** A host on which everything is as it should be. */
 const GOOD: HostFacts = {
+  flags: '',
   node: { version: '24.1.0', path: '/usr/bin/node' },
   today: '2026-11-21',
   config: { path: '/etc/gantry/agent.yaml', problems: [], warnings: [], listen: LISTEN },
@@ -201,6 +202,17 @@ describe('the doctor of a host', () => {
         ?.hint;
     expect(hintOf({})).toBe('sudo systemctl start gantry-agent');
     expect(hintOf({ unit: undefined })).toBe('gantry-agent run');
+  });
+
+  test('every command of ours is about the agent that it was run for', () => {
+    const flags = " --config '/srv/my agent.yaml' --state-dir /srv/state";
+    const hints = ROWS.flatMap(([, change]) => hostFindings({ ...GOOD, unit: undefined, ...change, flags }))
+      .flatMap(({ hint }) => hint?.split('; ', 1) ?? [])
+      .filter((hint) => hint.startsWith('gantry-agent ') && !hint.includes('config schema'));
+    const commands = ['config check', 'logs qwen', 'run', 'invite', 'status'];
+    expect([...new Set(hints)].sort()).toEqual(commands.map((words) => `gantry-agent ${words}${flags}`).sort());
+    const local = hostFindings({ ...GOOD, ...listen({ isLoopback: true }), flags });
+    expect(local.find(({ id }) => id === 'reach')?.detail).toContain(`gantry-agent listen network${flags}`);
   });
 
   test('prints the drop-in that opens what the unit hides, and that one alone', () => {

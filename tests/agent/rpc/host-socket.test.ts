@@ -50,7 +50,10 @@ describe('the socket', () => {
     expect(await client.ask('host.drain', {})).toEqual({ isDraining: true, running: 0 });
     expect((await client.ask('host.snapshot', {})).snapshot).toMatchObject({
       isDraining: true,
-      problems: ['No model is configured.', 'The host is draining: gantry-agent resume ends that.'],
+      problems: [
+        'No model is configured.',
+        'The host is draining: `gantry-agent resume` there, or `gantry resume HOST` on a laptop, ends that.',
+      ],
     });
     expect(await client.ask('host.resume', {})).toEqual({ isDraining: false, running: 0 });
     await expect(client.ask('model.load', { model: 'x' })).rejects.toMatchObject({ code: 'MODEL_UNKNOWN' });

@@ -1,7 +1,8 @@
 import { execFile } from 'node:child_process';
 import { promisify } from 'node:util';
 import { describe, expect, test } from 'vitest';
-import { CLIENTS, clientsNamed, snippetOf, typed } from '../../../bridge/cli/clients.ts';
+import { CLIENTS, clientsNamed, snippetOf } from '../../../bridge/cli/clients.ts';
+import { typed } from '../../../shared/typed.ts';
 import type { Places } from '../../../bridge/cli/clients.ts';
 import { clientPlaces } from '../../../bridge/config.ts';
 

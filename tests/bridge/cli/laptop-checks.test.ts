@@ -14,6 +14,7 @@ const HOST: HostFact = {
 
 /** A laptop on which everything is as it should be. */
 const GOOD: LaptopFacts = {
+  flags: '',
   ...{ nodeVersion: '24.1.0', today: '2026-11-21', ownVersion: '0.1.0', hosts: [HOST], unreadable: [] },
   config: { file: '/home/a/.config/gantry/bridge.yaml', expectedFile: '/x', problems: [] },
   output: { directory: '/home/a/Pictures/gantry', problem: undefined },
@@ -30,6 +31,7 @@ const ROWS: [what: string, change: Partial<LaptopFacts>, id: string, status: Fin
   ['a mistake in it', { config: { ...GOOD.config, problems: ['hosts[0].url: bad'] } }, 'config', 'problem', /bad/],
   ['a host that cannot be reached', down('AGENT_UNREACHABLE'), 'link', 'problem', /attic: AGENT_UNREACHABLE/],
   ['a token that was revoked', down('AUTH_FAILED'), 'link', 'problem', /AUTH_FAILED/],
+  ['one agent under two names', down('INVALID_ARGUMENT'), 'link', 'problem', /INVALID_ARGUMENT/],
   ['a host of another protocol', down('VERSION_MISMATCH'), 'link', 'problem', /VERSION_MISMATCH/],
   ['a host that is silent', host({ link: { kind: 'connecting' } }), 'link', 'problem', /no answer yet/],
   ['a link without a pin', host({ isPinned: false }), 'pin', 'warning', /no certificate is pinned/],
@@ -72,6 +74,27 @@ describe('the doctor of a laptop', () => {
     expect(found.map((finding) => finding.status)).toEqual([status]);
     expect(found[0]?.detail).toMatch(words);
     expect(found[0]?.hint, 'a command').toMatch(/^\S+( \S|$)/);
+  });
+
+  test('every command of ours is about the file that it was run for', () => {
+    const flags = " --config '/srv/my bridge.yaml'";
+    const hints = ROWS.flatMap(([, change]) => laptopFindings({ ...GOOD, ...change, flags }))
+      .flatMap(({ hint }) => hint?.split(/[;,] /, 1) ?? [])
+      .filter((hint) => hint.startsWith('gantry ') && !/^gantry (clients|--version)/.test(hint));
+    const commands = ["add 'LINE'", 'config check', 'remove attic', 'status'];
+    expect([...new Set(hints)].sort()).toEqual(commands.map((words) => `gantry ${words}${flags}`).sort());
+  });
+
+  test('of a host behind a tunnel names the port of its own address', () => {
+    const change = { url: 'ws://127.0.0.1:7803', link: { kind: 'connecting' } } as const;
+    const [found] = laptopFindings({ ...GOOD, ...host(change) }).filter(({ id }) => id === 'link');
+    expect(found?.hint).toMatch(/^ssh -N -L 7803:127\.0\.0\.1:7801 THAT-HOST, /);
+  });
+
+  test('of a file that others may read names the command that closes it', () => {
+    const config = { ...GOOD.config, problems: ['/x: others may read it'], mend: 'chmod 600 /x' };
+    const [found] = laptopFindings({ ...GOOD, config }).filter(({ id }) => id === 'config');
+    expect(found?.hint).toBe('chmod 600 /x');
   });
 
   test('has a row here for every check', () => {

@@ -1,4 +1,4 @@
-import { expect, test } from 'vitest';
+import { describe, expect, test } from 'vitest';
 import { WebSocketServer } from 'ws';
 import { once } from 'node:events';
 import { mkdir, mkdtemp, rm } from 'node:fs/promises';
@@ -9,7 +9,8 @@ import { join } from 'node:path';
 import { certificateOf } from '../../../agent/certificate.ts';
 import { SERVER_NAME } from '../../../shared/limits.ts';
 import { createLog } from '../../../shared/log.ts';
-import { Laptop, opened, until } from './fleet-fixture.ts';
+import type { Fleet } from '../../../bridge/fleet/fleet.ts';
+import { ended, Laptop, opened, until } from './fleet-fixture.ts';
 import { ScriptedAgent } from './scripted-agent.ts';
 
 const never = new AbortController().signal;
@@ -65,6 +66,45 @@ test('a host that is not there is AGENT_UNREACHABLE with its address, and comes 
   );
   gone.refuseWith = undefined;
   await until(() => fleet.hosts()[0]?.link.kind === 'up', 'up');
+});
+
+describe('one agent under two names', () => {
+  const why = (fleet: Fleet, name: string) => {
+    const link = fleet.hosts().find((host) => host.name === name)?.link;
+    return link?.kind === 'down' ? link.error : undefined;
+  };
+
+  test('gets work under one of them, and under the other when that one is gone', async () => {
+    await using agent = await ScriptedAgent.start('a', { hasManySessions: true });
+    await using laptop = await Laptop.create();
+    const fleet = await opened(laptop.fleet([agent, { ...agent.config, name: 'b' }]));
+    const isUp = (name: string) => fleet.hosts().find((host) => host.name === name)?.link.kind === 'up';
+    const [used, other] = isUp('a') ? ['a', 'b'] : ['b', 'a'];
+    await until(() => why(fleet, other)?.code === 'INVALID_ARGUMENT', 'the other says why');
+    expect(why(fleet, other)?.message).toMatch(
+      new RegExp(
+        `^${other} at ws://.* is the same agent as ${used}, .*\\. Forget one .*: \`gantry remove ${other}\`\\.$`,
+      ),
+    );
+    const view = await ended(await fleet.start(laptop.order(2)));
+    expect(view.jobs.map(({ host }) => host)).toEqual([used, used]);
+    expect(agent.helloes).toBe(2);
+    agent.restart(); // its next run is another epoch, and either may be first
+    await until(() => isUp('a') !== isUp('b'), 'one of them again');
+  });
+
+  test('with one token, by which an agent ends the older link for the newer one, they do not end each other for ever', async () => {
+    await using agent = await ScriptedAgent.start('a');
+    await using laptop = await Laptop.create();
+    const fleet = await opened(laptop.fleet([agent, { ...agent.config, name: 'b' }]));
+    await until(() => ['a', 'b'].some((name) => why(fleet, name)?.code === 'INVALID_ARGUMENT'), 'one says why');
+    const { helloes } = agent;
+    const view = await ended(await fleet.start(laptop.order(3)));
+    expect(view.state).toBe('success');
+    expect(new Set(view.jobs.map(({ host }) => host)).size).toBe(1);
+    expect(agent.count('job.cancel')).toBe(0);
+    expect(agent.helloes).toBe(helloes);
+  });
 });
 
 test('another certificate than the pinned one is AUTH_FAILED, says what to do, and sees no token', async () => {

@@ -96,4 +96,22 @@ describe('an order', () => {
     expect(whyHopeless(order(LARGE, LARGE), [having('a')])?.code).toBe('NO_HOST');
     expect(whyHopeless(order(LARGE, SMALL), [having('a')])).toBeUndefined();
   });
+
+  test('for a host that drains is refused with the way out; others avoid it, and one for nobody in particular waits', () => {
+    const a = host('a', { snap: { isDraining: true, models: [model(unlimited)] } });
+    const b = having('b', unlimited);
+    const forHost = (name: string | undefined) => ({ ...order(LARGE), host: name });
+    for (const jobClass of ['interactive', 'batch'] as const) {
+      const error = whyHopeless({ ...forHost('a'), class: jobClass }, [a, b]);
+      expect(error?.code).toBe('NO_HOST');
+      expect(error?.message).toBe(
+        'a is draining: it finishes its jobs and takes no new ones. Type `gantry resume a` to end that, or leave `host` out, ' +
+          'so that another one does it.',
+      );
+    }
+    expect(whyHopeless(forHost('a'), [a])?.message).toMatch(/`gantry resume a` to end that\.$/);
+    expect(whyHopeless(forHost('b'), [a, b])).toBeUndefined();
+    expect(whyHopeless(forHost(undefined), [a, b])).toBeUndefined();
+    expect(whyHopeless(forHost(undefined), [a])).toBeUndefined();
+  });
 });

@@ -28,6 +28,8 @@ export type Script = {
   refuse?: (job: Job) => ErrorCode | undefined;
   /** The host gives no grants by itself; the test does. */
   isManual?: boolean;
+  /** A second session, as with another token, leaves the first to say hello alone: it goes on getting what is told. */
+  hasManySessions?: boolean;
   /** Inputs it already has. */
   inputs?: readonly string[];
   snap?: Partial<HostSnapshot>;
@@ -166,20 +168,25 @@ export class ScriptedAgent implements AsyncDisposable {
       return;
     }
     this.#ws.handleUpgrade(request, socket, head, (client) => {
-      this.#session?.terminate();
-      this.#session = client;
-      this.#offer = [];
-      this.#declined.clear();
-      this.#grant = undefined;
       client.on('message', (data: Buffer) => this.#onFrame(client, data.toString('utf8')));
       client.on('error', () => undefined); // ends with close
+      if (this.script.hasManySessions !== true) this.#open(client);
     });
+  }
+
+  #open(client: WebSocket): void {
+    this.#session?.terminate();
+    this.#session = client;
+    this.#offer = [];
+    this.#declined.clear();
+    this.#grant = undefined;
   }
 
   #onFrame(client: WebSocket, text: string): void {
     const frame = Frame.parse(JSON.parse(text));
     if (!('method' in frame) || !('id' in frame)) return;
     this.asked.push({ method: frame.method, params: frame.params });
+    if (frame.method === 'hello' && this.#session?.readyState !== client.OPEN) this.#open(client);
     try {
       const result = this.#answer(frame.method as Method, frame.params); // an unknown one fails in the table
       client.send(JSON.stringify({ jsonrpc: '2.0', id: frame.id, result }));

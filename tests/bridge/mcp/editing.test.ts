@@ -22,9 +22,11 @@ test('a picture by its id is read from where pictures may be read, and from nowh
       await copyFile('tests/agent/model/input.png', path);
       const images = { find: async () => ({ id: ID, path, sha256: '' }) };
       const context = { images: async () => images } as unknown as ToolContext; // it looks for the image, and no more
-      const read = inputOf(ID, { roots, context });
-      if (isAllowed) expect(await read).toMatchObject({ path, imageId: ID });
-      else await expect(read).rejects.toMatchObject({ code: 'PATH_DENIED' });
+      for (const name of [ID, `image://${ID}/view`]) {
+        const read = inputOf(name, { roots, context });
+        if (isAllowed) expect(await read).toMatchObject({ path, imageId: ID });
+        else await expect(read).rejects.toMatchObject({ code: 'PATH_DENIED' });
+      }
     }
   } finally {
     await rm(home, { recursive: true, force: true });

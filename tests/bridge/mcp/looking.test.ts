@@ -24,10 +24,18 @@ const loaded = shipped(KLEIN, {
 });
 
 /** The tool with a fleet of scripted agents, without a server around it. */
-async function ask(tool: Tool, args: Record<string, unknown>, fleet: Fleet): Promise<Record<string, unknown>> {
+async function ask(
+  tool: Tool,
+  args: Record<string, unknown>,
+  fleet: Fleet,
+  settings: Partial<ToolContext['settings']> = {},
+): Promise<Record<string, unknown>> {
   const context: Pick<ToolContext, 'fleet' | 'settings'> = {
     fleet: async () => fleet,
-    settings: { outputDir: undefined, defaultModel: undefined, defaultEditModel: undefined, preview: 'inline' },
+    settings: {
+      ...{ outputDir: undefined, defaultModel: undefined, defaultEditModel: undefined, preview: 'inline' },
+      ...settings,
+    },
   };
   const result = await tool.call(args, context as ToolContext); // tools that look use no more of it
   return result.structuredContent ?? {};
@@ -107,9 +115,22 @@ describe('estimate_generation', () => {
     });
   });
 
+  test('of a batch of a model that a person moved off its GPU has the load in it, and says what it would wait for first', async () => {
+    const away = { ...loaded, state: 'released' as const, heldMiB: 0, loadMs: 74_000, heldAwayMs: 240_000 };
+    await withModels({ models: [away] }, async (fleet) => {
+      const answer = await ask(estimateGeneration, { num_images: 10 }, fleet);
+      expect(answer['estimated_total_time_seconds']).toBeCloseTo(74 + 10 * 0.92, 1);
+      expect(JSON.stringify(answer['notes'])).toMatch(
+        /A person moved \S+ off its GPU on a: a batch leaves it away for another 4 min, .* load_model ends that wait\./,
+      );
+    });
+  });
+
   test('where no host can make it, each says why', async () => {
     await withModels({ models: [loaded], isDraining: true }, async (fleet) => {
-      await expect(ask(estimateGeneration, {}, fleet)).rejects.toThrow(/No host can run .*: a: is draining/);
+      await expect(ask(estimateGeneration, {}, fleet)).rejects.toThrow(
+        /^Type `gantry resume a` to let a work again\. No host can run .*: a: is draining/,
+      );
     });
   });
 
@@ -117,6 +138,8 @@ describe('estimate_generation', () => {
     const slots = Array.from({ length: 6 }, (_, n) => slot({ slotId: `s${n}` }));
     await withModels({ models: [{ ...loaded, slots }], gpus: [gpu({ freeMiB: 6_500 })] }, async (fleet) => {
       expect(await ask(estimateGeneration, {}, fleet)).toMatchObject({ recommended_concurrent: 3 });
+      const limited = await ask(estimateGeneration, {}, fleet, { maxConcurrent: 2 });
+      expect(limited).toMatchObject({ recommended_concurrent: 2 });
     });
   });
 });

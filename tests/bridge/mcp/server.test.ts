@@ -158,7 +158,13 @@ describe('without any host', () => {
     ['get_job', { id: randomUUID() }, /^JOB_NOT_FOUND: .*30 days/],
     ['cancel_batch', { batch_id: randomUUID() }, /^JOB_NOT_FOUND: /],
     ['edit_image', { image_path: '~/none.png', prompt: 'x' }, /^INPUT_INVALID: Image file not found/],
-    ['edit_image', { image_path: randomUUID(), prompt: 'x' }, /^INPUT_INVALID: No finished image has the id/],
+    ...[randomUUID(), `image://${randomUUID()}/view`, 'ab12cd34', '8e0d0d33-3d3c-1f9f-a2ad-6d2c8ffb44f2'].map(
+      (image_path): [string, Record<string, unknown>, RegExp] => [
+        'edit_image',
+        { image_path, prompt: 'x' },
+        /^INPUT_INVALID: No finished image has the id [\w-]+\. list_images shows those there are/,
+      ],
+    ),
   ])('%s says what to do', async (name, args, expected) => {
     await using session = await Session.start();
     const answer = await session.call(name, args);
