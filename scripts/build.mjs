@@ -6,7 +6,7 @@ import { build } from 'esbuild';
 import { readdir } from 'node:fs/promises';
 import { basename } from 'node:path';
 import { buildBridge } from './build/bridge.mjs';
-import { COMMON, LESS_ZOD, putInPlace, SMALL } from './build/common.mjs';
+import { COMMON, LESS_ZOD, putInPlace, replacing, SMALL } from './build/common.mjs';
 import { notices } from './build/notices.mjs';
 
 /**
@@ -17,6 +17,9 @@ import { notices } from './build/notices.mjs';
  */
 const AGENT_FLAGS = '--optimize-for-size';
 const AGENT_FLAGS_LATER = '--interrupt-budget=1000000 --semi-space-growth-factor=1'; // not on the command line: a V8 that lost it would refuse to start
+
+/** xml2js brings what writes XML, which would be a tenth of the agent; nvidia-smi's is only read. */
+const noXmlBuilder = replacing(/xml2js[/\\]lib[/\\]builder\.js$/, () => 'exports.Builder = undefined;');
 
 const inside = await Promise.all([buildBridge(), buildAgent(), buildPictureWorker()]);
 await Promise.all([putInPlace('dist/THIRD_PARTY_NOTICES.txt', await notices(inside)), ...(await simulators())]);
@@ -31,7 +34,12 @@ async function buildAgent() {
     'const require = requireOf(import.meta.url);', // CommonJS packages inside an ES module ask for it
   ];
   const banner = { js: head.join('\n') };
-  return await executable('agent/main.ts', 'dist/gantry-agent.mjs', { ...SMALL, banner, external, plugins: LESS_ZOD });
+  return await executable('agent/main.ts', 'dist/gantry-agent.mjs', {
+    ...SMALL,
+    banner,
+    external,
+    plugins: [...LESS_ZOD, noXmlBuilder],
+  });
 }
 
 /** The agent starts it beside itself. */

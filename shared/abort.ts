@@ -31,6 +31,7 @@ export class Deadline implements Disposable {
   readonly #parent: AbortSignal | undefined;
   readonly #listening: Disposable | undefined;
   #timer: NodeJS.Timeout | undefined;
+  #timerMs: number | undefined;
 
   constructor({ ms, signal }: { ms: number; signal?: AbortSignal }) {
     this.#ms = Math.min(ms, LONGEST_MS);
@@ -51,7 +52,10 @@ export class Deadline implements Disposable {
 
   /** From now on, for the same time or for another one. */
   restart(ms = this.#ms): void {
+    // A link restarts its own at every frame: as long as the time is the same, so is the timer.
+    if (ms === this.#timerMs) return void this.#timer?.refresh();
     clearTimeout(this.#timer);
+    this.#timerMs = ms;
     // eslint-disable-next-line no-restricted-globals -- this class is the owner of the timer
     this.#timer = setTimeout(
       () => this.#controller.abort(new DOMException(`no answer within ${ms} ms`, 'TimeoutError')),
@@ -61,6 +65,7 @@ export class Deadline implements Disposable {
 
   [Symbol.dispose](): void {
     clearTimeout(this.#timer);
+    this.#timer = undefined; // a frame that comes after the end of its link starts nothing again
     this.#listening?.[Symbol.dispose]();
   }
 }

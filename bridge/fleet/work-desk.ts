@@ -102,6 +102,8 @@ export class WorkDesk {
       [...batch.inFlight].map(({ request }) => ({ class: batch.header.class, model: request.model })),
     );
     const groups = batches.flatMap((batch) => batch.offerGroups());
+    // Most of the time there is no work, and nobody who was told of any.
+    if (groups.length === 0 && [...this.#offers.values()].every(({ lines }) => lines.length === 0)) return;
     const hosts = this.#options.hosts();
     const models = new Set(groups.map(({ model }) => model));
     const ranks = new Map([...models].map((model) => [model, ranksOf(model, hosts)]));

@@ -1,5 +1,5 @@
 import { getEventListeners } from 'node:events';
-import { afterEach, beforeEach, expect, test } from 'vitest';
+import { afterEach, beforeEach, expect, test, vi } from 'vitest';
 import { Deadline, onAbort, pause, untilAborted } from '../../shared/abort.ts';
 
 let warnings: string[];
@@ -56,6 +56,32 @@ test('a deadline tells its own end from that of its parent', async () => {
   expect([ended.signal.aborted, ended.isExpired]).toEqual([true, false]);
   using late = new Deadline({ ms: 60_000, signal: parent.signal });
   expect(late.signal.aborted).toBe(true);
+});
+
+test('a deadline restarts for its own time or another one, always from now, and never after its end', () => {
+  vi.useFakeTimers();
+  try {
+    using deadline = new Deadline({ ms: 100 });
+    const isExpiredAfter = (ms: number): boolean => {
+      vi.advanceTimersByTime(ms);
+      return deadline.isExpired;
+    };
+    expect(isExpiredAfter(99)).toBe(false);
+    deadline.restart();
+    expect(isExpiredAfter(99)).toBe(false);
+    deadline.restart(300);
+    expect(isExpiredAfter(299)).toBe(false);
+    deadline.restart();
+    expect(isExpiredAfter(99)).toBe(false);
+    expect(isExpiredAfter(1)).toBe(true);
+    const ended = new Deadline({ ms: 100 });
+    ended[Symbol.dispose]();
+    ended.restart();
+    vi.advanceTimersByTime(1_000);
+    expect(ended.isExpired).toBe(false);
+  } finally {
+    vi.useRealTimers();
+  }
 });
 
 test('work that fails after its signal aborted fails unseen, also where nobody had waited yet', async () => {

@@ -4,11 +4,16 @@ import { world } from './world.ts';
 
 // What every product file finds under the names of Node's globals; put before its first line by the bundler.
 
-type Timer = { event: Event; unref: () => Timer; ref: () => Timer };
+type Timer = { event: Event; unref: () => Timer; ref: () => Timer; refresh: () => Timer };
 
 function simSetTimeout(run: () => void, ms = 0): Timer {
-  const event = world().timer(ms, world().current, run);
-  const timer: Timer = { event, unref: () => timer, ref: () => timer };
+  const start = (): Event => world().timer(ms, world().current, run);
+  const refresh = (): Timer => {
+    simClearTimeout(timer);
+    timer.event = start();
+    return timer;
+  };
+  const timer: Timer = { event: start(), unref: () => timer, ref: () => timer, refresh };
   return timer;
 }
 
