@@ -2,7 +2,7 @@ import { setImmediate } from 'node:timers/promises';
 import { pause } from '../../shared/abort.ts';
 import type { Cgroup } from './cgroup.ts';
 import type { ProcessId, ProcessRow, ProcessStat, ProcessTable } from './process-table.ts';
-import { isAlive, readNewest, titleOf } from './process-table.ts';
+import { isAlive, readNewest, readStat, titleOf } from './process-table.ts';
 
 export type NamedProcess = { pid: number; name: string };
 
@@ -39,6 +39,8 @@ export class ProcessTree {
   readonly #logPath: string;
   readonly #cgroup: Cgroup | undefined;
   readonly #table: ProcessTable;
+  /** The session and the group of this process: nothing is sent to them, even where their openers are gone. */
+  readonly #ours = oursNow();
   /** Members, and dead ones as long as their session or group has members: nobody else can get such a pid. */
   readonly #known = new Map<number, string>();
 
@@ -182,8 +184,9 @@ export class ProcessTree {
     for (const { pid, startTime, session, group, logs } of live) {
       if (!grouped.has(pid) && !logs.includes(this.#logPath)) continue;
       this.#known.set(pid, startTime);
-      // Whoever opened its session or group has gone before anybody saw it.
-      for (const opener of [session, group]) if (opener > 1 && isGone(opener)) this.#known.set(opener, GONE);
+      // Whoever opened its session or group has gone before anybody saw it. Ours is no server's, whoever opened that.
+      for (const opener of [session, group])
+        if (opener > 1 && isGone(opener) && !this.#ours.includes(opener)) this.#known.set(opener, GONE);
     }
     const has = (pid: number): boolean => this.#known.has(pid);
     for (let found = true; found;) {
@@ -215,6 +218,11 @@ export class ProcessTree {
 const NEVER = new AbortController().signal;
 /** In place of the start time of one that nobody saw. */
 const GONE = 'gone';
+
+function oursNow(): readonly number[] {
+  const us = readStat(process.pid);
+  return us === undefined ? [] : [us.session, us.group];
+}
 
 /** A look at all processes may miss those that live for a moment only; the kernel does not. */
 function hasMembers(group: number): boolean {

@@ -5,7 +5,8 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { afterAll, afterEach, beforeEach } from 'vitest';
 
 const WATCHED = ['ProcessWrap', 'TCPServerWrap', 'TCPSocketWrap'] as const;
-const PATIENCE_MS = 2_000;
+/** What is left for good is told after this; what only takes its time on a busy machine is no leak. */
+const PATIENCE_MS = 20_000;
 /** Node's own loaders keep what they compiled there. */
 const CACHES = /^(tsx-|node-compile-cache)/;
 

@@ -34,7 +34,7 @@ export class SimulatedServers implements AsyncDisposable {
       nvidiaSmi,
       sampleIntervalMs: 100,
       silenceMs: 10_000,
-      queryTimeoutMs: 3_000,
+      queryTimeoutMs: 30_000,
       log,
       onSample: onChange,
     });

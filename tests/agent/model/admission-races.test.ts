@@ -73,7 +73,8 @@ test('a GPU that is lost between the plan and the load gets no server; one that 
 });
 
 test('a driver that hangs in the middle of a plan ends the admission in time, and nothing is started on old numbers', async () => {
-  await using host = await ModelHost.start([omni('slow', ['--load-ms', '1500', '--weights-mib', '1000']), omni('b')]);
+  const slowly = omni('slow', ['--load-ms', '1500', '--weights-mib', '1000']);
+  await using host = await ModelHost.start([slowly, omni('b')], { queryTimeoutMs: 3_000 });
   const slow = host.admit('slow').catch((error: unknown) => error);
   await until(() => host.state('slow') === 'loading');
   const admitted = host.admit('b').catch((error: unknown) => error);

@@ -87,7 +87,7 @@ export class ModelHost implements AsyncDisposable {
       nvidiaSmi,
       sampleIntervalMs: 50,
       silenceMs: 10_000,
-      queryTimeoutMs: options.queryTimeoutMs ?? 3_000,
+      queryTimeoutMs: options.queryTimeoutMs ?? 30_000,
       log,
       onSample: () => undefined,
     });

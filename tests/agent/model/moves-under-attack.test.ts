@@ -40,7 +40,7 @@ const CASES: [transition: keyof typeof TRANSITIONS, fault: keyof typeof FAULTS][
 const slow = omni('a', ['--load-ms', '500', '--sleep-ms', '700', '--exit-delay-ms', '300', '--fork'], {
   warmsUp: true,
 });
-const options = { times: { startDeadlineMs: 4_000, jobFloorMs: 1_000 }, queryTimeoutMs: 700 };
+const options = { times: { startDeadlineMs: 20_000, jobFloorMs: 6_000 }, queryTimeoutMs: 3_000 };
 
 test.each(CASES)('%s during which %s ends, and the next job works', async (transition, fault) => {
   const { before, move, state } = TRANSITIONS[transition];

@@ -114,10 +114,10 @@ describe('a reload', () => {
   test('adds and takes away replicas', async () => {
     await using host = await ModelHost.start([omni('a')], { gpusMiB: [24_576, 24_576] });
     await host.run('a');
+    const [first] = host.pids();
     reload(host, [omni('a', [], { replicas: 3 })]);
     expect(slotIds(host)).toEqual(['a', 'a#2', 'a#3']);
     await host.run('a#2');
-    const [first] = host.pids();
     reload(host, [omni('a')]);
     await until(() => slotIds(host).join() === 'a');
     expect(host.pids()).toEqual([first]);

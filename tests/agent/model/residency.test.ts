@@ -139,7 +139,8 @@ describe('an agent that comes back', () => {
 
   test('has started before a hanging nvidia-smi answers; then come replicas and preloads', async () => {
     const models = [omni('a', [], { replicas: 'auto' }), omni('b', [], { preload: true })];
-    await using host = await ModelHost.start(models, { gpusMiB: [24_576, 24_576], doesNvidiaSmiHang: true });
+    const hanging = { doesNvidiaSmiHang: true, queryTimeoutMs: 3_000 };
+    await using host = await ModelHost.start(models, { gpusMiB: [24_576, 24_576], ...hanging });
     expect(host.residency.slots.map(({ slotId }) => slotId)).toEqual(['a', 'b']);
     expect(host.residency.modelStatus().map(({ state }) => state)).toEqual(['released', 'released']);
     await host.mendNvidiaSmi();

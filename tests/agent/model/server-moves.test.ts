@@ -96,7 +96,7 @@ describe('an offload', () => {
   });
 
   test('says that VRAM is not known where nvidia-smi hangs, and the engine answers', async () => {
-    await using host = await ModelHost.start([omni('a')]);
+    await using host = await ModelHost.start([omni('a')], { queryTimeoutMs: 3_000 });
     await host.move('a', 'load');
     await host.hangNvidiaSmi();
     const away = await host.move('a', 'offload');

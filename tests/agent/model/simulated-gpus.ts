@@ -3,18 +3,21 @@ import { join, resolve } from 'node:path';
 import type { ConfiguredModel } from '../../../agent/configured-model.ts';
 import type { LedgerInstance } from '../../../scripts/sim/lib/ledger.ts';
 
-/** Of a residency on simulated engines: as short as a busy machine lets them be. */
+/**
+ * Of a residency on simulated engines. What is waited for on purpose is short; what ends a wait that is in vain is longer
+ * than a busy machine needs for anything, and a test that is about such an end gives its own.
+ */
 export const TIMES = {
   stopGraceMs: 400,
-  vramBackMs: 3_000,
-  vramBackOffloadedMs: 18_000,
-  startDeadlineMs: 10_000,
-  stallMs: 10_000,
+  vramBackMs: 20_000,
+  vramBackOffloadedMs: 40_000,
+  startDeadlineMs: 60_000,
+  stallMs: 60_000,
   jobFloorMs: 30_000,
   jobLimitMs: 600_000,
   healthPollMs: 50,
   retryFirstMs: 100,
-  moveAnswerMs: 30_000,
+  moveAnswerMs: 100_000,
   heldAwayMs: 600_000,
 };
 

@@ -8,8 +8,8 @@ vi.setConfig({ testTimeout: 120_000 });
 const MEGAPIXEL = { width: 1024, height: 1024 };
 
 test('the next job on a nearly full GPU is admitted at once: readings still show the peak of the last one as used', async () => {
-  const tight = omni('a', ['--weights-mib', '14000', '--peak-mib', '22000', '--step-ms', '200'], { vramMiB: 14_000 });
-  await using host = await ModelHost.start([tight], { gpusMiB: [24_000], reserveMiB: 1_000 });
+  const tight = omni('a', ['--weights-mib', '14000', '--peak-mib', '22000', '--step-ms', '1000'], { vramMiB: 14_000 });
+  await using host = await ModelHost.start([tight], { gpusMiB: [24_000], reserveMiB: 1_000, queryTimeoutMs: 3_000 });
   await runBig(host); // its real peak is learned
   await until(() => host.residency.slotFacts('a').peakMiB >= 22_000);
   const next = (): string =>

@@ -96,7 +96,9 @@ describe.skipIf(REAL === undefined)('a real control group', () => {
     const root = await CgroupRoot.open({ stateDir: '/state', log, own });
     const other = await CgroupRoot.open({ stateDir: '/other-state', log, own });
     const [ours, theirs] = [root?.make('a-20260101000000000'), other?.make('b-20260101000000000')];
-    const run = (argv: string[] = []) => execa(argv[0] ?? '', argv.slice(1), { reject: false, stdio: 'ignore' });
+    // Each in a session of its own, as every server: else it would be in the group of the test run.
+    const run = (argv: string[] = []) =>
+      execa(argv[0] ?? '', argv.slice(1), { reject: false, stdio: 'ignore', detached: true });
     const [orphan, stranger] = [
       run(ours?.argvInside(['/bin/sh', '-c', 'trap "" TERM; while :; do sleep 0.05; done'])),
       run(theirs?.argvInside(['sleep', '60'])),

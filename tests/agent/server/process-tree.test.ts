@@ -2,7 +2,7 @@ import { execa } from 'execa';
 import { existsSync, readFileSync } from 'node:fs';
 import { mkdtemp, readFile, readdir, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { join, resolve } from 'node:path';
 import { expect, test, vi } from 'vitest';
 import { LOG_MARK, ProcessTable, readStat, titleOf } from '../../../agent/server/process-table.ts';
 import { ProcessTree } from '../../../agent/server/process-tree.ts';
@@ -218,6 +218,26 @@ test('does not mistake another process with the same pid for the leader', async 
     stranger.kill('SIGKILL');
     await stranger;
   }
+});
+
+test('never ends the group and the session of the agent, whoever opened those', async () => {
+  const directory = await mkdtemp(join(tmpdir(), 'gantry-tree-'));
+  const log = join(directory, 'server.log');
+  const agent = `
+    import { spawn } from 'node:child_process';
+    import { openSync } from 'node:fs';
+    import { once } from 'node:events';
+    import { ProcessTable } from '${resolve('agent/server/process-table.ts')}';
+    import { ProcessTree } from '${resolve('agent/server/process-tree.ts')}';
+    const fd = openSync('${log}', 'a');
+    await once(spawn('sleep', ['60'], { stdio: ['ignore', fd, fd] }), 'spawn');
+    const tree = new ProcessTree({ leader: null, logPath: '${log}', table: new ProcessTable() });
+    console.log(tree.scan().length, (await tree.stop({ graceMs: 100 })).survivors.length);`;
+  // The shell that opened both is gone when the agent looks: as after a login that has ended.
+  const start = ['-c', '"$@" &', 'sh', process.execPath, '--import', 'tsx'];
+  const ended = execa('sh', [...start, '--input-type=module', '-e', agent], { detached: true, stdin: 'ignore' });
+  expect((await ended).stdout).toBe('1 0');
+  await rm(directory, { recursive: true, force: true });
 });
 
 test('passes nothing of our environment on, but the mark of its log', async () => {

@@ -1,5 +1,6 @@
 import { randomUUID } from 'node:crypto';
-import { mkdtemp, readdir, rm } from 'node:fs/promises';
+import { existsSync, readdirSync } from 'node:fs';
+import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { pino } from 'pino';
@@ -76,8 +77,14 @@ export class Laptop implements AsyncDisposable {
     };
   }
 
+  /** What is saved there. A part may be there for a moment: the bridge tries out whether the disk can be written. */
   async files(): Promise<string[]> {
-    return (await readdir(this.output).catch(() => [])).sort();
+    let names: string[] = [];
+    await until(() => {
+      names = existsSync(this.output) ? readdirSync(this.output) : [];
+      return !names.some((name) => name.endsWith('.part'));
+    }, 'no part is left');
+    return names.sort();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -89,7 +96,7 @@ export class Laptop implements AsyncDisposable {
 /** Connected to all of its hosts, or told why not. */
 export async function opened(fleet: Fleet): Promise<Fleet> {
   fleet.open();
-  await fleet.settled({ signal: new AbortController().signal, withinMs: 5_000 });
+  await fleet.settled({ signal: new AbortController().signal, withinMs: 60_000 });
   return fleet;
 }
 

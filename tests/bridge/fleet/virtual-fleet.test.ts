@@ -12,7 +12,7 @@ describe('two bridges with 40 equal jobs each on the same four hosts', () => {
   test.each([
     ['of four speeds', [1, 1, 2, 4]],
     ['of one speed', [1, 1, 1, 1]],
-  ])('%s: served run time differs by at most 10 %% at every moment after 20 jobs', (_, speeds) => {
+  ])('%s: served run time differs by at most 10 %% and the noise at every moment after 20 jobs', (_, speeds) => {
     fc.assert(
       fc.property(
         fc.record({
@@ -30,12 +30,14 @@ describe('two bridges with 40 equal jobs each on the same four hosts', () => {
           }));
           const { runs, makespanMs } = playFleet({ speeds, bridges, noise, seed });
           expect(runs).toHaveLength(80);
-          expect(worstDifference(runs, 20)).toBeLessThanOrEqual(0.1);
+          // What jobs take more or less than expected adds to it: nobody knows that before. A wrong order leaves 0.31.
+          expect(worstDifference(runs, 20)).toBeLessThanOrEqual(0.1 + noise);
           const boundMs = (80 * workMs) / speeds.reduce((sum, speed) => sum + speed, 0);
           expect(makespanMs / boundMs).toBeLessThanOrEqual(1.06);
         },
       ),
-      { numRuns: 12 },
+      // Seen: 0.1001, of jobs that took 2 % more or less.
+      { numRuns: 12, examples: [[{ workMs: 8_000, isOneToken: true, delayMs: 97, noise: 0.02, seed: 73 }]] },
     );
   });
 

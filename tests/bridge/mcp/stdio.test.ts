@@ -76,7 +76,7 @@ class RawBridge {
 async function expectExit(bridge: RawBridge): Promise<void> {
   const { end, tookMs } = await bridge.ended();
   expect(end).toBe(0);
-  expect(tookMs).toBeLessThan(20_000); // 2 s on a machine that does nothing else
+  expect(tookMs).toBeLessThan(60_000); // 2 s on a machine that does nothing else; whoever waits for something waits for ever
 }
 
 /** A host that accepts the connection and then says nothing: the call hangs with a socket open. */
