@@ -1,8 +1,9 @@
 import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { describe, expect } from 'vitest';
+import { describe, expect, vi } from 'vitest';
 import { BatchLock } from '../../bridge/fleet/batch-lock.ts';
 import type { BridgeClient } from '../../scripts/lib/bridge-client.ts';
+import { SEVERAL_AT_ONCE } from '../helpers/at-once.ts';
 import type { TestFleet } from '../helpers/fleet.ts';
 import { eventually, isAlive } from '../helpers/fleet.ts';
 import { modelOf, statusOf } from '../helpers/host-status.ts';
@@ -11,6 +12,9 @@ import { fault } from './fault.ts';
 import { expectHistory, manifestOf } from './history.ts';
 import { bridgeConfig, FACTOR, scaledMs } from './scale.ts';
 import { StdioClient } from './stdio-client.ts';
+
+// They mostly wait, and no bound of theirs is tight.
+vi.setConfig(SEVERAL_AT_ONCE);
 
 const LAPTOP = 'laptop';
 /** What a client allows for a machine that stands still; together with its time-out less than the job takes. */

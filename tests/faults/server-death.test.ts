@@ -1,4 +1,5 @@
-import { describe, expect } from 'vitest';
+import { describe, expect, vi } from 'vitest';
+import { SEVERAL_AT_ONCE } from '../helpers/at-once.ts';
 import { processTree } from '../helpers/fleet.ts';
 import { modelOf, statusOf } from '../helpers/host-status.ts';
 import { allGone } from './processes.ts';
@@ -17,6 +18,9 @@ import {
 import { fault } from './fault.ts';
 import { expectHistory, manifestOf } from './history.ts';
 import { bridgeConfig, scaledMs } from './scale.ts';
+
+// They mostly wait, and no bound of theirs is tight.
+vi.setConfig(SEVERAL_AT_ONCE);
 
 describe('a model server dies or hangs', () => {
   fault('F01', 'leader SIGKILLed, idle', async (row) => {

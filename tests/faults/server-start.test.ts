@@ -1,14 +1,18 @@
 import { execa } from 'execa';
 import { chmod, readFile, writeFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
-import { describe, expect } from 'vitest';
+import { describe, expect, vi } from 'vitest';
 import type { LoggedEvent, SimulatedHost } from '../../scripts/lib/simulated-host.ts';
+import { SEVERAL_AT_ONCE } from '../helpers/at-once.ts';
 import { eventually, TestFleet, vllm } from '../helpers/fleet.ts';
 import { modelOf } from '../helpers/host-status.ts';
 import { SMALL, loaded, startBatch, startFleet, untilEnded, untilReady } from './batch.ts';
 import { fault } from './fault.ts';
 import { expectHistory } from './history.ts';
 import { agentConfig, bridgeConfig, FACTOR, scaledMs } from './scale.ts';
+
+// They mostly wait, and no bound of theirs is tight.
+vi.setConfig(SEVERAL_AT_ONCE);
 
 const SECOND = 'Tongyi-MAI/Z-Image-Turbo';
 const THIRD = 'black-forest-labs/FLUX.1-schnell';
