@@ -233,6 +233,10 @@ describe('GPU and driver', () => {
         usedMiB: 20_000,
         name: 'sleep',
       });
+      await eventually('the agent sees it', async () => {
+        const { gpus } = (await statusOf(host)).snapshot;
+        return gpus[0]?.foreign.some((one) => one.pid === pid);
+      });
       const bridge = await fleet.bridge(bridgeConfig());
       row.injected();
       const answer = await bridge.call('generate_image', {
