@@ -212,7 +212,10 @@ describe('GPU and driver', () => {
     await untilReady(fleet);
     const bridge = await fleet.bridge(bridgeConfig());
     const answer = await bridge.call('generate_image', { ...SMALL, prompt: 'a fox', wait_seconds: 45 });
-    expect(answer.isError, answer.text).toBe(true);
+    // Where programs start slowly a call does not wait for three servers.
+    const { batch_id: id, status } = answer.json;
+    if (status === 'running') expect(await untilEnded(bridge, String(id))).not.toBe('success');
+    else expect(answer.isError, answer.text).toBe(true);
     expect(fleet.host('a').events('job-accepted').length).toBeLessThanOrEqual(3);
     expect(fleet.host('a').events('model-loading').length).toBeLessThanOrEqual(4);
     row.holds('3 attempts at most, then the reason');
