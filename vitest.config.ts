@@ -46,7 +46,8 @@ export default defineConfig({
           ...common,
           name: 'faults',
           include: ['tests/faults/**/*.test.ts'],
-          testTimeout: 120_000,
+          // Ends what hangs: where ten others run on the same cores a row takes two minutes.
+          testTimeout: 300_000,
           hookTimeout: 60_000,
           // Faults are judged by what happens in a given time, so nothing else runs beside them.
           fileParallelism: false,

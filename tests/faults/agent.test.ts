@@ -17,7 +17,7 @@ import { allGone } from './processes.ts';
 import { agentConfig, bridgeConfig, FACTOR, scaledMs } from './scale.ts';
 
 const RESTART_MS = 2_000;
-const EXIT_DELAY_MS = 2_000;
+const EXIT_DELAY_MS = 4_000;
 const SLOW = 'Tongyi-MAI/Z-Image-Turbo';
 
 describe('the agent dies', () => {
@@ -64,7 +64,7 @@ describe('the agent dies', () => {
     await using fleet = await startFleet({ a: {} });
     await untilReady(fleet);
     const bridge = await fleet.bridge(bridgeConfig());
-    const id = await startBatch(bridge, 4);
+    const id = await startBatch(bridge, 8);
     await untilDone(bridge, id, 1);
     const interrupted = await expectInterrupted(row, fleet.host('a'));
     expect(await untilEnded(bridge, id)).toBe('success');
@@ -126,6 +126,7 @@ describe('the agent dies', () => {
 
   fault('F18', 'SIGTERM under load', async (row) => {
     const delay = { 'exit-delay-ms': EXIT_DELAY_MS };
+    const { times, gpu } = agentConfig();
     await using fleet = await TestFleet.start([
       {
         name: 'a',
@@ -135,7 +136,7 @@ describe('the agent dies', () => {
           // An image takes longer than what a running job is given.
           slow: { ...vllm(SLOW, { ...delay, 'step-ms': scaledMs(9_000) }), preload: true },
         },
-        config: agentConfig(),
+        config: { gpu, times: { ...times, stop_grace: '10s' } }, // nobody is forced
       },
     ]);
     await untilReady(fleet);
@@ -161,10 +162,10 @@ describe('the agent dies', () => {
     expect(has('job-done').length, 'the short one').toBeGreaterThan(0);
     expect(has('job-failed').map(({ code }) => code)).toContain('INTERRUPTED');
     row.holds('running job done, or INTERRUPTED after its grace');
-    // Each takes two seconds to end after its SIGTERM; one after the other they would take four.
+    // So long takes each to end after its SIGTERM; one after the other they would take twice as long.
     const [servers = 0] = has('job-failed').map(({ time }) => time);
     const [stopped = 0] = has('stopped').map(({ time }) => time);
-    expect(stopped - servers).toBeLessThan(2 * EXIT_DELAY_MS);
+    expect(stopped - servers - row.stoodStillMs()).toBeLessThan(2 * EXIT_DELAY_MS);
     row.holds('all servers stopped together');
     await host.startAgent();
     for (const id of [quick, slow]) expect(await untilEnded(bridge, id)).toBe('success');

@@ -1,8 +1,9 @@
 import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { describe, expect } from 'vitest';
+import { describe, expect, vi } from 'vitest';
 import { BatchLock } from '../../bridge/fleet/batch-lock.ts';
 import type { BridgeClient } from '../../scripts/lib/bridge-client.ts';
+import { SEVERAL_AT_ONCE } from '../helpers/at-once.ts';
 import type { TestFleet } from '../helpers/fleet.ts';
 import { eventually, isAlive } from '../helpers/fleet.ts';
 import { modelOf, statusOf } from '../helpers/host-status.ts';
@@ -12,7 +13,12 @@ import { expectHistory, manifestOf } from './history.ts';
 import { bridgeConfig, FACTOR, scaledMs } from './scale.ts';
 import { StdioClient } from './stdio-client.ts';
 
+// They mostly wait, and no bound of theirs is tight.
+vi.setConfig(SEVERAL_AT_ONCE);
+
 const LAPTOP = 'laptop';
+/** What a client allows for a machine that stands still; together with its time-out less than the job takes. */
+const PATIENCE_MS = 4_000;
 
 describe('the bridge dies', () => {
   fault('F16', 'second bridge on the same batch', async (row) => {
@@ -63,12 +69,16 @@ describe('the bridge dies', () => {
     const first = await fleet.bridge(bridgeConfig(), LAPTOP);
     const id = await startBatch(first, 5);
     await untilDone(first, id, 2);
+    const pid = first.transport.pid ?? 0;
     kill(first);
+    await eventually('it writes no more', async () => !(await isAlive(pid)));
+    const fromLine = (await manifestOf(fleet, id)).length;
     await fleet.bridge(bridgeConfig(), LAPTOP);
     row.injected();
     await row.sees('resumed 5 s after initialized', 5_000 / FACTOR, async () => {
-      return (await manifestOf(fleet, id)).find(({ type }) => type === 'ended');
+      return (await manifestOf(fleet, id))[fromLine];
     });
+    await eventually('it ends', async () => (await manifestOf(fleet, id)).find(({ type }) => type === 'ended'));
     await expectHistory(fleet, id);
     await expectTakenOnce(fleet, id);
     row.holds('no image made twice');
@@ -79,7 +89,7 @@ describe('the bridge dies', () => {
     await untilReady(fleet);
     // The network of a laptop comes back a while after the laptop.
     const { times } = bridgeConfig();
-    const bridge = await fleet.bridge({ times: { ...times, reconnect_first: '2s', reconnect_max: '2s' } });
+    const bridge = await fleet.bridge({ times: { ...times, reconnect_first: '1s', reconnect_max: '1s' } });
     const id = await startBatch(bridge, 16);
     await untilDone(bridge, id, 2);
     for (const host of fleet.hosts) await untilRunning(host);
@@ -119,7 +129,8 @@ describe('the MCP client', () => {
     const impatient = bridge.call('generate_image', { ...SMALL, prompt: 'impatient' }, { timeoutMs: 1_500 });
     await expect(impatient).rejects.toThrow(/timed out/);
     const stop = new AbortController();
-    const wanted = bridge.call('generate_image', { ...SMALL, prompt: 'unwanted' }, { signal: stop.signal });
+    const long = { ...SMALL, prompt: 'unwanted', num_inference_steps: 40 }; // it is not done before it is cancelled
+    const wanted = bridge.call('generate_image', long, { signal: stop.signal });
     await untilDone(bridge, await batchOf(fleet, 'impatient'), 1);
     row.holds('a cancel for a time-out leaves the job');
     row.injected();
@@ -133,11 +144,13 @@ describe('the MCP client', () => {
   });
 
   fault('F21', 'client time-out 60 s on a longer job', async (row) => {
-    await using fleet = await startFleet({ a: { 'step-ms': scaledMs(20_000) } });
+    await using fleet = await startFleet({ a: { 'step-ms': scaledMs(30_000) } });
     await untilReady(fleet);
     const bridge = await fleet.bridge({ ...bridgeConfig(), sync_wait: `${scaledMs(45_000)}ms` }, LAPTOP);
     row.injected();
-    const call = bridge.ask('generate_image', { ...SMALL, prompt: 'slow' }, { timeoutMs: scaledMs(60_000) });
+    // A client's clock runs on while the machine stands still.
+    const timeoutMs = scaledMs(60_000) + PATIENCE_MS;
+    const call = bridge.ask('generate_image', { ...SMALL, prompt: 'slow' }, { timeoutMs });
     const handle = await row.sees('handle returned', 45_000, () => call);
     expect(handle).toMatchObject({ status: 'running', job_id: expect.any(String) as string });
     const result = await bridge.ask('get_job', { id: handle['job_id'], wait_seconds: 45 });
@@ -187,7 +200,7 @@ async function expectDetached(
   // Its home and its bridge.yaml; it opens nothing by itself.
   await (await fleet.bridge(bridgeConfig(), LAPTOP))[Symbol.asyncDispose]();
   await using client = await StdioClient.start(join(fleet.directory, LAPTOP));
-  const prompts = Array.from({ length: 5 }, (_, index) => `picture ${index}`);
+  const prompts = Array.from({ length: 8 }, (_, index) => `picture ${index}`);
   const { batch_id: batchId } = await client.ask('batch_generate', { ...SMALL, prompts, wait_seconds: 0 });
   const id = String(batchId);
   const pid = await client.bridgePid();

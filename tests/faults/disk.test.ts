@@ -67,7 +67,8 @@ describe("the bridge's disk", () => {
         await untilReady(fleet);
         const disk = await FaultyDisk.make(fleet.directory);
         const bridge = await fleet.bridge(bridgeConfig(), 'laptop-disk', disk.env);
-        const batch = await startBatch(bridge, 8);
+        const images = 16; // more than are made before the next look
+        const batch = await startBatch(bridge, images);
         await untilDone(bridge, batch, 1);
         row.injected();
         await disk.break({ ...wrong, path: fleet.output });
@@ -82,17 +83,19 @@ describe("the bridge's disk", () => {
           async () => (await modelOf(host, 'klein')).slots[0]?.phase === 'idle',
           30_000,
         );
-        await onlySavedFiles(fleet, batch);
+        await onlySavedFiles(fleet, batch, { isReadOnly: wrong.mode === 'rofs' });
         row.holds('no partial file visible');
         if (wrong.mode !== 'low') {
           expect((await statusOf(host)).jobs.map(({ state }) => state)).toContain('done');
           row.holds('not acknowledged: the host keeps the result');
         }
         const sent = (await manifestOf(fleet, batch)).filter(({ type }) => type === 'sent').length;
-        expect(sent, 'jobs sent before the end').toBeLessThan(8);
+        expect(sent, 'jobs sent before the end').toBeLessThan(images);
         row.holds('no new work is sent');
         await disk.mend();
         expect(await untilEnded(bridge, batch)).toBe('success');
+        // What became read-only in the middle of a save keeps the part, hidden, until the next start sweeps it: F33.
+        if (wrong.mode === 'rofs') for (const path of await partsIn(fleet)) await rm(path);
         await expectHistory(fleet, batch);
         row.holds('resumes by itself');
       },
@@ -263,13 +266,18 @@ async function activityOf(bridge: BridgeClient, id: string): Promise<string> {
   return String((await bridge.ask('get_job', { id, wait_seconds: 0 }))['activity']);
 }
 
-async function onlySavedFiles(fleet: TestFleet, id: string): Promise<void> {
+async function onlySavedFiles(fleet: TestFleet, id: string, { isReadOnly }: { isReadOnly: boolean }): Promise<void> {
   // The last image may still be on its way to its name: its job has left the slot by then.
   await eventually('every file is one that was saved', async () => {
     const saved = (await manifestOf(fleet, id)).flatMap((line) => (line.type === 'saved' ? [line.path] : []));
     const files = (await fleet.outputFiles()).map((name) => join(fleet.output, name));
-    return files.every((path) => saved.includes(path));
+    const hidden = isReadOnly ? await partsIn(fleet) : []; // nobody could remove it
+    return files.every((path) => saved.includes(path) || hidden.includes(path));
   });
+}
+
+async function partsIn(fleet: TestFleet): Promise<string[]> {
+  return (await fleet.outputFiles()).filter(isPart).map((name) => join(fleet.output, name));
 }
 
 async function readyz(host: SimulatedHost): Promise<{ status: number; text: string }> {

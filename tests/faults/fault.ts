@@ -2,6 +2,7 @@ import { expect, test } from 'vitest';
 import { eventually } from '../helpers/fleet.ts';
 import { measureProcessMs } from './machine-speed.ts';
 import { FACTOR } from './scale.ts';
+import { Standstill } from './standstill.ts';
 import type { FaultLine } from './table.ts';
 
 export type FaultRow = {
@@ -11,6 +12,8 @@ export type FaultRow = {
   sees: <T>(outcome: string, withinMs: number, check: () => Promise<T | undefined>) => Promise<T>;
   /** An outcome that has no time of its own. */
   holds: (outcome: string) => void;
+  /** How long the machine stood still since the fault, in ms: nothing of that is the product's. */
+  stoodStillMs: () => number;
 };
 
 /**
@@ -31,12 +34,19 @@ export function fault(
       skip(cannot);
     }
     let processMs = await measureProcessMs();
+    using standstill = new Standstill();
     let injectedMs = performance.now();
-    /** Programs do not start faster for a smaller factor: what they take here and now comes on top. */
-    const boundMs = (ms: number): number => ms * FACTOR + processMs;
+    let stillBeforeMs = 0;
+    const stoodStillMs = (): number => standstill.ms - stillBeforeMs;
+    /**
+     * Programs do not start faster for a smaller factor: what they take here and now comes on top, and so does the time
+     * in which nothing could happen at all.
+     */
+    const boundMs = (ms: number): number => ms * FACTOR + processMs + stoodStillMs();
     await run({
       injected: () => {
         injectedMs = performance.now();
+        stillBeforeMs = standstill.ms;
       },
       sees: async (outcome, withinMs, check) => {
         // Waits longer than it may take, so that a failure says how late it was, and not only that it was.
@@ -49,6 +59,7 @@ export function fault(
         return seen;
       },
       holds: (outcome) => note({ outcome, seenMs: null, boundMs: null }),
+      stoodStillMs,
     });
   });
 }

@@ -2,9 +2,10 @@ import { execa } from 'execa';
 import { readFileSync } from 'node:fs';
 import { mkdir, readFile, symlink, writeFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
-import { describe, expect } from 'vitest';
+import { describe, expect, vi } from 'vitest';
 import type { SimulatedHost } from '../../scripts/lib/simulated-host.ts';
 import { Ledger, startTimeOf } from '../../scripts/sim/lib/ledger.ts';
+import { SEVERAL_AT_ONCE } from '../helpers/at-once.ts';
 import { eventually, processTree, TestFleet } from '../helpers/fleet.ts';
 import { statusOf } from '../helpers/host-status.ts';
 import { SMALL, loaded, serverOf, startBatch, startFleet, untilDone, untilEnded, untilReady } from './batch.ts';
@@ -12,6 +13,9 @@ import { fault } from './fault.ts';
 import { expectHistory, manifestOf } from './history.ts';
 import { agentConfig, bridgeConfig } from './scale.ts';
 import { pause } from '../../shared/abort.ts';
+
+// But for one they mostly wait, and no bound of theirs is tight.
+vi.setConfig(SEVERAL_AT_ONCE);
 
 /** Long enough for the loop to be ended and started again. */
 const HANG_MS = 8_000;
@@ -46,7 +50,8 @@ class Watchdog {
   }
 }
 
-describe('GPU and driver', () => {
+// How soon the API answers is judged, so nothing runs beside it.
+describe.sequential('a driver that hangs', () => {
   fault('F34', 'nvidia-smi hangs and ignores SIGTERM', async (row) => {
     await using fleet = await startFleet({ a: {} });
     await untilReady(fleet);
@@ -64,7 +69,9 @@ describe('GPU and driver', () => {
     const endMs = performance.now() + HANG_MS;
     while (performance.now() < endMs) {
       most = Math.max(most, await countNvidiaSmi(host.pid));
-      slowestMs = Math.max(slowestMs, (await statusOf(host)).tookMs);
+      const stillMs = row.stoodStillMs();
+      const { tookMs } = await statusOf(host);
+      slowestMs = Math.max(slowestMs, tookMs - (row.stoodStillMs() - stillMs));
       await pause(50, never);
     }
     expect(slowestMs, 'ms until the API answers').toBeLessThan(1_000);
@@ -86,7 +93,9 @@ describe('GPU and driver', () => {
     await expectHistory(fleet, id);
     row.holds('works on as soon as it answers');
   });
+});
 
+describe('GPU and driver', () => {
   const FORMS: { form: string; fault: Record<string, unknown>; health: RegExp }[] = [
     { form: 'exit 9, no driver', fault: { mode: 'exit', code: 9, text: NO_DRIVER }, health: /unreadable|absent/ },
     { form: 'exit 15, GPU lost', fault: { mode: 'exit', code: 15, text: LOST }, health: /lost/ },
@@ -203,7 +212,10 @@ describe('GPU and driver', () => {
     await untilReady(fleet);
     const bridge = await fleet.bridge(bridgeConfig());
     const answer = await bridge.call('generate_image', { ...SMALL, prompt: 'a fox', wait_seconds: 45 });
-    expect(answer.isError, answer.text).toBe(true);
+    // Where programs start slowly a call does not wait for three servers.
+    const { batch_id: id, status } = answer.json;
+    if (status === 'running') expect(await untilEnded(bridge, String(id))).not.toBe('success');
+    else expect(answer.isError, answer.text).toBe(true);
     expect(fleet.host('a').events('job-accepted').length).toBeLessThanOrEqual(3);
     expect(fleet.host('a').events('model-loading').length).toBeLessThanOrEqual(4);
     row.holds('3 attempts at most, then the reason');
@@ -223,6 +235,10 @@ describe('GPU and driver', () => {
         gpuUuid: gpu?.uuid ?? '',
         usedMiB: 20_000,
         name: 'sleep',
+      });
+      await eventually('the agent sees it', async () => {
+        const { gpus } = (await statusOf(host)).snapshot;
+        return gpus[0]?.foreign.some((one) => one.pid === pid);
       });
       const bridge = await fleet.bridge(bridgeConfig());
       row.injected();

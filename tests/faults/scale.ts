@@ -14,11 +14,23 @@ export const FACTOR = Number(process.env['GANTRY_FAULT_FACTOR'] ?? 0.1);
 const QUERY_FLOOR_MS = 3_000;
 const SILENCE_FLOOR_MS = 5_000;
 
+/**
+ * A bridge takes its grant in milliseconds: no fault waits for one to expire, and a machine that stands still for half a
+ * second must not look like a bridge that is gone.
+ */
+const GRANT_FLOOR_MS = LIMITS.grantMs.value;
+/** Nor must three seconds look like silence: pings are so frequent that nearly all of it is left at any moment. */
+const PING_SHARE = 3;
+
 /** `times` and `gpu` of agent.yaml. */
 export function agentConfig(): { times: Record<string, string>; gpu: Record<string, string> } {
   const { times, gpu } = AgentFile.parse({});
   return {
-    times: Object.fromEntries(Object.entries(times).map(([key, ms]) => [key, scaled(ms)])),
+    times: {
+      ...Object.fromEntries(Object.entries(times).map(([key, ms]) => [key, scaled(ms)])),
+      grant: scaled(times.grant, GRANT_FLOOR_MS),
+      ping_every: scaled(times.ping_every / PING_SHARE),
+    },
     gpu: {
       sample_interval: scaled(gpu.sample_interval),
       silence: scaled(gpu.silence, SILENCE_FLOOR_MS),
@@ -31,7 +43,7 @@ export function agentConfig(): { times: Record<string, string>; gpu: Record<stri
 export function bridgeConfig(): { times: Record<string, string> } {
   return {
     times: {
-      ping_every: scaled(LIMITS.pingEveryMs.value),
+      ping_every: scaled(LIMITS.pingEveryMs.value / PING_SHARE),
       silence: scaled(LIMITS.silenceMs.value),
       offer_every: scaled(LIMITS.offerEveryMs.value),
       reconnect_first: scaled(500),

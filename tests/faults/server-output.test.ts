@@ -12,7 +12,7 @@ import { bridgeConfig } from './scale.ts';
 const FLOOD_MBPS = 100;
 const FLOOD_SECONDS = 8;
 /** What is written between two looks at the size of a log, on a machine that is slow to look. */
-const BETWEEN_LOOKS_MIB = 2 * FLOOD_MBPS;
+const BETWEEN_LOOKS_MIB = 4 * FLOOD_MBPS;
 
 describe('a model server writes what it should not', () => {
   fault('F11', 'garbage, then a truncated image from the engine', async (row) => {

@@ -25,6 +25,7 @@ describe('what is on disk is damaged', () => {
     await writeFile(join(state, 'drain.json'), '{"version":1,"isDraining":false}');
     const id = await startBatch(bridge, 16);
     await untilDone(bridge, id, 3);
+    await eventually('one of them by a', () => Promise.resolve(host.events('job-done')[0]));
     await host.stopAgent('SIGKILL');
     await damageLine(join(state, 'journal', 'journal.jsonl'), '{"event":"done"');
     for (const name of STATE) await writeFile(join(state, name), GARBAGE);
