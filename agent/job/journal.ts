@@ -12,8 +12,10 @@ import { endOf, idOf, keyOf, linesOf, parseLine } from './journal-lines.ts';
 import { toDiskError } from './disk-error.ts';
 
 const COMPACT_AFTER_LINES = 10_000;
+/** Nobody asks for these any more; some are kept for whoever looks, and for a bridge that repeats itself. About 10 MB. */
+const KEPT_ACKED = 10_000;
 
-type JournalOptions = { dir: string; log: Log; keptMs?: number };
+type JournalOptions = { dir: string; log: Log; keptMs?: number; keptAcked?: number };
 
 /**
  * Every accepted attempt and its end on disk, one JSON line each, fsynced before the promise resolves.
@@ -23,6 +25,7 @@ export class Journal implements AsyncDisposable {
   readonly #path: string;
   readonly #log: Log;
   readonly #keptMs: number;
+  readonly #keptAcked: number;
   readonly #attempts = new Map<string, Attempt>();
   readonly #warnings: string[] = [];
   #file: FileHandle | undefined;
@@ -36,10 +39,11 @@ export class Journal implements AsyncDisposable {
   #failure: AppError | undefined;
   #refusedBytes = 0;
 
-  private constructor({ dir, log, keptMs = 72 * 3_600_000 }: JournalOptions) {
-    this.#path = join(dir, 'journal.jsonl');
-    this.#log = log;
-    this.#keptMs = keptMs;
+  private constructor(o: JournalOptions) {
+    this.#path = join(o.dir, 'journal.jsonl');
+    this.#log = o.log;
+    this.#keptMs = o.keptMs ?? 72 * 3_600_000;
+    this.#keptAcked = o.keptAcked ?? KEPT_ACKED;
   }
 
   /**
@@ -101,7 +105,7 @@ export class Journal implements AsyncDisposable {
     await this.#append({ event: 'acked', ...this.#key(tokenId, job) });
   }
 
-  /** Drops what is older than is kept, and rewrites the file without it once that is worth it. */
+  /** Drops what is older than is kept, or acknowledged and long ago, and rewrites the file without it once that is worth it. */
   async compact(): Promise<void> {
     if (this.#lines > COMPACT_AFTER_LINES) await this.#flushed(() => this.#compact());
   }
@@ -240,8 +244,12 @@ export class Journal implements AsyncDisposable {
   }
 
   async #compact(): Promise<void> {
-    for (const [id, { end }] of this.#attempts) {
-      if (end !== undefined && Date.now() - end.atMs > this.#keptMs) this.#attempts.delete(id);
+    let acked = [...this.#attempts.values()].filter(({ isAcked }) => isAcked).length;
+    for (const [id, { end, isAcked }] of this.#attempts) {
+      const isOld = end !== undefined && Date.now() - end.atMs > this.#keptMs;
+      if (!isOld && !(isAcked && acked > this.#keptAcked)) continue;
+      this.#attempts.delete(id); // the oldest come first
+      if (isAcked) acked -= 1;
     }
     const text = [...this.#attempts.values()].flatMap(linesOf).join('');
     await this.#file?.close(); // Windows does not replace an open file

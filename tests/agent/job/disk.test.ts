@@ -170,6 +170,21 @@ describe('the journal', () => {
     expect(journal.all()).toEqual([]);
   });
 
+  test('of what was acknowledged only the newest is kept, and all that was not', async () => {
+    const dir = await tempDir();
+    const jobs = Array.from({ length: 6 }, (_, at) => job(`prompt ${at}`));
+    {
+      await using journal = await Journal.open({ dir, log });
+      for (const [at, each] of jobs.entries()) {
+        await journal.taken('t', each);
+        await journal.ended('t', each, { state: 'done', result: RESULT });
+        if (at !== 1) await journal.acked('t', each);
+      }
+    }
+    await using journal = await Journal.open({ dir, log, keptAcked: 2 });
+    expect(journal.all().map((each) => each.job)).toEqual([jobs[1], jobs[4], jobs[5]]);
+  });
+
   test('many lines at once all arrive, in their order', async () => {
     const dir = await tempDir();
     const jobs = Array.from({ length: 50 }, (_, at) => job(`prompt ${at}`));
