@@ -2,7 +2,7 @@ import { createHash, randomBytes } from 'node:crypto';
 import { lstatSync, renameSync } from 'node:fs';
 import type { FileHandle } from 'node:fs/promises';
 import { link, lstat, open, readdir, unlink } from 'node:fs/promises';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { untilAborted } from '../../shared/abort.ts';
 import { makeDirectory, syncDirectory } from '../../shared/durable-file.ts';
 import { AppError, toAppError } from '../../shared/errors.ts';
@@ -25,6 +25,8 @@ export type SaveOptions = {
 /** Tells the parts of this process from those of a dead one that had the same pid, as pid 1 of a container does. */
 const OWNER = randomBytes(3).toString('hex');
 const PART = /^\.gantry-(\d+)-([0-9a-f]{6})-[0-9a-f]{8}\.part$/;
+/** Parts of ours that could not be removed, as on a disk that became read-only. The next save beside them tries again. */
+const stuck = new Set<string>();
 const NO_SPACE = new Set(['ENOSPC', 'EDQUOT']);
 /** File systems without hard links (exFAT, some shares) say one of these. */
 export const NO_LINKS = new Set(['EPERM', 'ENOTSUP', 'EOPNOTSUPP', 'ENOSYS', 'EMLINK', 'EINVAL']);
@@ -42,7 +44,7 @@ export async function saveImage(options: SaveOptions): Promise<{ path: string }>
     await writePart(part, options);
     signal.throwIfAborted();
     const path = await publish(part, options);
-    await removePart(part);
+    for (const mine of [part, ...stuck]) if (dirname(mine) === dirname(part)) await removePart(mine);
     await syncDirectory(directory);
     return { path };
   } catch (error) {
@@ -153,9 +155,15 @@ async function* untilAbortedEach(body: AsyncIterable<Buffer>, signal: AbortSigna
   }
 }
 
-/** A part that cannot be removed is swept later; the image itself is not affected. Virus scanners hold files for a moment. */
+/** A part that cannot be removed is removed later; the image itself is not affected. Virus scanners hold files for a moment. */
 async function removePart(part: string): Promise<void> {
-  await whileHeld(() => unlink(part)).catch(() => undefined);
+  try {
+    await whileHeld(() => unlink(part));
+    stuck.delete(part);
+  } catch (error) {
+    if (codeOf(error) === 'ENOENT') stuck.delete(part);
+    else stuck.add(part);
+  }
 }
 
 async function exists(path: string): Promise<boolean> {

@@ -1,3 +1,4 @@
+import { execa } from 'execa';
 import { execFile } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { once } from 'node:events';
@@ -6,6 +7,7 @@ import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import { partPath, renameIfFree, saveImage, sweepParts } from '../../../bridge/output/image-file.ts';
+import { FaultyDisk, whyNoDiskFaults } from '../../helpers/disk-faults.ts';
 
 const PNG = Buffer.concat([Buffer.from('\x89PNG\r\n\x1a\n', 'latin1'), Buffer.alloc(200_000, 7)]);
 let directory: string;
@@ -196,3 +198,29 @@ test('a process killed at any moment of a save leaves the whole file or none, an
   expect(files.length).toBeGreaterThanOrEqual(2);
   for (const file of files) expect((await readFile(join(directory, 'out', file))).length, file).toBe(300_008);
 });
+
+test.skipIf((await whyNoDiskFaults()) !== undefined)(
+  'a part on a disk that became read-only in the middle of a save is removed by the next one',
+  async () => {
+    const disk = await FaultyDisk.make(directory);
+    const output = join(directory, 'out');
+    const program = `
+      import { createHash } from 'node:crypto';
+      import { rmSync, readdirSync, writeFileSync } from 'node:fs';
+      import { saveImage } from '${resolve('bridge/output/image-file.ts')}';
+      const image = Buffer.concat([Buffer.from('89504e470d0a1a0a', 'hex'), Buffer.alloc(1000)]);
+      const expected = { sha256: createHash('sha256').update(image).digest('hex'), bytes: image.length };
+      const save = (onSaving) => saveImage({ body: (async function* () { yield image; })(), expected,
+        directory: '${output}', name: 'fox.png', onSaving, signal: new AbortController().signal });
+      const left = () => readdirSync('${output}').map((name) => name.replace(/.*\\.part$/, 'part')).join();
+      const disk = process.env.GANTRY_DISK_FAULT;
+      const said = await save(async () => writeFileSync(disk, 'rofs ${output} 0')).catch(({ code }) => code);
+      const during = left();
+      rmSync(disk);
+      await save(async () => undefined);
+      console.log(said, during, left());`;
+    const start = ['--import', 'tsx', '--input-type=module', '-e', program];
+    const { stdout } = await execa(process.execPath, start, { env: disk.env });
+    expect(stdout).toBe('SAVE_FAILED part fox.png');
+  },
+);
