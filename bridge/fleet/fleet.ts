@@ -196,7 +196,7 @@ export class Fleet implements AsyncDisposable {
     const { maxConcurrent } = this.#options;
     const batch = await this.#batches.start({ ...order, maxConcurrent: order.maxConcurrent ?? maxConcurrent });
     this.#onLinkChange();
-    this.#desk.flush({ isAfterChange: true }); // at once: where hosts stand idle for it, no change to come is worth a wait
+    this.#desk.flush('a new batch');
     return batch;
   }
 

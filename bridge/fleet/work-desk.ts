@@ -33,6 +33,7 @@ type DeskOptions = {
 };
 
 type SentOffer = { lines: OfferLine[]; sentAtMs: number; hasDeclined: boolean };
+type FlushAfter = 'a while' | 'a change' | 'a new batch';
 type HoldOff = { untilMs: number; count: number; error: AppError };
 
 /** Changes this close go into one offer; mere counts wait a little longer. */
@@ -60,7 +61,7 @@ export class WorkDesk {
     this.#own(
       pause(OFFER_SOON_MS, signal).then(() => {
         this.#isFlushDue = false;
-        this.flush({ isAfterChange: true });
+        this.flush('a change');
       }),
     );
   }
@@ -93,8 +94,11 @@ export class WorkDesk {
     batch.take(jobId, { host, grantId: grant.grantId, slotId: grant.slotId, endsInMs, routing });
   }
 
-  /** Sends each host its offer when it differs, when a line of it was declined and things changed, and every 2 s. */
-  flush({ isAfterChange = false }: { isAfterChange?: boolean } = {}): void {
+  /**
+   * Sends each host its offer when it differs, when a line of it was declined and things changed, and every 2 s. Counts that
+   * shrink as jobs are taken can wait a little; those of a new batch cannot: slots may stand idle for them.
+   */
+  flush(after: FlushAfter = 'a while'): void {
     const { links, signal } = this.#options;
     if (signal.aborted) return;
     const batches = [...this.#options.batches.values()];
@@ -114,7 +118,7 @@ export class WorkDesk {
       const serviceOf = (model: string) => serviceOn(view, { model, hosts });
       const rankOf = (model: string) => ranks.get(model)?.get(view.name) ?? 0;
       const lines = offerLines({ groups: mine, inFlight, serviceOf, rankOf });
-      if (!this.#isDue(view.name, { lines, isAfterChange })) continue;
+      if (!this.#isDue(view.name, { lines, after })) continue;
       this.#offers.set(view.name, { lines, sentAtMs: performance.now(), hasDeclined: false });
       this.#own(this.#send(link, lines));
     }
@@ -191,13 +195,15 @@ export class WorkDesk {
     while (this.#work.size > 0) await Promise.all(this.#work);
   }
 
-  #isDue(host: string, { lines, isAfterChange }: { lines: OfferLine[]; isAfterChange: boolean }): boolean {
+  #isDue(host: string, { lines, after }: { lines: OfferLine[]; after: FlushAfter }): boolean {
     const last = this.#offers.get(host) ?? { lines: [], sentAtMs: 0, hasDeclined: false };
     if (isOtherOffer(lines, last.lines)) return true;
     if (lines.length === 0) return false;
     const ageMs = performance.now() - last.sentAtMs;
-    if (ageMs >= this.#options.offerEveryMs || (isAfterChange && last.hasDeclined)) return true;
-    return ageMs >= OFFER_COUNTS_MS && JSON.stringify(lines) !== JSON.stringify(last.lines);
+    if (ageMs >= this.#options.offerEveryMs || (after !== 'a while' && last.hasDeclined)) return true;
+    return (
+      (after === 'a new batch' || ageMs >= OFFER_COUNTS_MS) && JSON.stringify(lines) !== JSON.stringify(last.lines)
+    );
   }
 
   #decline(host: string, { grant, why }: { grant: Grant; why: string }): void {
