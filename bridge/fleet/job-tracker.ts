@@ -169,7 +169,8 @@ export class JobTracker {
     attempt.end = { kind: 'failed', error, serverDied };
     this.#book.side.log.info({ event: 'attempt-failed', jobId: job.jobId, ...place, code: error.code, serverDied });
     const lines: ManifestLine[] = [{ type: 'attempt-failed', jobId: job.jobId, ...place, error, serverDied }];
-    if (isCurrent) lines.push(...this.#decideAfterFailure(job, error));
+    // A job that waits lost this attempt before, with its host, and may have failed often enough now.
+    if (isCurrent || job.state.kind === 'waiting') lines.push(...this.#decideAfterFailure(job, error));
     this.#book.own(job, this.#concludeFailure(job, { attempt, lines }));
   }
 
@@ -180,7 +181,7 @@ export class JobTracker {
       this.#book.enter(job, { kind: 'failed', error: next.error });
       return [{ type: 'failed', jobId: job.jobId, error: next.error, endedInMs: job.endedInMs ?? this.#book.inMs() }];
     }
-    this.#book.enter(job, { kind: 'waiting' });
+    if (job.state.kind !== 'waiting') this.#book.enter(job, { kind: 'waiting' });
     const failures = job.attempts.filter(({ end }) => end?.kind === 'failed').length;
     const detail = `attempt ${failures + 1} of ${MAX_FAILURES}: ${error.message}`;
     job.progress = { step: 0, steps: 0, detail };

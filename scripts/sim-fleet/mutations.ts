@@ -120,8 +120,8 @@ export const MUTATIONS: readonly Mutation[] = [
   {
     name: 'image-directory-without-fsync',
     file: 'bridge/output/image-file.ts',
-    find: 'await removePart(part);\n    await syncDirectory(directory);',
-    replace: 'await removePart(part);',
+    find: 'await removePart(mine);\n    await syncDirectory(directory);',
+    replace: 'await removePart(mine);',
     caughtBy: 'P3',
     seeds: [1, 2],
   },

@@ -20,6 +20,7 @@ export type Stat = {
   nlink: number;
   isFile(): boolean;
   isDirectory(): boolean;
+  isSocket(): boolean;
 };
 
 export function statOf(node: Node): Stat {
@@ -30,6 +31,7 @@ export function statOf(node: Node): Stat {
     nlink: 1,
     isFile: () => node.kind === 'file',
     isDirectory: () => node.kind === 'directory',
+    isSocket: () => node.kind === 'socket',
   };
 }
 

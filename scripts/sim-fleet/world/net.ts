@@ -1,4 +1,5 @@
 import { EventEmitter } from 'node:events';
+import { Duplex } from 'node:stream';
 import type { SocketNode } from './disk.ts';
 import { DiskError } from './disk.ts';
 import { here } from './fs.ts';
@@ -9,44 +10,47 @@ import { world } from './world.ts';
 
 const LATENCY_MS = 0.05;
 
-export class SimulatedSocket extends EventEmitter {
-  readonly process: Process | undefined = world().current;
+/** One end of a connection. The kernel ends it with its process, and the other end sees that. */
+export class SimulatedSocket extends Duplex {
+  readonly process: Process | undefined;
   peer: SimulatedSocket | undefined;
-  #chunks: Buffer[] = [];
-  #isEnded = false;
-  #wake: () => void = () => undefined;
+  #hasEnded = false;
 
-  end(text: string): void {
+  constructor(process: Process | undefined) {
+    super({ allowHalfOpen: false });
+    this.process = process;
+    const stop = process?.onDeath(() => this.#send(null));
+    this.once('close', () => stop?.());
+  }
+
+  override _read(): void {
+    // Bytes come when the other end sends them.
+  }
+
+  override _write(bytes: Buffer, _encoding: string, done: () => void): void {
+    this.#send(bytes);
+    done();
+  }
+
+  override _final(done: () => void): void {
+    this.#send(null);
+    done();
+  }
+
+  override _destroy(error: Error | null, done: (error: Error | null) => void): void {
+    this.#send(null);
+    done(error);
+  }
+
+  #send(bytes: Buffer | null): void {
     const { peer } = this;
-    if (peer === undefined) return;
-    world().after(LATENCY_MS, peer.process, () => peer.receive(Buffer.from(text)));
+    if (peer !== undefined) world().after(LATENCY_MS, peer.process, () => peer.#receive(bytes));
   }
 
-  receive(bytes: Buffer | undefined): void {
-    if (bytes !== undefined) this.#chunks.push(bytes);
-    this.#isEnded = true;
-    this.#wake();
-  }
-
-  setTimeout(ms: number, ring: () => void): this {
-    world().timer(ms, this.process, () => {
-      if (!this.#isEnded) ring();
-    });
-    return this;
-  }
-
-  destroy(): void {
-    this.#isEnded = true;
-    this.#wake();
-  }
-
-  async *[Symbol.asyncIterator](): AsyncGenerator<Buffer> {
-    for (;;) {
-      const chunk = this.#chunks.shift();
-      if (chunk !== undefined) yield chunk;
-      else if (this.#isEnded) return;
-      else await new Promise<void>((resolve) => (this.#wake = resolve));
-    }
+  #receive(bytes: Buffer | null): void {
+    if (this.destroyed || this.#hasEnded) return;
+    this.#hasEnded = bytes === null;
+    this.push(bytes);
   }
 }
 
@@ -54,51 +58,49 @@ export class SimulatedServer extends EventEmitter {
   readonly process: Process | undefined = world().current;
   readonly #onConnection: (socket: SimulatedSocket) => void;
   #path: string | undefined;
-  isListening = false;
+  listening = false;
 
   constructor(onConnection: (socket: SimulatedSocket) => void) {
     super();
     this.#onConnection = onConnection;
   }
 
-  listen({ path }: { path: string }): this {
+  /** The name is there at once, and the event comes in the next tick, as with libuv. */
+  listen(path: string): this {
     const { disk } = here();
-    world().after(LATENCY_MS, this.process, () => {
+    try {
       if (disk.find(path) !== undefined) {
-        this.emit('error', Object.assign(new Error(`listen EADDRINUSE ${path}`), { code: 'EADDRINUSE' }));
-        return;
+        throw Object.assign(new Error(`listen EADDRINUSE ${path}`), { code: 'EADDRINUSE' });
       }
-      try {
-        disk.refuseIfFull('listen', path);
-        const node: SocketNode = { kind: 'socket', ino: world().inode(), listener: this };
-        disk.name(path, node, 'listen');
-      } catch (error) {
-        this.emit('error', error);
-        return;
-      }
+      disk.refuseIfFull('listen', path);
+      const node: SocketNode = { kind: 'socket', ino: world().inode(), listener: this };
+      disk.name(path, node, 'listen');
       this.#path = path;
-      this.isListening = true;
-      this.process?.onDeath(() => (this.isListening = false));
-      this.emit('listening');
-    });
+      this.listening = true;
+      this.process?.onDeath(() => (this.listening = false));
+      process.nextTick(() => this.emit('listening'));
+    } catch (error) {
+      process.nextTick(() => this.emit('error', error));
+    }
     return this;
   }
 
   accept(client: SimulatedSocket): void {
+    const socket = new SimulatedSocket(this.process);
+    socket.peer = client;
+    client.peer = socket;
     world().after(LATENCY_MS, this.process, () => {
-      if (!this.isListening) return;
-      const socket = new SimulatedSocket();
-      socket.peer = client;
-      this.#onConnection(socket);
+      if (this.listening) this.#onConnection(socket);
+      else socket.destroy();
     });
   }
 
   /** As libuv does it: the name it was bound to is removed, whoever has it by now. */
-  close(then: () => void): void {
-    this.isListening = false;
+  close(): void {
+    this.listening = false;
     const { disk } = here();
     if (this.#path !== undefined && disk.find(this.#path) !== undefined) disk.unlink(this.#path, 'close');
-    world().after(0, this.process, then);
+    process.nextTick(() => this.emit('close'));
   }
 
   unref(): this {
@@ -110,18 +112,18 @@ export function createServer(onConnection: (socket: SimulatedSocket) => void): S
   return new SimulatedServer(onConnection);
 }
 
-export function connect({ path }: { path: string }): SimulatedSocket {
-  const socket = new SimulatedSocket();
+export function connect(path: string): SimulatedSocket {
+  const socket = new SimulatedSocket(world().current);
   const { disk } = here();
   world().after(LATENCY_MS, socket.process, () => {
     const node = disk.find(path);
     const listener = node?.kind === 'socket' ? node.listener : undefined;
-    if (node === undefined) socket.emit('error', new DiskError('ENOENT', 'connect', path));
-    else if (!(listener instanceof SimulatedServer) || !listener.isListening) {
-      socket.emit('error', new DiskError('ECONNREFUSED', 'connect', path));
+    if (node === undefined) socket.destroy(new DiskError('ENOENT', 'connect', path));
+    else if (!(listener instanceof SimulatedServer) || !listener.listening) {
+      socket.destroy(new DiskError('ECONNREFUSED', 'connect', path));
     } else {
-      socket.emit('connect');
       listener.accept(socket);
+      socket.emit('connect');
     }
   });
   return socket;
