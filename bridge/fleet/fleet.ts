@@ -121,7 +121,7 @@ export class Fleet implements AsyncDisposable {
       if (this.#links.has(host.name)) continue;
       const { bridgeId, clientName, times, log } = this.#options;
       const listener = {
-        onChange: () => this.#onLinkChange(),
+        onChange: () => this.#tellChange(),
         onHello: (jobs: AgentJob[]) => this.#events.onHello(host.name, jobs),
         onNotification: (notification: Notification) => this.#events.onNotification(host.name, notification),
         onDown: () => this.#events.onDown(host.name),
@@ -195,7 +195,7 @@ export class Fleet implements AsyncDisposable {
     this.#refuseHopeless(order);
     const { maxConcurrent } = this.#options;
     const batch = await this.#batches.start({ ...order, maxConcurrent: order.maxConcurrent ?? maxConcurrent });
-    this.#onLinkChange();
+    this.#tellChange();
     this.#desk.flush('a new batch');
     return batch;
   }
@@ -263,12 +263,12 @@ export class Fleet implements AsyncDisposable {
     return [...this.#links.values()].find((link) => link.epoch === epoch)?.name;
   }
 
-  #onLinkChange(): void {
+  #tellChange(): void {
     for (const change of [...this.#changes]) change();
   }
 
   #changed(): void {
-    this.#onLinkChange();
+    this.#tellChange();
     this.#desk.changed();
   }
 
