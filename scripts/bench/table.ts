@@ -1,4 +1,5 @@
 import { styleText } from 'node:util';
+import { tableLines } from '../../shared/screen-text.ts';
 import type { BenchRow } from './row.ts';
 import { figure } from './row.ts';
 
@@ -6,14 +7,7 @@ const HEAD = ['id', 'what', 'figure', 'ratio', 'against', 'gate', ''] as const;
 
 /** The rows as a table for a person. PURE but for colours, which `styleText` leaves out where there is no terminal. */
 export function tableOf(rows: readonly BenchRow[]): string {
-  const cells = [HEAD, ...rows.map(cellsOf)];
-  const widths = HEAD.map((_, column) => Math.max(...cells.map((row) => row[column]?.length ?? 0)));
-  const lines = cells.map((row) =>
-    row
-      .map((cell, column) => cell.padEnd(widths[column] ?? 0))
-      .join('  ')
-      .trimEnd(),
-  );
+  const lines = tableLines([HEAD, ...rows.map(cellsOf)]);
   const notes = rows.flatMap(({ id, note }) => (note === undefined ? [] : [`${id}: ${note}`]));
   return [...lines, ...(notes.length > 0 ? ['', ...notes] : [])].map((line) => colour(line)).join('\n');
 }

@@ -1,3 +1,4 @@
+import { tableLines } from '../../shared/screen-text.ts';
 import { FACTOR } from './scale.ts';
 
 /** One line of the table: an outcome of a fault, and when it was seen. */
@@ -23,16 +24,9 @@ export function faultTable(lines: readonly FaultLine[]): string {
       return [isSame ? '' : id, isSame ? '' : fault, outcome, seconds(seenMs), seconds(boundMs)];
     }),
   ];
-  const widths = HEAD.map((_, column) => Math.max(...rows.map((row) => row[column]?.length ?? 0)));
-  const text = rows.map((row) =>
-    row
-      .map((cell, column) => cell.padEnd(widths[column] ?? 0))
-      .join('  ')
-      .trimEnd(),
-  );
   return [
     `Fault tests: all times x ${FACTOR}; the bounds allow for programs to start, measured anew for each.`,
-    ...text,
+    ...tableLines(rows),
   ].join('\n');
 }
 
