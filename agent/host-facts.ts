@@ -2,7 +2,7 @@ import { dirname, isAbsolute, join } from 'node:path';
 import { ConfigError } from '../shared/config-file.ts';
 import type { HostSnapshot } from '../shared/host-snapshot.ts';
 import { reachOf } from '../shared/addresses.ts';
-import { typed } from '../shared/typed.ts';
+import { typedFlags } from '../shared/typed.ts';
 import { fingerprintIn } from './certificate.ts';
 import { HostClient } from './cli/host-client.ts';
 import type { AgentConfig, AgentFlags } from './config.ts';
@@ -38,7 +38,7 @@ export async function hostFacts(flags: AgentFlags): Promise<HostFacts> {
   const { pid, ...answer } = agent;
   const stateDir = config?.stateDir ?? '/var/lib/gantry';
   return {
-    flags: typedFlags(flags),
+    flags: typedFlags({ config: flags.config, 'state-dir': flags.stateDir }, process.platform),
     node: { version: process.versions.node, path: process.execPath },
     today: new Date().toISOString().slice(0, 10),
     config: {
@@ -68,14 +68,6 @@ export async function hostFacts(flags: AgentFlags): Promise<HostFacts> {
     orphans: 'snapshot' in answer ? [] : readOrphans(config?.logDir ?? join(stateDir, 'logs')),
     shmMiB: await readShmMiB(),
   };
-}
-
-function typedFlags({ config, stateDir }: AgentFlags): string {
-  const flags = [
-    ...(config === undefined ? [] : ['--config', config]),
-    ...(stateDir === undefined ? [] : ['--state-dir', stateDir]),
-  ];
-  return flags.length === 0 ? '' : ` ${typed(flags, process.platform)}`;
 }
 
 async function tryConfig(flags: AgentFlags): Promise<{ config: AgentConfig | undefined; problems: readonly string[] }> {

@@ -6,7 +6,7 @@ import type { Finding } from '../shared/doctor.ts';
 import { findingLines, findingsJson, isFit } from '../shared/doctor.ts';
 import { toAppError } from '../shared/errors.ts';
 import { EXIT } from '../shared/exit-codes.ts';
-import { typed } from '../shared/typed.ts';
+import { typedFlags } from '../shared/typed.ts';
 import { readClientFiles } from './cli/client-files.ts';
 import type { HostFact, LaptopFacts } from './cli/laptop-checks.ts';
 import { laptopFindings } from './cli/laptop-checks.ts';
@@ -41,7 +41,7 @@ function painted(findings: readonly Finding[], paint: (style: 'good' | 'bad', te
 
 async function gather(flags: SessionFlags): Promise<LaptopFacts> {
   const own = {
-    flags: flags.config === undefined ? '' : ` ${typed(['--config', flags.config], process.platform)}`,
+    flags: typedFlags({ config: flags.config }, process.platform),
     nodeVersion: process.versions.node,
     today: new Date().toISOString().slice(0, 10),
     ownVersion: packageVersion,
