@@ -6,6 +6,7 @@ import { toCheckedLine } from '../../shared/checked-line.ts';
 import { makeDirectory, syncDirectory, writeDurable } from '../../shared/durable-file.ts';
 import type { AppError } from '../../shared/errors.ts';
 import type { Job } from '../../shared/job.ts';
+import { LIMITS } from '../../shared/limits.ts';
 import type { Log } from '../../shared/log.ts';
 import type { Attempt, JobEnd, Line, LineKey } from './journal-lines.ts';
 import { endOf, idOf, keyOf, linesOf, parseLine } from './journal-lines.ts';
@@ -42,7 +43,7 @@ export class Journal implements AsyncDisposable {
   private constructor(o: JournalOptions) {
     this.#path = join(o.dir, 'journal.jsonl');
     this.#log = o.log;
-    this.#keptMs = o.keptMs ?? 72 * 3_600_000;
+    this.#keptMs = o.keptMs ?? LIMITS.resultKeptMs.value;
     this.#keptAcked = o.keptAcked ?? KEPT_ACKED;
   }
 
