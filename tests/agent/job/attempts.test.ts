@@ -7,7 +7,7 @@ import { afterEach, beforeEach, expect, test } from 'vitest';
 import { ActiveJob } from '../../../agent/job/active-job.ts';
 import { Attempts } from '../../../agent/job/attempts.ts';
 import { Journal } from '../../../agent/job/journal.ts';
-import type { Job } from '../../../shared/job.ts';
+import { job as newJob } from './job.ts';
 
 let dir: string;
 beforeEach(async () => {
@@ -15,22 +15,7 @@ beforeEach(async () => {
 });
 afterEach(() => rm(dir, { recursive: true, force: true }));
 
-const job: Job = {
-  jobId: randomUUID(),
-  attempt: 1,
-  class: 'batch',
-  request: {
-    kind: 'generate',
-    model: 'M',
-    prompt: 'a red fox',
-    steps: 4,
-    guidance: { field: 'guidance_scale', value: 0 },
-    seed: 7,
-    format: 'png',
-    width: 64,
-    height: 64,
-  },
-};
+const job = newJob();
 
 function taken(tokenId: string): ActiveJob {
   return new ActiveJob({

@@ -12,6 +12,7 @@ import { PictureProcess } from '../../../agent/job/picture-process.ts';
 import { ResultStore } from '../../../agent/job/result-store.ts';
 import type { JobResult } from '../../../shared/job.ts';
 import { Job, MAX_ATTEMPT } from '../../../shared/job.ts';
+import { job } from './job.ts';
 
 const log = pino({ level: 'silent' });
 const dirs: string[] = [];
@@ -27,25 +28,6 @@ async function tempDir(): Promise<string> {
 afterEach(async () => {
   await Promise.all(dirs.splice(0).map((dir) => rm(dir, { recursive: true, force: true })));
 });
-
-function job(prompt = 'a red fox'): Job {
-  return {
-    jobId: randomUUID(),
-    attempt: 1,
-    class: 'batch',
-    request: {
-      kind: 'generate',
-      model: 'M',
-      prompt,
-      steps: 4,
-      guidance: { field: 'guidance_scale', value: 0 },
-      seed: 7,
-      format: 'png',
-      width: 64,
-      height: 64,
-    },
-  };
-}
 
 const RESULT: JobResult = {
   sha256: 'a'.repeat(64),
