@@ -11,8 +11,8 @@ import {
   throwIfFailed,
 } from './answers.ts';
 import { resultLinks } from './result-links.ts';
-import type { Json } from './results.ts';
-import type { ImageAnswer, ToolContext } from './tool.ts';
+import type { ImageAnswer, Json } from './results.ts';
+import type { ToolContext } from './tool.ts';
 import { seconds } from './units.ts';
 
 /**

@@ -2,8 +2,8 @@ import type { BatchView } from '../fleet/batch-view.ts';
 import type { MadeImage } from './answers.ts';
 import { isMade, previewsFor, runningAnswer, throwIfFailed } from './answers.ts';
 import { resultLinks } from './result-links.ts';
-import type { Json } from './results.ts';
-import type { ImageAnswer, ToolContext } from './tool.ts';
+import type { ImageAnswer, Json } from './results.ts';
+import type { ToolContext } from './tool.ts';
 
 /**
  * The answer of a call for one image: made, still under way, or stopped by somebody. A failure is thrown. What was frozen

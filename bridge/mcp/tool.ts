@@ -67,8 +67,6 @@ export type Tool = {
 
 type Head = Pick<Tool, 'name' | 'title' | 'description' | 'annotations'>;
 
-export type { ImageAnswer };
-
 /** Nothing changes. */
 export const READS: Annotations = {
   readOnlyHint: true,

@@ -27,7 +27,8 @@ import type { ChosenModel } from '../model-choice.ts';
 import { modelOfCall } from '../model-choice.ts';
 import type { OwnArguments } from '../prompt-lines.ts';
 import { ofLine, ownArguments } from '../prompt-lines.ts';
-import type { ImageAnswer, ToolContext } from '../tool.ts';
+import type { ImageAnswer } from '../results.ts';
+import type { ToolContext } from '../tool.ts';
 import { defineImageTool, MAKES } from '../tool.ts';
 import { seconds } from '../units.ts';
 

@@ -10,7 +10,8 @@ import { editedJson, editMetadata, frozenEdit, inputOf } from '../editing.ts';
 import { makeImages } from '../making.ts';
 import { modelOfCall } from '../model-choice.ts';
 import { singleAnswer } from '../single-answer.ts';
-import type { ImageAnswer, ToolContext } from '../tool.ts';
+import type { ImageAnswer } from '../results.ts';
+import type { ToolContext } from '../tool.ts';
 import { defineImageTool, MAKES } from '../tool.ts';
 
 const input = z.strictObject({

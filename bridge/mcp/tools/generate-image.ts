@@ -18,7 +18,8 @@ import {
 import { makeImages } from '../making.ts';
 import { modelOfCall } from '../model-choice.ts';
 import { singleAnswer } from '../single-answer.ts';
-import type { ImageAnswer, ToolContext } from '../tool.ts';
+import type { ImageAnswer } from '../results.ts';
+import type { ToolContext } from '../tool.ts';
 import { defineImageTool, MAKES } from '../tool.ts';
 import { seconds } from '../units.ts';
 

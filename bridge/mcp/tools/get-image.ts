@@ -8,7 +8,8 @@ import type { Crop } from '../../images/transform.ts';
 import { MAX_SIDE, transformOf } from '../../images/transform.ts';
 import { metadataJson, noSuchImage, viewPicture, whyMissing } from '../picture-view.ts';
 import { fileLink } from '../result-links.ts';
-import type { ImageAnswer, ToolContext } from '../tool.ts';
+import type { ImageAnswer } from '../results.ts';
+import type { ToolContext } from '../tool.ts';
 import { defineImageTool, READS } from '../tool.ts';
 
 const side = z.int().min(1).max(MAX_SIDE).optional();

@@ -18,7 +18,8 @@ import {
 } from '../answers.ts';
 import { waitSeconds } from '../arguments.ts';
 import { resultLinks } from '../result-links.ts';
-import type { ImageAnswer, ToolContext } from '../tool.ts';
+import type { ImageAnswer } from '../results.ts';
+import type { ToolContext } from '../tool.ts';
 import { defineImageTool, READS } from '../tool.ts';
 import { seconds } from '../units.ts';
 
