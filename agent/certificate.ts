@@ -1,6 +1,7 @@
 import { createPrivateKey, X509Certificate } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { errorCode } from '../shared/errors.ts';
 import { ConfigError } from '../shared/config-file.ts';
 import { makeDirectory, writeDurable } from '../shared/durable-file.ts';
 import { SERVER_NAME } from '../shared/limits.ts';
@@ -20,7 +21,7 @@ const YEARS = 10;
 export async function certificateOf(stateDir: string, log: Log): Promise<ServerCertificate> {
   const path = join(stateDir, FILE);
   const text = await readFile(path, 'utf8').catch((error: unknown) => {
-    if (error instanceof Error && 'code' in error && error.code === 'ENOENT') return undefined;
+    if (errorCode(error) === 'ENOENT') return undefined;
     throw error;
   });
   if (text !== undefined) return parsed(text, path);

@@ -2,6 +2,7 @@ import { existsSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { dirname, join, resolve } from 'node:path';
 import { z } from 'zod';
+import { errorCode } from '../shared/errors.ts';
 import { reachOf } from '../shared/addresses.ts';
 import { checkConfig, ConfigError, parseYaml } from '../shared/config-file.ts';
 import { profileFor } from '../shared/profiles.ts';
@@ -178,7 +179,7 @@ async function readValues(path: string): Promise<Record<string, unknown>> {
   try {
     text = await readFile(path, 'utf8');
   } catch (error) {
-    const code = error instanceof Error && 'code' in error ? String(error.code) : String(error);
+    const code = errorCode(error) ?? String(error);
     throw new ConfigError([`${path}: cannot be read (${code}). Name the file with --config FILE.`]);
   }
   try {

@@ -3,7 +3,7 @@ import { mkdir, open, readFile, rename, rm, stat, writeFile } from 'node:fs/prom
 import { join } from 'node:path';
 import { z } from 'zod';
 import { pause } from '../shared/abort.ts';
-import { AppError } from '../shared/errors.ts';
+import { AppError, errorCode } from '../shared/errors.ts';
 import { Uuid } from '../shared/job.ts';
 import { Role } from '../shared/protocol.ts';
 import type { TokenRef } from './job/session.ts';
@@ -146,7 +146,7 @@ export class TokenStore implements AsyncDisposable {
     try {
       text = await readFile(this.#path, 'utf8');
     } catch (error) {
-      if (error instanceof Error && 'code' in error && error.code === 'ENOENT') return { tokens: [], isDamaged: false };
+      if (errorCode(error) === 'ENOENT') return { tokens: [], isDamaged: false };
       throw error;
     }
     const whole = TokenFile.safeParse(parseJson(text));
@@ -190,7 +190,7 @@ async function lockFile(path: string): Promise<AsyncDisposable> {
       await writeFile(path, String(process.pid), { flag: 'wx', mode: 0o600 });
       return { [Symbol.asyncDispose]: () => rm(path, { force: true }) };
     } catch (error) {
-      const isHeld = error instanceof Error && 'code' in error && error.code === 'EEXIST';
+      const isHeld = errorCode(error) === 'EEXIST';
       if (!isHeld || patience.aborted) throw error;
     }
     if (await isStale(path)) await rm(path, { force: true });
@@ -214,7 +214,7 @@ function isAlive(pid: number): boolean {
     process.kill(pid, 0);
     return true;
   } catch (error) {
-    return !(error instanceof Error && 'code' in error && error.code === 'ESRCH');
+    return errorCode(error) !== 'ESRCH';
   }
 }
 

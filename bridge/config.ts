@@ -2,6 +2,7 @@ import { readFileSync, statSync } from 'node:fs';
 import { homedir, hostname, networkInterfaces } from 'node:os';
 import { join, resolve } from 'node:path';
 import { z } from 'zod';
+import { errorCode } from '../shared/errors.ts';
 import { checkConfig, ConfigError, Duration, parseYaml } from '../shared/config-file.ts';
 import { LIMITS } from '../shared/limits.ts';
 import { typed } from '../shared/typed.ts';
@@ -289,7 +290,7 @@ function readConfigFile(path: string, { isRequired }: { isRequired: boolean }) {
   try {
     text = readFileSync(path, 'utf8');
   } catch (error) {
-    const code = error instanceof Error && 'code' in error ? String(error.code) : String(error);
+    const code = errorCode(error) ?? String(error);
     if (code === 'ENOENT' && !isRequired) return undefined;
     throw new ConfigError([`${path}: cannot be read (${code})`]);
   }

@@ -2,6 +2,7 @@ import { randomUUID } from 'node:crypto';
 import type { FileHandle } from 'node:fs/promises';
 import { mkdir, open, rename, rm } from 'node:fs/promises';
 import { dirname } from 'node:path';
+import { errorCode } from './errors.ts';
 import { whileHeld } from './held-files.ts';
 
 /** Shares and file systems that cannot sync a directory say so with one of these. */
@@ -166,7 +167,7 @@ export async function syncDirectory(path: string): Promise<void> {
   try {
     await directory.sync();
   } catch (error) {
-    if (!(error instanceof Error && 'code' in error && CANNOT_SYNC.has(String(error.code)))) throw error;
+    if (!CANNOT_SYNC.has(errorCode(error) ?? '')) throw error;
   } finally {
     await directory.close();
   }

@@ -1,6 +1,7 @@
 import { lstatSync, rmSync } from 'node:fs';
 import { readdir } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
+import { errorCode } from './errors.ts';
 import { LockSocket, askHolder } from './lock-socket.ts';
 
 /**
@@ -51,7 +52,7 @@ export async function holderOf(office: Office): Promise<string | undefined> {
   try {
     return await firstLiving(await namesAt(office), { own: '', office });
   } catch (error) {
-    if (error instanceof Error && 'code' in error && error.code === 'ENOENT') return undefined; // no directory, no holder
+    if (errorCode(error) === 'ENOENT') return undefined; // no directory, no holder
     throw error;
   }
 }

@@ -60,3 +60,8 @@ export function toAppError(error: unknown, code: ErrorCode = 'INTERNAL'): AppErr
   if (error instanceof AppError) return error;
   return new AppError(code, error instanceof Error ? error.message : String(error), { cause: error });
 }
+
+/** The code that Node, or we, gave an error: ENOENT, for one. undefined where it has none. */
+export function errorCode(error: unknown): string | undefined {
+  return error instanceof Error && 'code' in error ? String(error.code) : undefined;
+}

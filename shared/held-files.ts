@@ -1,4 +1,5 @@
 import { pause } from './abort.ts';
+import { errorCode } from './errors.ts';
 
 /** So often it is tried again, each time after a longer pause: 1.5 s in all. */
 const TRIES = 6;
@@ -14,7 +15,7 @@ export async function whileHeld<T>(work: () => Promise<T>, platform: NodeJS.Plat
     try {
       return await work();
     } catch (error) {
-      const isHeld = error instanceof Error && 'code' in error && HELD.has(String(error.code));
+      const isHeld = HELD.has(errorCode(error) ?? '');
       if (platform !== 'win32' || !isHeld || tries === TRIES) throw error;
       await pause(FIRST_PAUSE_MS * tries, new AbortController().signal);
     }

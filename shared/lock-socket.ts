@@ -5,6 +5,7 @@ import type { Server, Socket } from 'node:net';
 import { connect, createServer } from 'node:net';
 import { basename } from 'node:path';
 import { addAbortSignal } from 'node:stream';
+import { errorCode } from './errors.ts';
 import { Deadline, pause } from './abort.ts';
 
 /** Between two questions to one that hangs up without a word: it is just ending. */
@@ -124,7 +125,7 @@ export async function askHolder(
         if (until === 'starting') return line.slice(0, -STARTING.length);
       }
     } catch (error) {
-      const code = error instanceof Error && 'code' in error ? error.code : undefined;
+      const code = errorCode(error);
       if (code === 'ECONNREFUSED' || code === 'ENOENT' || code === 'ENOTSOCK') return undefined;
       if (code === 'EACCES' || code === 'EPERM') return "it is another user's";
       // It ended while we asked, or so many ask that there is no room for one more.
@@ -153,7 +154,7 @@ async function listens(server: Server, path: string, whenBound: () => void = () 
     return true;
   } catch (error) {
     if (server.listening) server.close();
-    const code = error instanceof Error && 'code' in error ? error.code : undefined;
+    const code = errorCode(error);
     // ENOENT: whoever has become the holder meanwhile has swept up what was not there yet.
     if (code === 'EADDRINUSE' || code === 'ENOENT') return false;
     throw error;

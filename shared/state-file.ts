@@ -1,5 +1,6 @@
 import { readFile, rename } from 'node:fs/promises';
 import type { z } from 'zod';
+import { errorCode } from './errors.ts';
 import { writeDurable } from './durable-file.ts';
 import type { Log } from './log.ts';
 
@@ -51,5 +52,5 @@ function parseJson(text: string): unknown {
 }
 
 function isNoEntry(error: unknown): boolean {
-  return error instanceof Error && 'code' in error && error.code === 'ENOENT';
+  return errorCode(error) === 'ENOENT';
 }

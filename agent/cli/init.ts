@@ -2,6 +2,7 @@ import { mkdir, writeFile } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { createInterface } from 'node:readline/promises';
 import { execa } from 'execa';
+import { errorCode } from '../../shared/errors.ts';
 import { EXIT } from '../../shared/exit-codes.ts';
 import type { Findings } from '../doctor/first-config.ts';
 import { firstConfig } from '../doctor/first-config.ts';
@@ -40,7 +41,7 @@ export async function initConfig(o: InitOptions): Promise<number> {
   try {
     await writeFile(o.config, text, { flag: 'wx', mode: 0o640 });
   } catch (error) {
-    if (!(error instanceof Error && 'code' in error && error.code === 'EEXIST')) throw error;
+    if (errorCode(error) !== 'EEXIST') throw error;
     o.say(`gantry-agent: ${o.config} is there already and stays. To begin anew, move it away first.\n`);
     return EXIT.cannotCreate;
   }

@@ -2,6 +2,7 @@ import { execa } from 'execa';
 import { lstatSync, readdirSync, readFileSync, statSync } from 'node:fs';
 import { statfs } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
+import { errorCode } from '../../shared/errors.ts';
 import { listenersOn, ownerOf } from '../server/port-owner.ts';
 import { ProcessTable, ancestors } from '../server/process-table.ts';
 import { ServerLog } from '../server/server-log.ts';
@@ -164,7 +165,7 @@ export function readTokens(stateDir: string): HostFacts['tokens'] {
     const count = (readFileSync(path, 'utf8').match(/"sha256"/g) ?? []).length;
     return { count, path, mode: mode & 0o777 };
   } catch (error) {
-    const isAbsent = error instanceof Error && 'code' in error && error.code === 'ENOENT';
+    const isAbsent = errorCode(error) === 'ENOENT';
     return isAbsent ? { count: 0, path, mode: 0o600 } : undefined;
   }
 }

@@ -1,7 +1,7 @@
 import type { FileHandle } from 'node:fs/promises';
 import { open } from 'node:fs/promises';
 import type { IncomingMessage, OutgoingHttpHeaders, ServerResponse } from 'node:http';
-import { AppError } from '../../shared/errors.ts';
+import { AppError, errorCode } from '../../shared/errors.ts';
 import type { ImageFormat } from '../../shared/job.ts';
 import type { ResultStore } from '../job/result-store.ts';
 import { parseRange } from './http-range.ts';
@@ -90,7 +90,7 @@ async function openStored(path: string): Promise<FileHandle> {
   try {
     return await open(path, 'r');
   } catch (error) {
-    if (error instanceof Error && 'code' in error && error.code === 'ENOENT') throw notFound(); // deleted since it was found
+    if (errorCode(error) === 'ENOENT') throw notFound(); // deleted since it was found
     throw error;
   }
 }

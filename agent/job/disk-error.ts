@@ -1,12 +1,12 @@
 import { dirname } from 'node:path';
-import { AppError } from '../../shared/errors.ts';
+import { AppError, errorCode } from '../../shared/errors.ts';
 
 const FULL = new Set(['ENOSPC', 'EDQUOT', 'EFBIG']);
 
 /** Full, read-only and failing disks are one kind of failure to whoever waits for the write: no job can be kept now. */
 export function toDiskError(error: unknown, path: string): AppError {
   if (error instanceof AppError) return error;
-  const cause = error instanceof Error && 'code' in error ? String(error.code) : String(error);
+  const cause = errorCode(error) ?? String(error);
   const [what, next] = FULL.has(cause)
     ? ['Disk full', 'Free space on that disk']
     : [`Disk failure (${cause})`, 'Make it writable, or replace the disk'];

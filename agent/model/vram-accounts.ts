@@ -1,4 +1,5 @@
 import { readlinkSync } from 'node:fs';
+import { errorCode } from '../../shared/errors.ts';
 import type { ForeignProcess } from '../../shared/host-snapshot.ts';
 import type { Log } from '../../shared/log.ts';
 import type { GpuReading, GpuSampler } from '../gpu/gpu-sampler.ts';
@@ -185,7 +186,7 @@ function lives(pid: number): boolean {
   try {
     return process.kill(pid, 0);
   } catch (error) {
-    return error instanceof Error && 'code' in error && error.code === 'EPERM';
+    return errorCode(error) === 'EPERM';
   }
 }
 

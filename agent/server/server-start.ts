@@ -1,5 +1,5 @@
 import { basename } from 'node:path';
-import { AppError } from '../../shared/errors.ts';
+import { AppError, errorCode } from '../../shared/errors.ts';
 import type { Log } from '../../shared/log.ts';
 import type { Cgroup, CgroupRoot } from './cgroup.ts';
 import { childEnvironment } from './child-environment.ts';
@@ -62,7 +62,7 @@ export async function startServer(o: StartOptions): Promise<StartedServer> {
     await process?.stop({ graceMs: o.stopGraceMs });
     await records.remove(slotId).catch(() => undefined); // the disk is what failed, and the record names nobody that lives
     if (error instanceof AppError) throw error;
-    const isDiskFull = error instanceof Error && 'code' in error && error.code === 'ENOSPC';
+    const isDiskFull = errorCode(error) === 'ENOSPC';
     const message = `The server of ${model.alias} was not started: ${words(error)}`;
     throw new AppError(isDiskFull ? 'DISK_FULL' : 'MODEL_FAILED', message, { cause: error });
   }

@@ -1,5 +1,6 @@
 import { readdir, readlink, rm, stat, statfs } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
+import { errorCode } from '../../shared/errors.ts';
 
 /** What lies in the directories of a download. `resumable` are parts of files that the downloader goes on with. */
 export type ArrivedBytes = { bytes: number; resumableBytes: number };
@@ -41,7 +42,7 @@ export async function freeBytesAt(directory: string): Promise<number> {
     const { bavail, bsize } = await statfs(directory);
     return bavail * bsize;
   } catch (error) {
-    const isAbsent = error instanceof Error && 'code' in error && error.code === 'ENOENT';
+    const isAbsent = errorCode(error) === 'ENOENT';
     if (!isAbsent || dirname(directory) === directory) throw error;
     return await freeBytesAt(dirname(directory));
   }

@@ -2,7 +2,7 @@ import { randomUUID } from 'node:crypto';
 import { readdir, readFile, rm, stat } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { makeDirectory } from '../../shared/durable-file.ts';
-import { AppError, toAppError } from '../../shared/errors.ts';
+import { AppError, errorCode, toAppError } from '../../shared/errors.ts';
 import { BatchBook } from './batch-book.ts';
 import type { FleetSide } from './batch-book.ts';
 import { BatchLock } from './batch-lock.ts';
@@ -119,7 +119,7 @@ function jobLine(job: JobRecord): ManifestLine {
 
 function notWritten(directory: string, error: unknown): AppError {
   const { message } = toAppError(error);
-  const isFull = error instanceof Error && 'code' in error && (error.code === 'ENOSPC' || error.code === 'EDQUOT');
+  const isFull = ['ENOSPC', 'EDQUOT'].includes(errorCode(error) ?? '');
   const why = `The batch could not be written to ${directory}: ${message}. Nothing was started; free some space or mend the directory.`;
   return new AppError(isFull ? 'DISK_FULL' : 'SAVE_FAILED', why, { cause: error });
 }

@@ -1,5 +1,5 @@
 import { z } from 'zod';
-import { AppError, isErrorCode } from '../../shared/errors.ts';
+import { AppError, errorCode, isErrorCode } from '../../shared/errors.ts';
 import type { HostConfig } from './host-view.ts';
 
 /** No connection, with the address and what is done about it. */
@@ -21,7 +21,7 @@ export function sameAgent({ name, url }: HostConfig, other: string): AppError {
 
 /** The connection did not come about: a matter of the network, or of who answers there. */
 export function notConnected(host: HostConfig, error: unknown): AppError {
-  const code = error instanceof Error && 'code' in error ? String(error.code) : '';
+  const code = errorCode(error) ?? '';
   return isCertificateError(code) ? wrongCertificate(host, code) : unreachable(host, textOf(error));
 }
 

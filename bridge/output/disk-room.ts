@@ -1,6 +1,6 @@
 import { open, statfs, unlink } from 'node:fs/promises';
 import { makeDirectory } from '../../shared/durable-file.ts';
-import { AppError } from '../../shared/errors.ts';
+import { AppError, errorCode } from '../../shared/errors.ts';
 import { partPath } from './image-file.ts';
 
 /** Room that is left free beside the images: other programs need the disk too. */
@@ -24,7 +24,7 @@ export async function roomProblem(directory: string, neededBytes: number): Promi
     await (await open(probe, 'wx')).close();
     await unlink(probe);
   } catch (error) {
-    const code = error instanceof Error && 'code' in error ? String(error.code) : String(error);
+    const code = errorCode(error) ?? String(error);
     if (code === 'ENOSPC' || code === 'EDQUOT') return tooFull(directory, { freeBytes: 0, neededBytes, cause: error });
     return { code: 'PATH_DENIED', what: `${directory} cannot be written (${code}).`, cause: error };
   }

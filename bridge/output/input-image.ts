@@ -3,7 +3,7 @@ import { constants } from 'node:fs';
 import type { FileHandle } from 'node:fs/promises';
 import { open } from 'node:fs/promises';
 import { z } from 'zod';
-import { AppError } from '../../shared/errors.ts';
+import { AppError, errorCode } from '../../shared/errors.ts';
 import type { ImageFormat } from '../../shared/job.ts';
 import { Uuid } from '../../shared/job.ts';
 import { LIMITS } from '../../shared/limits.ts';
@@ -71,7 +71,7 @@ async function openRegular(path: string): Promise<FileHandle> {
     // The path is a real one: a link in its last place appeared after the check. NONBLOCK: a pipe must not hang the tool.
     file = await open(path, constants.O_RDONLY | (constants.O_NOFOLLOW ?? 0) | (constants.O_NONBLOCK ?? 0));
   } catch (error) {
-    const code = error instanceof Error && 'code' in error ? String(error.code) : '';
+    const code = errorCode(error) ?? '';
     if (code === 'ENOENT')
       throw new AppError('INPUT_INVALID', `Image file not found: ${path}. Check the path.`, { cause: error });
     throw invalid(path, `it cannot be opened (${code})`, 'Check its permissions.');

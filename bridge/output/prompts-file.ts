@@ -1,6 +1,6 @@
 import { open } from 'node:fs/promises';
 import { extname } from 'node:path';
-import { AppError } from '../../shared/errors.ts';
+import { AppError, errorCode } from '../../shared/errors.ts';
 
 const MAX_BYTES = 10 * 1024 ** 2;
 const MAX_PROMPTS = 10_000;
@@ -43,7 +43,7 @@ async function readText(path: string): Promise<string> {
     }
   } catch (error) {
     if (error instanceof AppError) throw error;
-    const code = error instanceof Error && 'code' in error ? String(error.code) : String(error);
+    const code = errorCode(error) ?? String(error);
     throw invalid(path, code === 'ENOENT' ? 'there is no such file' : `it cannot be read (${code})`);
   }
   try {

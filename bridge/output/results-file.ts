@@ -1,5 +1,6 @@
 import { link, lstat, open, unlink } from 'node:fs/promises';
 import { join } from 'node:path';
+import { errorCode } from '../../shared/errors.ts';
 import { syncDirectory } from '../../shared/durable-file.ts';
 import { NO_LINKS, partPath, renameIfFree } from './image-file.ts';
 
@@ -15,7 +16,7 @@ export async function writeOnce(o: { directory: string; name: string; text: () =
     await writeSynced(part, o.text());
     await link(part, target);
   } catch (error) {
-    const code = error instanceof Error && 'code' in error ? String(error.code) : '';
+    const code = errorCode(error) ?? '';
     if (NO_LINKS.has(code)) renameIfFree(part, target);
     else if (code !== 'EEXIST') throw error;
   } finally {

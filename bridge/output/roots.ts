@@ -1,6 +1,6 @@
 import { realpath } from 'node:fs/promises';
 import { basename, dirname, isAbsolute, join, parse, relative, resolve, sep } from 'node:path';
-import { AppError } from '../../shared/errors.ts';
+import { AppError, errorCode } from '../../shared/errors.ts';
 import { oddPath } from './odd-path.ts';
 
 /** Where tools may read pictures and write images: real paths, and what relative paths and `~` mean. */
@@ -86,14 +86,14 @@ async function realPathOf(path: string): Promise<string> {
     return await realpath(path);
   } catch (error) {
     const parent = dirname(path);
-    const isMissing = error instanceof Error && 'code' in error && ['ENOENT', 'ENOTDIR'].includes(String(error.code));
+    const isMissing = ['ENOENT', 'ENOTDIR'].includes(errorCode(error) ?? '');
     if (!isMissing || parent === path) throw unresolvable(path, error);
     return join(await realPathOf(parent), basename(path));
   }
 }
 
 function unresolvable(path: string, error: unknown): AppError {
-  const code = error instanceof Error && 'code' in error ? String(error.code) : String(error);
+  const code = errorCode(error) ?? String(error);
   const short = path.length <= 200 ? path : `${path.slice(0, 200)}…`;
   const why = code === 'ENAMETOOLONG' ? 'it is too long' : code === 'ELOOP' ? 'its links lead in a circle' : code;
   return new AppError('PATH_DENIED', `${short} cannot be used: ${why}. Choose another path.`, { cause: error });

@@ -6,7 +6,7 @@ import { isMap, isScalar, isSeq, parseDocument } from 'yaml';
 import { pause } from '../../shared/abort.ts';
 import { ConfigError } from '../../shared/config-file.ts';
 import { makeDirectory, writeDurable } from '../../shared/durable-file.ts';
-import { AppError } from '../../shared/errors.ts';
+import { AppError, errorCode } from '../../shared/errors.ts';
 import { BatchLock } from '../fleet/batch-lock.ts';
 
 export type NewHost = { name: string; url: string; token: string; certificate: string | undefined };
@@ -62,7 +62,7 @@ export async function checkHostList(path: string): Promise<void> {
     await change(path, undefined);
   } catch (error) {
     if (error instanceof AppError || error instanceof ConfigError) throw error;
-    const why = error instanceof Error && 'code' in error ? String(error.code) : String(error);
+    const why = errorCode(error) ?? String(error);
     throw new AppError(
       'SAVE_FAILED',
       `${path} cannot be written (${why}), so nothing was asked of the host: the invite is still good. Name another file with --config.`,
@@ -80,7 +80,7 @@ async function change(path: string, edit: ((document: Document) => void) | undef
   await using _lock = await lockOf(dirname(path));
   const target = await realpath(path).catch(() => path); // there is none yet
   const text = await readFile(target, 'utf8').catch((error: unknown) => {
-    if (error instanceof Error && 'code' in error && error.code === 'ENOENT') return undefined;
+    if (errorCode(error) === 'ENOENT') return undefined;
     throw error;
   });
   const document = parseDocument(text ?? '');

@@ -3,7 +3,7 @@ import { constants } from 'node:fs';
 import { link, lstat, open, readdir, rename, rm, unlink } from 'node:fs/promises';
 import { join } from 'node:path';
 import { makeDirectory, syncDirectory, writeDurable } from '../../shared/durable-file.ts';
-import { AppError } from '../../shared/errors.ts';
+import { AppError, errorCode } from '../../shared/errors.ts';
 import { nearest } from '../../shared/nearest.ts';
 import { NO_LINKS, renameIfFree } from '../output/image-file.ts';
 import type { Style } from './style-text.ts';
@@ -101,7 +101,7 @@ export class StyleBook {
     try {
       await link(part, path);
     } catch (error) {
-      const code = error instanceof Error && 'code' in error ? String(error.code) : '';
+      const code = errorCode(error) ?? '';
       if (NO_LINKS.has(code)) return renameIfFree(part, path);
       if (code === 'EEXIST') return false;
       throw error;
